@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tables import TABLES
 
-from vitdeploy.assess.benchmark.environment import machine
+from vitdeploy.assess.environment.machine import machine
 from vitdeploy.files.atomic import write_file
 
 if TYPE_CHECKING:

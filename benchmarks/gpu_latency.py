@@ -85,11 +85,11 @@ class Measurement:
     """Everything that one configuration after another is measured with.
 
     Args:
-        folder: of the bundle.
-        preset: of the model, with random weights.
+        folder: Of the bundle.
+        preset: Of the model, with random weights.
         device: "cuda" or "cpu".
-        batch_sizes: how many images.
-        seconds: of each figure, about.
+        batch_sizes: How many images.
+        seconds: Of each figure, about.
     """
 
     def __init__(self, folder: Path, preset: str, device: str, batch_sizes: list[int], seconds: float) -> None:
@@ -111,11 +111,11 @@ class Measurement:
         """A row for each batch size, as it is measured.
 
         Args:
-            configuration: is opened and closed.
-            peak: operations a second that are the whole; None where they are not known.
+            configuration: Is opened and closed.
+            peak: Operations a second that are the whole; None where they are not known.
 
         Raises:
-            VitDeployError, RuntimeError: it does not run here, or is another model.
+            VitDeployError, RuntimeError: If it does not run here, or is another model.
         """
         self._make(configuration)
         backend, precision, options = dataclasses.astuple(configuration)

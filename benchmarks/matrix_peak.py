@@ -20,7 +20,7 @@ def matrix_peak(precision: str, device: str, size: int, runs: int = 10) -> float
     A multiplication and an addition are two. float32 is not rounded to TF32; int8 is summed in int32, E4M3 in float32.
 
     Raises:
-        RuntimeError: the device has no such product.
+        RuntimeError: If the device has no such product.
     """
     work = _product(precision, device, size)
     for _ in range(3):

@@ -27,10 +27,10 @@ class Mutation(NamedTuple):
     """An edit of one place.
 
     Attributes:
-        module: of `runtimes/engine`.
-        name: the rule that is broken.
-        before: a text that the module has once.
-        after: its replacement.
+        module: Of `runtimes/engine`.
+        name: The rule that is broken.
+        before: A text that the module has once.
+        after: Its replacement.
     """
 
     module: str

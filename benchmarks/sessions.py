@@ -33,10 +33,10 @@ class Session:
     """A file in an engine.
 
     Attributes:
-        file: an ONNX graph, or what else the engine reads.
-        engine: one of `session_worker.ENGINES`.
-        python: the interpreter of the environment that has the engine.
-        options: of the engine, "NAME=VALUE".
+        file: An ONNX graph, or what else the engine reads.
+        engine: One of `session_worker.ENGINES`.
+        python: The interpreter of the environment that has the engine.
+        options: Of the engine, "NAME=VALUE".
     """
 
     file: Path
@@ -50,9 +50,9 @@ class Latencies:
     """The results of the sessions for one batch size.
 
     Attributes:
-        times_ms: a time for each turn, by name, without those that failed.
-        logits: of the same images, by name.
-        problems: the first line of the error of those that failed, by name.
+        times_ms: A time for each turn, by name, without those that failed.
+        logits: Of the same images, by name.
+        problems: The first line of the error of those that failed, by name.
     """
 
     times_ms: dict[str, list[float]]

@@ -28,11 +28,11 @@ def export(
     """Write `model.onnx` and its weights beside it; the path of the graph.
 
     Args:
-        model: transformers'.
-        output: a folder.
+        model: Transformers'.
+        output: A folder.
         image_size: (height, width) of the example that is traced, a batch of 2.
-        dynamic_axes: the axes of `pixel_values` that are to be free.
-        flags: of the model's forward, such as `interpolate_pos_encoding`.
+        dynamic_axes: The axes of `pixel_values` that are to be free.
+        flags: Of the model's forward, such as `interpolate_pos_encoding`.
         ort_fusions: "cpu" for ONNX Runtime's own operators; the file then runs nowhere else.
     """
     flags = flags or {}

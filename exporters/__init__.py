@@ -24,10 +24,10 @@ class Exported:
     """An artifact that was written.
 
     Attributes:
-        files: relative to the bundle, the one to open first.
-        options: of the export, for the manifest.
-        tools: the version of each library that took part.
-        emulation: files beside them that give the same, to be validated where no CPU can run the artifact itself. They
+        files: Relative to the bundle, the one to open first.
+        options: Of the export, for the manifest.
+        tools: The version of each library that took part.
+        emulation: Files beside them that give the same, to be validated where no CPU can run the artifact itself. They
             do not belong into the bundle.
     """
 
@@ -50,8 +50,8 @@ class TraceFunction(Protocol):
     """Trace a model.
 
     Args:
-        model: the reference, in float32; it stays as it is.
-        processor: of the bundle; the artifact does what it leaves out, see `ExportSpec.pixels`.
+        model: The reference, in float32; it stays as it is.
+        processor: Of the bundle; the artifact does what it leaves out, see `ExportSpec.pixels`.
     """
 
     def __call__(self, model: VisionTransformer, spec: ExportSpec, processor: ImageProcessor) -> Traced: ...
@@ -62,12 +62,12 @@ class Exporter(NamedTuple):
 
     Attributes:
         target: "module:function", a `TraceFunction`.
-        refuses: options that it does not take, by the fields of the option values.
-        made_from: the format of the artifact that it makes its own from; None where it is made from the reference. The
+        refuses: Options that it does not take, by the fields of the option values.
+        made_from: The format of the artifact that it makes its own from; None where it is made from the reference. The
             target is then a function of `vitdeploy.exporters.engine.build.EngineRequest`.
-        has_graph: whether it traces a `vitdeploy.exporters.graph.onnx_graph.TracedGraph`, whose lower precisions depend
+        has_graph: Whether it traces a `vitdeploy.exporters.graph.onnx_graph.TracedGraph`, whose lower precisions depend
             on the values that images give.
-        quantized_for: what may run an artifact of a precision that is quantized, the usual one first.
+        quantized_for: What may run an artifact of a precision that is quantized, the usual one first.
     """
 
     target: str
@@ -110,7 +110,7 @@ def find_exporter(to: str, precision: str, options: Mapping[str, Any]) -> Export
     """The row for a format and a precision.
 
     Raises:
-        UsageError: there is none, or it does not take one of the options.
+        UsageError: If there is none, or it does not take one of the options.
     """
     if not isinstance(to, str) or to not in EXPORTERS:
         raise UsageError(
@@ -136,7 +136,7 @@ def quantization_target(formats: Sequence[str], precision: str, asked: str | Non
     """Runtime that a quantized graph for all these formats is built for; None for other precisions.
 
     Raises:
-        UsageError: what is asked for does not run one of them.
+        UsageError: If what is asked for does not run one of them.
     """
     rows = {to: EXPORTERS[to].quantized_for.get(precision, ()) for to in formats}
     for to, known in rows.items():
@@ -153,7 +153,7 @@ def export_function(exporter: Exporter) -> TraceFunction:
     """Import the function that the row names.
 
     Raises:
-        UnavailableError: a library that it needs is not installed, or does not load.
+        UnavailableError: If a library that it needs is not installed, or does not load.
     """
     function: TraceFunction = load_target(exporter.target, "exporting", "export")
     return function

@@ -21,9 +21,9 @@ class Backend(NamedTuple):
 
     Attributes:
         target: "module:class" of the runtime.
-        artifact_format: the format that it runs; None for the reference, which a bundle holds unless it was packed.
-        extra: the extra of vitdeploy that installs its engine.
-        by_default: whether artifacts of its format are assessed with it where no backend is named.
+        artifact_format: The format that it runs; None for the reference, which a bundle holds unless it was packed.
+        extra: The extra of vitdeploy that installs its engine.
+        by_default: Whether artifacts of its format are assessed with it where no backend is named.
     """
 
     target: str
@@ -57,9 +57,9 @@ def runtime_class(backend: str) -> type[Runtime]:
     """The class behind a backend's name.
 
     Raises:
-        UsageError: there is no such backend.
-        MissingDependencyError: its engine is not installed.
-        UnavailableError: its engine is installed, and does not load.
+        UsageError: If there is no such backend.
+        MissingDependencyError: If its engine is not installed.
+        UnavailableError: If its engine is installed, and does not load.
     """
     row = _row(backend)
     cls: type[Runtime] = load_target(row.target, f"the {backend} backend", row.extra, row.package)
@@ -107,16 +107,16 @@ def open_runtime(
     Where an export has replaced the bundle since it was opened, by one of the same model, the new artifact is opened.
 
     Args:
-        backend: a name of `BACKENDS`.
-        options: the `options_type` of the backend's runtime, or its fields by name.
-        precision: of the artifact; for torch, of the weights and activations.
+        backend: A name of `BACKENDS`.
+        options: The `options_type` of the backend's runtime, or its fields by name.
+        precision: Of the artifact; for torch, of the weights and activations.
         device: "cpu", "cuda" or "cuda:1"; by default the backend's own: "cuda" where TensorRT runs, else "cpu".
 
     Raises:
-        UsageError: unknown backend, precision, device or option.
-        UnavailableError: the engine is not installed, or does not load.
-        DeviceError: the device cannot be had.
-        BundleError: a file is missing or altered, or is not what the manifest says.
+        UsageError: If unknown backend, precision, device or option.
+        UnavailableError: If the engine is not installed, or does not load.
+        DeviceError: If the device cannot be had.
+        BundleError: If a file is missing or altered, or is not what the manifest says.
     """
     from vitdeploy.bundle.retry import MOST_TRIES  # not with the table above, which the command line's help shows
 
@@ -139,8 +139,8 @@ def open_recorded(
     """`open_runtime` of the very artifact that `bundle.manifest` records.
 
     Raises:
-        BundleChangedError: the bundle was replaced since.
-        NoReferenceError: the reference is asked for, and the bundle was packed without its weights.
+        BundleChangedError: If the bundle was replaced since.
+        NoReferenceError: If the reference is asked for, and the bundle was packed without its weights.
         UsageError, UnavailableError, BundleError: as `open_runtime`.
     """
     row = _row(backend)

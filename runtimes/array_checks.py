@@ -24,8 +24,8 @@ def check_names(what: str, arrays: object, specs: Iterable[TensorSpec]) -> None:
     """Raise UsageError unless there is an array for each name, and no other.
 
     Args:
-        what: is checked, "inputs" or "outputs".
-        specs: the tensors there must be.
+        what: Is checked, "inputs" or "outputs".
+        specs: The tensors there must be.
     """
     names = [spec.name for spec in specs]
     if not isinstance(arrays, Mapping):
@@ -44,8 +44,8 @@ def check_array(spec: TensorSpec, array: Array, sizes: dict[str, int], hint: str
     """Raise UsageError unless an array is as stated, and of elements.
 
     Args:
-        sizes: of free axes, by name; those that have none yet take the array's from here on.
-        hint: ends the message.
+        sizes: Of free axes, by name; those that have none yet take the array's from here on.
+        hint: Ends the message.
     """
     fits = array.dtype == np.dtype(spec.dtype) and len(array.shape) == len(spec.shape) and all(array.shape)
     for want, got in zip(spec.shape, array.shape, strict=False):

@@ -37,13 +37,13 @@ class Runtime(abc.ABC):
     a GPU there (`_lost_in_fork`), and is refused else; closing it, and the child's exit, leave the engine alone.
 
     Attributes:
-        pixels: the form of images among the inputs.
-        axes: the sizes that a free axis may have, by its name; one without an entry takes every size from 1 up.
-        size_problem: of a model that resizes by itself, why it cannot take so many images of a height and a width.
-        precision: of the artifact; None where it was not opened by `open_runtime`.
-        gpu: the number of the GPU that arrays of `run_device` are on; None for the host.
-        threads: how many threads the engine computes with on the CPU, and why; None where it computes on a GPU alone.
-        details: the engine and its version, the device or providers that really run, and the options in force.
+        pixels: The form of images among the inputs.
+        axes: The sizes that a free axis may have, by its name; one without an entry takes every size from 1 up.
+        size_problem: Of a model that resizes by itself, why it cannot take so many images of a height and a width.
+        precision: Of the artifact; None where it was not opened by `open_runtime`.
+        gpu: The number of the GPU that arrays of `run_device` are on; None for the host.
+        threads: How many threads the engine computes with on the CPU, and why; None where it computes on a GPU alone.
+        details: The engine and its version, the device or providers that really run, and the options in force.
     """
 
     backend: str
@@ -73,7 +73,7 @@ class Runtime(abc.ABC):
         """Open the bundle's artifact of that precision on that device. See `vitdeploy.runtimes.open_runtime`.
 
         Args:
-            options: an `options_type`.
+            options: An `options_type`.
             device: "cpu", "cuda" or "cuda:1".
         """
 
@@ -82,22 +82,32 @@ class Runtime(abc.ABC):
     def probe(cls) -> dict[str, str | None]:
         """Run something small on each device or provider that the engine lists here: None, or why it failed."""
 
+    @classmethod
+    def builds_here(cls) -> bool:
+        """Whether the engine builds artifacts on this machine though no device here runs them."""
+        return False
+
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the model once.
 
         Args:
-            feeds: an array for each of `inputs`, of exactly its type and shape, free axes within `axes`.
+            feeds: An array for each of `inputs`, of exactly its type and shape, free axes within `axes`.
 
         Returns:
             An array for each of `outputs`: contiguous, writable, and the caller's own.
 
         Raises:
-            UsageError: an array is missing, unknown, or not as stated; or the runtime is closed, or of the process
+            UsageError: If an array is missing, unknown, or not as stated; or the runtime is closed, or of the process
                 that forked this one.
-            DeviceError: the engine failed, for want of memory for example.
+            DeviceError: If the engine failed, for want of memory for example.
         """
         with self._in_use():
-            self._check(feeds)
+            check_names("inputs", feeds, self.inputs)
+            for spec in self.inputs:
+                if not isinstance(feeds[spec.name], np.ndarray):
+                    kind = type(feeds[spec.name]).__name__
+                    raise UsageError(f"expected a numpy array for {spec}, got {kind}", what=spec.name, found=kind)
+            self._check_shapes(feeds)
             return self._run(feeds)
 
     def run_device(self, feeds: Mapping[str, Any], results: Mapping[str, Any]) -> None:
@@ -108,12 +118,12 @@ class Runtime(abc.ABC):
         waited for; on return all is done.
 
         Args:
-            feeds: an array for each of `inputs`, of exactly its type and shape, free axes within `axes`.
-            results: a writable array for each of `outputs`, which is overwritten.
+            feeds: An array for each of `inputs`, of exactly its type and shape, free axes within `axes`.
+            results: A writable array for each of `outputs`, which is overwritten.
 
         Raises:
-            UsageError: an array is missing, unknown, or not as stated; or the runtime is closed.
-            DeviceError: the engine failed.
+            UsageError: If an array is missing, unknown, or not as stated; or the runtime is closed.
+            DeviceError: If the engine failed.
         """
         with self._in_use():
             check_names("inputs", feeds, self.inputs)
@@ -133,7 +143,8 @@ class Runtime(abc.ABC):
             if self._closed:
                 return
             self._closed = True
-            self._idle.wait_for(lambda: self._running == 0)
+            while self._running:
+                self._idle.wait()
         if not self._inherited:
             self._close()
 
@@ -214,14 +225,6 @@ class Runtime(abc.ABC):
     @abc.abstractmethod
     def _close(self) -> None:
         """Let go of the engine."""
-
-    def _check(self, feeds: Mapping[str, np.ndarray]) -> None:
-        check_names("inputs", feeds, self.inputs)
-        for spec in self.inputs:
-            if not isinstance(feeds[spec.name], np.ndarray):
-                kind = type(feeds[spec.name]).__name__
-                raise UsageError(f"expected a numpy array for {spec}, got {kind}", what=spec.name, found=kind)
-        self._check_shapes(feeds)
 
     def _check_shapes(self, feeds: Mapping[str, Array]) -> dict[str, int]:
         """The sizes of the free axes."""

@@ -76,10 +76,10 @@ class DeviceArray:
     """A view of an array.
 
     Attributes:
-        address: of the first element.
-        shape: of the array, which is contiguous.
-        source: whose memory it is.
-        capsule: keeps the memory from being freed. Nobody takes it over, so that it frees its memory itself.
+        address: Of the first element.
+        shape: Of the array, which is contiguous.
+        source: Whose memory it is.
+        capsule: Keeps the memory from being freed. Nobody takes it over, so that it frees its memory itself.
     """
 
     address: int
@@ -97,15 +97,15 @@ def view(name: str, array: Any, gpu: int | None, alignment: int = 1, *, writable
     """A view of an array.
 
     Args:
-        name: to be told where it does not fit.
-        array: of numpy, torch, CuPy, JAX or another library with DLPack.
-        gpu: the number of the GPU that it must be on; None for the host.
-        alignment: of its address, in bytes.
-        writable: whether it is to be written to.
+        name: To be told where it does not fit.
+        array: Of numpy, torch, CuPy, JAX or another library with DLPack.
+        gpu: The number of the GPU that it must be on; None for the host.
+        alignment: Of its address, in bytes.
+        writable: Whether it is to be written to.
 
     Raises:
-        UsageError: it has no DLPack, or is somewhere else, or not contiguous and aligned, or of a type without numpy's,
-            or read-only where it is to be written to.
+        UsageError: If it has no DLPack, or is somewhere else, or not contiguous and aligned, or of a type without
+            numpy's, or read-only where it is to be written to.
     """
 
     def refused(problem: str, expected: object, found: object, hint: str | None = None) -> UsageError:
@@ -159,7 +159,7 @@ def _opened(capsule: object, array: Any) -> tuple[_DLTensor, bool]:
     """The tensor in a capsule, and whether it is read-only.
 
     Raises:
-        ValueError: it is no capsule of DLPack, or one of a later version.
+        ValueError: If it is no capsule of DLPack, or one of a later version.
     """
     if not _is_capsule(capsule, b"dltensor_versioned"):
         return _DLTensor.from_address(_capsule_pointer(capsule, b"dltensor")), _is_read_only(array)

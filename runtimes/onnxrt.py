@@ -50,11 +50,11 @@ class OnnxRuntime(Runtime):
     """An ONNX Runtime session that runs on the providers asked for, or does not open.
 
     Args:
-        path: the .onnx file; external data lies beside it.
+        path: The .onnx file; external data lies beside it.
 
     Raises:
-        DeviceError: a provider cannot be had.
-        BundleError: the file cannot be loaded.
+        DeviceError: If a provider cannot be had.
+        BundleError: If the file cannot be loaded.
     """
 
     backend = "onnxruntime"
@@ -138,7 +138,15 @@ class OnnxRuntime(Runtime):
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         names = [spec.name for spec in self.outputs]
         with self._errors():
-            return dict(zip(names, self._values(names, feeds), strict=True))
+            if not self._io_binding:
+                return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+            binding = self._session.io_binding()  # one a call: a binding must not be shared between threads
+            for name, array in feeds.items():
+                binding.bind_cpu_input(name, np.ascontiguousarray(array))
+            for name in names:
+                binding.bind_output(name)
+            self._session.run_with_iobinding(binding)
+            return dict(zip(names, binding.copy_outputs_to_cpu(), strict=True))
 
     def _run_device(self, arrays: Mapping[str, DeviceArray]) -> None:
         if self.gpu is not None:
@@ -162,17 +170,6 @@ class OnnxRuntime(Runtime):
             raise DeviceError(
                 f"onnxruntime failed to run the model on {names}: {reason}", what="onnxruntime", found=reason
             ) from exc
-
-    def _values(self, names: list[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        if not self._io_binding:
-            return self._session.run(names, dict(feeds))  # type: ignore[no-any-return]
-        binding = self._session.io_binding()  # one a call: a binding must not be shared between threads
-        for name, array in feeds.items():
-            binding.bind_cpu_input(name, np.ascontiguousarray(array))
-        for name in names:
-            binding.bind_output(name)
-        self._session.run_with_iobinding(binding)
-        return binding.copy_outputs_to_cpu()  # type: ignore[no-any-return]
 
     def _lost_in_fork(self) -> str | None:
         if self.details["providers"] != [CPU]:

@@ -95,11 +95,11 @@ class OnnxRuntimeOptions(RuntimeOptions):
         """These options for one provider on a GPU.
 
         Args:
-            index: of the GPU; None for the first.
-            defaults: options of the provider, where it is given no others.
+            index: Of the GPU; None for the first.
+            defaults: Options of the provider, where it is given no others.
 
         Raises:
-            UsageError: the provider's options name a GPU too, or there are options of another provider.
+            UsageError: If the provider's options name a GPU too, or there are options of another provider.
         """
         given = dict(self.provider_options or {})
         stated = given.get(provider, {})

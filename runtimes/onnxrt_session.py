@@ -57,14 +57,14 @@ def open_session(
     """A session on exactly these providers, which never falls back to another.
 
     Args:
-        providers: asked for, the preferred one first.
-        provider_options: of the providers, by name.
-        beside: providers that the session has as well, which do not have to start.
+        providers: Asked for, the preferred one first.
+        provider_options: Of the providers, by name.
+        beside: Providers that the session has as well, which do not have to start.
 
     Raises:
-        DeviceError: a provider cannot be had, or does not run the model.
-        UsageError: the path is not UTF-8.
-        BundleError: the file is absent or is no model.
+        DeviceError: If a provider cannot be had, or does not run the model.
+        UsageError: If the path is not UTF-8.
+        BundleError: If the file is absent or is no model.
     """
     path, names = file.path, ", ".join(providers)
     check_built(providers)

@@ -83,10 +83,10 @@ class TensorRTOnnxRuntime(OnnxRuntime):
         """Open the bundle's ONNX artifact of that precision.
 
         Raises:
-            UsageError: an option is invalid, or the artifact is for a CPU, or takes images of any size.
-            DeviceError: the provider cannot be had.
-            BundleError: a file was altered.
-            OutputError: there can be no folder for engines.
+            UsageError: If an option is invalid, or the artifact is for a CPU, or takes images of any size.
+            DeviceError: If the provider cannot be had.
+            BundleError: If a file was altered.
+            OutputError: If there can be no folder for engines.
         """
         index = cuda_index(cls.backend, device)
         if options.providers is not None:
@@ -107,8 +107,8 @@ class TensorRTOnnxRuntime(OnnxRuntime):
         chosen = (options.provider_options or {})[TENSORRT]
         folder = None
         if options.engine_cache is not False:
-            parent = _own_folder() if options.engine_cache is None else Path(options.engine_cache)
-            folder = _made(parent / _key(artifact, version, chosen))
+            parent = _default_folder() if options.engine_cache is None else Path(options.engine_cache)
+            folder = _make_folder(parent / _key(artifact, version, chosen))
         options = dataclasses.replace(options, provider_options={TENSORRT: {**_cache_options(folder), **chosen}})
         with bundle.opened_artifact(artifact, by_name=True) as (model, *_):  # engines are kept by the file's name, too
             runtime = cls(model, options)
@@ -170,7 +170,7 @@ def _cache_options(folder: Path | None) -> dict[str, Any]:
     }
 
 
-def _own_folder() -> Path:
+def _default_folder() -> Path:
     cache = user_cache()
     if cache is None:
         raise OutputError(
@@ -180,7 +180,7 @@ def _own_folder() -> Path:
     return cache / "tensorrt-provider"
 
 
-def _made(folder: Path) -> Path:
+def _make_folder(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:

@@ -26,7 +26,7 @@ class RuntimeOptions:
         """The options of a backend, from such a value or from keyword arguments.
 
         Raises:
-            UsageError: an option is unknown or invalid, or the value belongs to another backend.
+            UsageError: If an option is unknown or invalid, or the value belongs to another backend.
         """
         if type(given) is cls:
             return given
@@ -48,7 +48,7 @@ def parse_device(name: str) -> tuple[str, int | None]:
     """The kind and the index of "cpu", "cuda" or "cuda:1".
 
     Raises:
-        UsageError: it is none of these.
+        UsageError: If it is none of these.
     """
     match = re.fullmatch(r"cpu|cuda(?::([0-9]+))?", name)
     if match is None:
@@ -61,8 +61,8 @@ def cuda_index(backend: str, device: str) -> int | None:
     """The index of "cuda" or "cuda:1", for a backend that runs on a GPU alone.
 
     Raises:
-        UsageError: it is no device.
-        DeviceError: it is the CPU.
+        UsageError: If it is no device.
+        DeviceError: If it is the CPU.
     """
     kind, index = parse_device(device)
     if kind != "cuda":

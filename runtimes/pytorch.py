@@ -53,13 +53,13 @@ class PyTorchRuntime(TorchRuntime):
     In fp32 no factor of a product is rounded to TF32, unless torch was told to (`torch.set_float32_matmul_precision`).
 
     Args:
-        model: the model; it is moved to the device and converted.
+        model: The model; it is moved to the device and converted.
         device: "cpu", "cuda" or "cuda:1".
         precision: "fp32", "fp16" or "bf16", of weights and activations.
 
     Raises:
-        DeviceError: the device cannot be had.
-        UsageError: the device or the precision is not one of these, or the model has no such output.
+        DeviceError: If the device cannot be had.
+        UsageError: If the device or the precision is not one of these, or the model has no such output.
     """
 
     backend = "torch"

@@ -32,7 +32,7 @@ def shape_nodes(path: Path) -> set[tuple[str, str]]:
     size or of an image can be seen in the file alone.
 
     Args:
-        path: of a file that ONNX Runtime loads, whose nodes are in topological order.
+        path: Of a file that ONNX Runtime loads, whose nodes are in topological order.
 
     Returns:
         The name and the operator of each; those of nested graphs are left out.

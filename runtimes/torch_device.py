@@ -26,8 +26,8 @@ def open_device(name: str) -> torch.device:
     """The device of that name; "cuda" is the one that torch has chosen for this thread, by its number.
 
     Raises:
-        UsageError: the name is none of a device.
-        DeviceError: torch cannot use it.
+        UsageError: If the name is none of a device.
+        DeviceError: If torch cannot use it.
     """
     parse_device(name)
     try:
@@ -121,26 +121,23 @@ class TorchRuntime(Runtime):
         device: "cpu", "cuda" or "cuda:1".
 
     Raises:
-        DeviceError: the device cannot be had.
-        UsageError: the device is not one of these.
+        DeviceError: If the device cannot be had.
+        UsageError: If the device is not one of these.
     """
 
     def __init__(self, device: str) -> None:
         super().__init__()
         self._device = open_device(device)
-        self.threads = torch_threads() if self._device.type == "cpu" else None
-        self.gpu = None if self._device.type == "cpu" else self._device.index
+        self._thread_details: dict[str, Any] = {}  # for `details`: none on a GPU
+        if self._device.type == "cpu":
+            self.threads = torch_threads()
+            self._thread_details = {"threads": self.threads.count, "threads_reason": self.threads.reason}
+        else:
+            self.gpu = self._device.index
 
     @classmethod
     def probe(cls) -> dict[str, str | None]:
         return probe_devices()
-
-    @property
-    def _thread_details(self) -> dict[str, Any]:
-        """For `details`: none on a GPU."""
-        if self.threads is None:
-            return {}
-        return {"threads": self.threads.count, "threads_reason": self.threads.reason}
 
     @abc.abstractmethod
     def _outputs(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

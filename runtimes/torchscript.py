@@ -49,13 +49,13 @@ class TorchScriptRuntime(TorchRuntime):
     """A frozen trace on a device.
 
     Args:
-        path: the .pt file, made by vitdeploy. Loading one can run code: open only files that are verified.
+        path: The .pt file, made by vitdeploy. Loading one can run code: open only files that are verified.
         device: "cpu", "cuda" or "cuda:1".
 
     Raises:
-        DeviceError: the device cannot be had.
-        UsageError: the device is not one of these.
-        BundleError: the file cannot be loaded, or does not state its inputs and outputs.
+        DeviceError: If the device cannot be had.
+        UsageError: If the device is not one of these.
+        BundleError: If the file cannot be loaded, or does not state its inputs and outputs.
     """
 
     backend = "torchscript"
@@ -101,7 +101,7 @@ def read_signature(path: str | Path, signature: str | bytes) -> tuple[tuple[Tens
     """The inputs and the outputs that the text of a `SIGNATURE_FILE` states, of types that torch has.
 
     Raises:
-        BundleError: it is something else.
+        BundleError: If it is something else.
     """
     try:
         specs = strict_json(signature)
@@ -122,8 +122,8 @@ def load_module(source: str | Path | OpenedFile, device: torch.device) -> tuple[
     """The module of a verified file, on a device, and the text of its `SIGNATURE_FILE`.
 
     Raises:
-        DeviceError: it does not fit the device.
-        BundleError: torch does not load it.
+        DeviceError: If it does not fit the device.
+        BundleError: If torch does not load it.
     """
     file = OpenedFile.of(source)
     path = file.path

@@ -1,4 +1,4 @@
-"""Take a Vision Transformer to production, and prove that every artifact still is the same model."""
+"""Take Vision Transformers to production, and verify that every artifact still is the same model."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from vitdeploy.system.progress import Progress
     from vitdeploy.trt.options import EngineOptions
 
-telemetry.disable()  # here, since every module of the package is imported after it
+telemetry.disable()  # here, because every module of the package is imported after it
 
 __all__ = [
     "Benchmark",
@@ -81,7 +81,7 @@ __all__ = [
     "write_triton_model",
 ]
 
-# Imported on first use: `import vitdeploy` costs nothing, and no name needs more than it uses.
+# Imported on first use: `import vitdeploy` is cheap, and a name loads only its own dependencies.
 _MODULES = {
     "Benchmark": "assess.metrics.latency",
     "Bisection": "assess.debug.bisection",
@@ -131,4 +131,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return __all__  # completion shows the public names alone; Python sorts them
+    return __all__  # completion shows public names only; Python sorts them

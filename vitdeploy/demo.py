@@ -39,13 +39,13 @@ class DemoResult:
     """The files and measurements of the demo.
 
     Attributes:
-        bundle: the folder.
-        path: of the report.
-        report: its content.
-        comparison: of all held-out images.
-        evaluation: of the same.
-        benchmark: at two batch sizes.
-        seconds: how long all of it took.
+        bundle: The bundle's folder.
+        path: The report's file.
+        report: The report's content.
+        comparison: Comparison on all held-out images.
+        evaluation: Evaluation on the same images.
+        benchmark: Benchmark at two batch sizes.
+        seconds: Total duration, in seconds.
     """
 
     bundle: Path
@@ -68,21 +68,21 @@ class DemoResult:
 
 @typed
 def run_demo(output: str | os.PathLike[str], *, progress: Progress = SILENT) -> DemoResult:
-    """Export the embedded checkpoint, and assess it on the images that its training never saw.
+    """Export the embedded checkpoint, and assess it on images that were not in its training set.
 
     Args:
-        output: the folder for `bundle`, `images` (the labelled images) and `report.html`; those of an earlier demo are
+        output: Folder for `bundle`, `images` (the labelled images) and `report.html`; those of an earlier demo are
             replaced.
-        progress: told each step, and how far it has come.
+        progress: Receives each step and its progress.
 
     Raises:
-        MissingDependencyError: a library is not installed.
-        CheckFailedError: the exported artifact is not the same model.
-        OutputError: a file cannot be written.
-        UsageError: `output` is a bundle or lies in one, its `images` has other files, or the report would overwrite a
-            file of the demo's own bundle.
+        MissingDependencyError: If a library is not installed.
+        CheckFailedError: If the exported artifact differs from the reference.
+        OutputError: If a file cannot be written.
+        UsageError: If `output` is a bundle or lies in one, its `images` has other files, or the report would overwrite
+            a file of the demo's bundle.
     """
-    from vitdeploy.assess.report.page import write_html  # its libraries are those of an extra
+    from vitdeploy.assess.report.page import write_html  # needs the libraries of an extra
 
     start = time.perf_counter()
     path, images = Path(output, "report.html"), Path(output, "images")
@@ -116,12 +116,12 @@ def run_demo(output: str | os.PathLike[str], *, progress: Progress = SILENT) -> 
 
 
 def _check_apart(output: Path) -> None:
-    """Raise UsageError where the demo would write into a bundle, which holds no more than its manifest records."""
+    """Raise UsageError if the demo would write into a bundle, which must contain only the files of its manifest."""
     try:
         folder = output.resolve()
         around = [place for place in (folder, *folder.parents) if (place / MANIFEST).exists()]
     except (OSError, RuntimeError, ValueError):
-        return  # `check_writable` says why nothing can be written there
+        return  # `check_writable` reports the reason
     for place in around:
         if place == folder or _is_bundle(place):
             problem = f"{place} is a bundle, and the demo would write into it"
@@ -129,7 +129,7 @@ def _check_apart(output: Path) -> None:
 
 
 def _check_images(folder: Path) -> None:
-    """Raise UsageError where a folder has files that are not the demo's."""
+    """Raise UsageError if a folder has files other than the demo's."""
     files = {path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir()}
     others = files - {path.relative_to(held_out_images()) for path in held_out_images().rglob("*.png")}
     if others:
@@ -141,5 +141,5 @@ def _is_bundle(folder: Path) -> bool:
     try:
         Bundle.open(folder)
     except BundleError:
-        return False  # the manifest of something else, such as a web page
+        return False  # another kind of manifest, such as a web page's
     return True

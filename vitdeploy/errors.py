@@ -1,4 +1,4 @@
-"""Every error that vitdeploy raises on purpose, and the exit code that the command line gives it.
+"""Exceptions that vitdeploy raises, and their exit codes on the command line.
 
 The tree, with the codes::
 
@@ -20,8 +20,8 @@ The tree, with the codes::
         │   └── NoReferenceError       4  it was packed without the reference's weights
         └── ImageError                 4
 
-A message is one line: the problem, and the remedy. Programs read an error's fields instead, see `VitDeployError`. Any
-other error is a defect, for which the command line exits with 70, see `vitdeploy.cli.process`.
+A message is one line: the problem and the remedy. Programs read an error's fields instead; see `VitDeployError`. Any
+other exception is a bug; the command line exits with 70, see `vitdeploy.cli.process`.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ E = TypeVar("E", bound="VitDeployError")
 
 
 class VitDeployError(Exception):
-    """The root of the tree. `exit_code` is what the command line exits with.
+    """Base class. `exit_code` is the command line's exit code.
 
     Args:
-        message: the problem, in one line.
-        what: the option, argument, key, tensor or field that is wrong, by the name that its user knows.
-        where: the file or folder it is in.
-        expected: the right value, or the right values.
-        found: the wrong value.
-        hint: the remedy, which ends the message.
+        message: The problem, one line.
+        what: Name of the invalid option, argument, key, tensor or field, as the user knows it.
+        where: File or folder that has it.
+        expected: Valid value or values.
+        found: Invalid value.
+        hint: Remedy, appended to the message.
 
-    Attributes: as the arguments; None where an error does not say.
+    The attributes are the arguments; None if not given.
     """
 
     exit_code = 1
@@ -70,19 +70,19 @@ class VitDeployError(Exception):
         self.what, self.where, self.expected, self.found, self.hint = what, where, expected, found, hint
 
     def at(self, where: str | os.PathLike[str]) -> Self:
-        """The same error with the file that it is about, which begins the message."""
+        """The same error with the path of the affected file in front of its message."""
         error = self.with_message(f"{where}: {self}")
         error.where = where
         return error
 
     def as_type(self, kind: type[E]) -> E:
-        """An error of another type with the same message and fields."""
+        """An error of another type, with the same message and fields."""
         error = kind(str(self))
         error.__dict__.update(self.__dict__)
         return error
 
     def with_message(self, message: str) -> Self:
-        """The same error with another message, such as its own and the progress by then."""
+        """The same error with another message, for example one that adds the progress so far."""
         error = copy.copy(self)
         error.args = (message,)
         if isinstance(error, ImportError):
@@ -95,17 +95,17 @@ class CheckFailedError(VitDeployError):
 
 
 class NotFiniteError(VitDeployError):
-    """A model gave NaN or infinite values for an image."""
+    """A model returned NaN or infinite values for an image."""
 
 
 class UsageError(VitDeployError, ValueError):
-    """An option, an argument or an input tensor is not valid."""
+    """An option, an argument or an input tensor is invalid."""
 
     exit_code = 2
 
 
 class UnavailableError(VitDeployError):
-    """This machine or network does not have something that is needed."""
+    """This machine or network lacks something that is required."""
 
     exit_code = 3
 
@@ -114,9 +114,9 @@ class MissingDependencyError(UnavailableError, ImportError):
     """An optional package is not installed.
 
     Args:
-        what: the feature that needs it, such as "the torch backend".
-        extra: the extra of vitdeploy that installs it.
-        instead: the alternative.
+        what: Feature that needs it, such as "the torch backend".
+        extra: vitdeploy extra that installs it.
+        instead: Alternative to installing it.
     """
 
     what: str
@@ -134,11 +134,11 @@ class MissingDependencyError(UnavailableError, ImportError):
 
 
 class DeviceError(UnavailableError):
-    """A device or an execution provider that was asked for cannot be had."""
+    """A requested device or execution provider is not available."""
 
 
 class OtherHardwareError(DeviceError):
-    """An engine was built for another GPU than this one; it may be good where it belongs."""
+    """An engine was built for another GPU; it may work there."""
 
 
 class HubError(UnavailableError):
@@ -146,11 +146,11 @@ class HubError(UnavailableError):
 
 
 class ExhaustedError(UnavailableError):
-    """This machine ran out of memory, threads or open files; the input may be good."""
+    """This machine ran out of memory, threads or open files; the input may be valid."""
 
 
 class OutputError(UnavailableError):
-    """A result could not be written; what existed before is untouched."""
+    """A result could not be written; existing files are unchanged."""
 
 
 class InputError(VitDeployError):
@@ -168,11 +168,11 @@ class BundleError(InputError):
 
 
 class BundleChangedError(BundleError):
-    """A bundle was replaced, or a file of it written to, while it was read; it may be whole when it is opened again."""
+    """A bundle was replaced, or one of its files written to, while it was read; opening it again may succeed."""
 
 
 class NoReferenceError(BundleError):
-    """A bundle was packed without the weights of the reference, which is needed."""
+    """The reference's weights are required, but the bundle was packed without them."""
 
 
 class ImageError(InputError):
@@ -181,7 +181,7 @@ class ImageError(InputError):
 
 @contextlib.contextmanager
 def readable(path: str | os.PathLike[str], what: str) -> Iterator[None]:
-    """Raise InputError where the system refuses a path in this block, which is read as `what`, such as "a folder"."""
+    """Raise InputError if the system refuses a path in this block; `what` names it, such as "a folder"."""
     try:
         yield
     except OSError as exc:
@@ -191,7 +191,7 @@ def readable(path: str | os.PathLike[str], what: str) -> Iterator[None]:
 
 
 def check_utf_8(library: str, path: str | os.PathLike[str]) -> None:
-    """Raise UsageError where a library that takes paths in UTF-8 cannot be given this one."""
+    """Raise UsageError if a library that takes UTF-8 paths cannot take this one."""
     try:
         str(path).encode()
     except UnicodeEncodeError as exc:
@@ -200,7 +200,7 @@ def check_utf_8(library: str, path: str | os.PathLike[str]) -> None:
 
 
 def first_line(exc: BaseException) -> str:
-    """The first line of another library's message."""
+    """First line of another library's message."""
     return str(exc).strip().partition("\n")[0]
 
 
@@ -208,12 +208,12 @@ def shown(value: object, most: int = 40) -> str:
     """A value for a message: the first `most` characters of its repr."""
     try:
         return f"{value!r:.{most}}".replace("\n", " ")
-    except (ValueError, RecursionError):  # an integer of thousands of digits, lists in lists
+    except (ValueError, RecursionError):  # integers of thousands of digits, nested lists
         return f"{type(value).__name__} that is too large to show"
 
 
 def check_count(name: str, value: object, least: int = 1, most: int | None = None) -> None:
-    """Raise UsageError unless an argument is a whole number within limits, of Python or of numpy."""
+    """Raise UsageError unless an argument is an integer (Python's or numpy's) within limits."""
     number = int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else None
     if number is None or number < least or (most is not None and number > most):
         limits = f"from {least} {'up' if most is None else f'to {most}'}"

@@ -35,12 +35,12 @@ DEFAULT_TOP_K = 5
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """An output of the model for an image.
+    """One class or output of the model for one image.
 
     Attributes:
-        label: its name, such as that of a class.
-        index: its position among the logits.
-        score: from 0 to 1; of a regression, the value as the model gives it.
+        label: Name of the class or output.
+        index: Position in the logits.
+        score: Probability, 0 to 1; for a regression, the model's raw value.
     """
 
     label: str
@@ -52,20 +52,19 @@ class Prediction:
 
 
 class Predictor:
-    """A bundle, open with one backend. A context manager; `predict` may be called from several threads.
+    """A bundle opened with one backend. A context manager; `predict` is thread-safe.
 
     Raises:
-        UsageError: the problem type is unknown.
+        UsageError: If the problem type is unknown.
 
     Attributes:
-        processor: images to what the runtime takes.
-        runtime: executes the artifact.
-        labels: class names in the order of the logits.
-        problem_type: how the logits are read; by default as transformers' pipeline does where `config.json` states
-            none: a sigmoid for one label, softmax for more.
-        details: what was opened: the bundle, its commit on the Hub, the task, backend, precision, the artifacts that
-            could have been opened instead, and the files that were taken. Empty for a predictor that was put together
-            from its parts.
+        processor: Turns images into the runtime's input.
+        runtime: Runs the artifact.
+        labels: Class names, in the order of the logits.
+        problem_type: How logits become scores. Default, as in transformers' pipeline if `config.json` states none:
+            sigmoid for one label, softmax for more.
+        details: The bundle, its commit on the Hub, task, backend, precision, the other artifacts that could have been
+            opened, and the files in use. Empty for a predictor assembled from parts.
     """
 
     def __init__(
@@ -86,21 +85,20 @@ class Predictor:
     def predict(
         self, images: ImageSource | Sequence[ImageSource], *, top_k: int | None = None, batch_size: int = 8
     ) -> list[list[Prediction]]:
-        """The best classes of each image, the best first; the values of a regression, in the order of its outputs.
+        """Predict the top classes of each image, best first; or a regression's values, in the order of its outputs.
 
-        Scores are those of transformers' image-classification pipeline: softmax of the logits; a sigmoid each for
-        multi-label models and for those with one output; the logits themselves for a regression, which has no best.
+        Scores equal those of transformers' image-classification pipeline: softmax of the logits; sigmoid for
+        multi-label models and for models with one output; the logits themselves for a regression.
 
         Args:
-            images: see `ImageProcessor`; none of them give no predictions.
-            top_k: how many classes an image, from 1 up; by default 5, or all of them where there are fewer. Not for a
-                regression.
-            batch_size: images that go through the runtime together, from 1 up.
+            images: See `ImageProcessor`; an empty list gives no predictions.
+            top_k: Classes per image, at least 1. Default: 5, or all if there are fewer. Not for a regression.
+            batch_size: Images per run, at least 1.
 
         Raises:
-            UsageError: the model is no classifier, or an argument is wrong.
-            ImageError: an image cannot be read.
-            NotFiniteError: the model gives NaN or infinite logits for an image.
+            UsageError: If the model is not a classifier, or an argument is invalid.
+            ImageError: If an image cannot be read.
+            NotFiniteError: If the logits of an image are NaN or infinite.
         """
         names = [spec.name for spec in self.runtime.outputs]
         if "logits" not in names:
@@ -127,7 +125,7 @@ class Predictor:
         return predictions
 
     def logits(self, pixel_values: np.ndarray) -> np.ndarray:
-        """Processed images, in the runtime's format, (N, ...) -> (N, num_labels) float32, finite or not."""
+        """Run preprocessed images in the runtime's format, (N, ...) -> (N, num_labels) float32, finite or not."""
         return self.runtime.run({"pixel_values": pixel_values})["logits"].astype(np.float32, copy=False)
 
     def close(self) -> None:
@@ -188,21 +186,21 @@ def load(
     device: str | None = None,
     **options: Any,
 ) -> Predictor:
-    """Open a bundle for prediction. Every file that is used is verified first.
+    """Open a bundle for prediction. Each file is verified before use.
 
     Args:
-        path: the bundle.
+        path: The bundle's folder.
         backend: "onnxruntime", "torch", ...
-        precision: of the artifact. Where not both are named, the only artifact that fits; of several, ONNX Runtime's
-            before others, and fp32 before the rest.
-        device: "cpu", "cuda" or "cuda:1"; by default "cpu", and "cuda" for an engine.
-        options: of the backend's runtime, such as `intra_op_threads` for onnxruntime.
+        precision: The artifact's precision. If backend or precision is not given, the only matching artifact is opened;
+            of several, ONNX Runtime's first, and fp32 first.
+        device: "cpu", "cuda" or "cuda:1". Default: "cpu", or "cuda" for an engine.
+        options: Runtime options of the backend, such as `intra_op_threads` for onnxruntime.
 
     Raises:
-        BundleError: there is no bundle, or a file of it was altered.
-        UsageError: an argument is wrong.
-        MissingDependencyError: the backend's engine is not installed.
-        DeviceError: the device cannot be had.
+        BundleError: If there is no bundle, or one of its files was altered.
+        UsageError: If an argument is invalid.
+        MissingDependencyError: If the backend's library is not installed.
+        DeviceError: If the device is not available.
     """
     bundle = Bundle.open(path)
     config, processor = bundle.read_config(), load_processor(bundle)
@@ -225,7 +223,7 @@ def load(
 
 
 def files_to_open(bundle: Bundle, backend: str, precision: str) -> tuple[FileRecord, ...]:
-    """The files that `load` opens with a backend; raises UsageError where the bundle has none for it."""
+    """Files that `load` opens with a backend; raises UsageError if the bundle has none for it."""
     kind = format_of(backend)
     if kind is None:
         return bundle.manifest.files
@@ -237,18 +235,18 @@ def load_processor(bundle: Bundle) -> ImageProcessor:
     """The image processor of a bundle, from verified files.
 
     Raises:
-        BundleError: a file is missing, altered, or unknown to the manifest.
+        BundleError: If a file is missing, altered, or unknown to the manifest.
     """
     return ImageProcessor.from_files(bundle.path, bundle.read_config().files)
 
 
 def check_batch_size(size: int) -> None:
-    """Raise UsageError unless so many images may run together."""
+    """Raise UsageError unless the batch size is valid."""
     check_count("batch_size", size, most=MOST_A_BATCH)
 
 
 def batch_size_for(processor: ImageProcessor, of: Runtime | Artifact, wanted: int) -> int:
-    """`wanted`, or the most that an engine takes; 1 where images that are made ready for it keep sizes of their own."""
+    """`wanted`, or the largest batch of an engine; 1 if preprocessed images keep different sizes."""
     if of.pixels.stage is PixelStage.DECODED or processor.output_size is None:
         return 1
     axis = of.inputs[0].shape[0]
@@ -257,7 +255,7 @@ def batch_size_for(processor: ImageProcessor, of: Runtime | Artifact, wanted: in
 
 
 def check_fit(bundle: Bundle, processor: ImageProcessor, runtime: Runtime) -> None:
-    """Raise BundleError unless the processor gives images of a size, and of the channels, that the runtime takes."""
+    """Raise BundleError unless the processor's image size and channels fit the runtime's input."""
     shape = runtime.inputs[0].shape
     if runtime.pixels.channels(shape) != processor.num_channels:
         channels, given = runtime.pixels.channels(shape), processor.num_channels
@@ -281,7 +279,7 @@ def check_fit(bundle: Bundle, processor: ImageProcessor, runtime: Runtime) -> No
 
 
 def check_classes(bundle: Bundle, labels: Sequence[str], runtime: Runtime) -> None:
-    """Raise BundleError unless there is a name for each logit."""
+    """Raise BundleError unless every logit has a label."""
     width = next((spec.shape[-1] for spec in runtime.outputs if spec.name == "logits"), 0)
     if width != len(labels):
         raise BundleError(

@@ -1,6 +1,6 @@
 """A gate in a product's own test suite: `pytest --vitdeploy-bundle DIR --vitdeploy-data DIR`, an item a check.
 
-pytest loads this in every run of whoever has vitdeploy installed: nothing else is imported until a bundle is named.
+pytest loads this wherever vitdeploy is installed, so nothing else is imported until a bundle is named.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from vitdeploy.assess.gate.gate import Check
 
-_LEFT_OUT = pytest.StashKey[str]()  # told below the tests: an image that nobody saw has passed nothing
+_LEFT_OUT = pytest.StashKey[str]()  # printed after the tests: a skipped image has passed nothing
 _OPTIONS = {
     "bundle": "hold the artifacts of this bundle to rules, a test a check",
     "data": "labelled images, as for `vitdeploy evaluate`, or a folder of images for a model without classes",
@@ -29,7 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         group.addoption(f"--vitdeploy-{name}", metavar="PATH", help=text)
 
 
-@pytest.hookimpl(tryfirst=True)  # so that -k and -m choose among these items too
+@pytest.hookimpl(tryfirst=True)  # so that -k and -m select these items too
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
     given = {name: config.getoption(f"--vitdeploy-{name}") for name in _OPTIONS}
     options = {name: value for name, value in given.items() if value is not None}
@@ -53,12 +53,12 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 
 class GateCollector(pytest.Collector):
-    """The checks of one gate, which runs when the first of them does."""
+    """The checks of one gate, which runs at the first of them."""
 
     def __init__(self, *, options: dict[str, Any], **node: Any) -> None:
         super().__init__(**node)
         self.options = options
-        self._found: dict[tuple[str, str], Check] | None = None
+        self._checks: dict[tuple[str, str], Check] | None = None
         self._error: Exception | None = None
 
     def collect(self) -> Iterator[GateItem]:
@@ -70,26 +70,25 @@ class GateCollector(pytest.Collector):
             )
 
     def check(self, key: tuple[str, str]) -> Check:
-        """The result of one check."""
-        if self._error is not None:  # of a gate that could not be held: it is not tried again for each check
+        if self._error is not None:  # if the gate failed to run: it is not retried for each check
             raise self._error
-        if self._found is None:
+        if self._checks is None:
             from vitdeploy.assess.gate.gate import gate
             from vitdeploy.errors import VitDeployError
 
             try:
                 result = gate(**self.options)
-                self._found = {(check.rule, check.subject): check for check in result.checks}
+                self._checks = {(check.rule, check.subject): check for check in result.checks}
                 if result.left_out is not None:
                     self.config.stash[_LEFT_OUT] = str(result.left_out)
             except VitDeployError as exc:
                 self._error = exc
                 raise
-        return self._found[key]
+        return self._checks[key]
 
 
 class GateItem(pytest.Item):
-    """One check. A skipped one fails: a backend that did not run has passed nothing."""
+    """One check. A skipped check fails: a backend that did not run has not passed."""
 
     def __init__(self, *, gate: GateCollector, key: tuple[str, str], **node: Any) -> None:
         super().__init__(**node)

@@ -10,8 +10,8 @@ from typing import Any, Literal, TypeVar
 
 from vitdeploy.errors import UsageError, shown
 
-MOST_A_BATCH = 2**20  # images that run together
-OPSETS = range(18, 24)  # of ONNX
+MOST_A_BATCH = 2**20  # images per batch
+OPSETS = range(18, 24)  # ONNX opsets
 ENGINE_FORMATS = ("tensorrt", "tensorrt-rtx")  # artifacts that a TensorRT library builds for GPUs
 SEEDS = (0, 2**63 - 1)
 
@@ -19,12 +19,19 @@ Layout = Literal["nchw", "nhwc"]
 Mode = Literal["L", "RGB", "RGBA"]
 Axis = TypeVar("Axis", bound="int | str")
 
-# Pillow's mode that the images of a model are opened in, by the model's number of channels.
+# Pillow's mode for opening a model's images, by number of channels.
 MODES: dict[int, Mode] = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
-class Precision(str, enum.Enum):
-    """The number format that an artifact computes in."""
+class TextEnum(str, enum.Enum):
+    """Base of string enumerations."""
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
+class Precision(TextEnum):
+    """The number format in which an artifact computes."""
 
     FP32 = "fp32"
     FP16 = "fp16"
@@ -32,38 +39,32 @@ class Precision(str, enum.Enum):
     INT8 = "int8"
     FP8 = "fp8"
 
-    def __str__(self) -> str:
-        return self.value
+
+QUANTIZED = (Precision.INT8, Precision.FP8)  # values are scaled
 
 
-QUANTIZED = (Precision.INT8, Precision.FP8)  # whose values are laid onto a scale
-
-
-class Task(str, enum.Enum):
-    """The task that a model's head computes; the values are the Hugging Face Hub's task names where it has one."""
+class Task(TextEnum):
+    """The task of a model's head; values are the Hugging Face Hub's task names where one exists."""
 
     CLASSIFICATION = "image-classification"
     FEATURES = "image-feature-extraction"
     MASKED_IMAGE_MODELING = "masked-image-modeling"
 
-    def __str__(self) -> str:
-        return self.value
 
-
-_LARGEST_AXIS = 2**31 - 1  # of ONNX Runtime's and TensorRT's tensors
+_LARGEST_AXIS = 2**31 - 1  # tensor rank of ONNX Runtime and TensorRT
 
 
 @dataclasses.dataclass(frozen=True)
 class AxisRange:
-    """The sizes that a free axis may have.
+    """The sizes of a dynamic axis.
 
     Attributes:
-        minimum: the smallest one.
-        optimum: the one to be fastest at.
-        maximum: the largest one; None where there is no limit.
+        minimum: Smallest size.
+        optimum: Size to optimize for.
+        maximum: Largest size; None for no limit.
 
     Raises:
-        UsageError: they are no whole numbers that a tensor's axis can have, or not in this order.
+        UsageError: If they are not valid axis sizes, or not in this order.
     """
 
     minimum: int
@@ -96,7 +97,7 @@ class AxisRange:
         """Read the fields by their names.
 
         Raises:
-            KeyError, TypeError, UsageError: it is something else.
+            KeyError, TypeError, UsageError: If the data is malformed.
         """
         sizes = data["minimum"], data["optimum"], data["maximum"]
         if not all(type(size) is int for size in sizes[:2]) or type(sizes[2]) not in (int, type(None)):
@@ -130,13 +131,13 @@ def read_image_size(text: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class TensorSpec:
-    """Name, element type and shape of one input or output.
+    """Name, element type and shape of an input or output.
 
     Attributes:
-        name: the tensor's name in the artifact.
+        name: Tensor name in the artifact.
         dtype: numpy's name of the element type, such as "float32".
-        shape: one entry an axis: a size, or the name of an axis whose size is free. An axis name that occurs twice
-            in a call stands for one size.
+        shape: One entry per axis: its size, or the name of a dynamic axis. A name stands for a single size throughout a
+            call.
     """
 
     name: str
@@ -151,10 +152,10 @@ class TensorSpec:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TensorSpec:
-        """Read what `to_dict` gives.
+        """Read the output of `to_dict`.
 
         Raises:
-            KeyError, TypeError: it is something else.
+            KeyError, TypeError: If the data is malformed.
         """
         name, dtype, shape = data["name"], data["dtype"], tuple(data["shape"])
         if (
@@ -167,32 +168,29 @@ class TensorSpec:
 
 
 def attention_for(outputs: Iterable[str]) -> Literal["eager", "sdpa"]:
-    """The attention of torch that can give these outputs: the fused one keeps no weights."""
+    """Attention implementation in torch for these outputs: the fused one keeps no attention weights."""
     return "eager" if any(name.startswith("attentions.") for name in outputs) else "sdpa"
 
 
-class PixelStage(str, enum.Enum):
-    """How far the image processor has gone with what a model takes; the model does the rest itself."""
+class PixelStage(TextEnum):
+    """The preprocessing that is done before the model; the model does the rest itself."""
 
-    NORMALIZED = "normalized"  # all the way: float
-    RESIZED = "resized"  # resized and cropped, not rescaled nor normalised: bytes
-    DECODED = "decoded"  # gray, RGB or RGBA as it is in the file, in any size: bytes
-
-    def __str__(self) -> str:
-        return self.value
+    NORMALIZED = "normalized"  # complete: float
+    RESIZED = "resized"  # resized and cropped, not rescaled or normalized: bytes
+    DECODED = "decoded"  # decoded gray, RGB or RGBA, in any size: bytes
 
 
 @dataclasses.dataclass(frozen=True)
 class PixelFormat:
-    """The format of an image that goes into a model.
+    """The format of a model's input image.
 
     Attributes:
-        stage: what was done to it.
-        layout: the order of the axes: "nchw", or "nhwc" for (batch, height, width, channels).
-        dtype: numpy's name of the element type: "float32" or "float16" for normalised images, else "uint8".
+        stage: Preprocessing stage.
+        layout: Axis order: "nchw" or "nhwc".
+        dtype: numpy's name of the element type: "float32" or "float16" for normalized images, else "uint8".
 
     Raises:
-        UsageError: the layout or the type is none that the stage can have.
+        UsageError: If the stage does not support the layout or the type.
     """
 
     stage: PixelStage = PixelStage.NORMALIZED
@@ -209,19 +207,19 @@ class PixelFormat:
                 )  # fmt: skip
 
     def shape(self, channels: int, size: tuple[Axis, Axis]) -> tuple[Axis | int, ...]:
-        """The axes of one image."""
+        """Axes of one image."""
         return (channels, *size) if self.layout == "nchw" else (*size, channels)
 
     def channels(self, shape: Sequence[int | str]) -> int | str:
-        """The number of channels of a batch of this shape."""
+        """Number of channels in a batch of this shape."""
         return shape[1 if self.layout == "nchw" else 3]
 
     def size(self, shape: tuple[Axis, ...]) -> tuple[Axis, ...]:
-        """The height and the width of a batch of this shape."""
+        """Height and width in a batch of this shape."""
         return shape[2:4] if self.layout == "nchw" else shape[1:3]
 
     def free_size(self, shape: tuple[int | str, ...]) -> tuple[str, ...]:
-        """The names of the height and the width of a batch of this shape, where they are free."""
+        """Names of the height and the width axes in a batch of this shape, if they are dynamic."""
         return tuple(axis for axis in self.size(shape) if isinstance(axis, str))
 
     @classmethod
@@ -229,12 +227,12 @@ class PixelFormat:
         """Read the fields by their names.
 
         Raises:
-            KeyError, TypeError, ValueError: it is something else.
+            KeyError, TypeError, ValueError: If the data is malformed.
         """
         return cls(PixelStage(data["stage"]), data["layout"], data["dtype"])
 
 
-# The layouts and the types of each.
+# Layouts and types of each stage.
 _PIXEL_FORMATS = {
     PixelStage.NORMALIZED: (("nchw",), ("float32", "float16")),
     PixelStage.RESIZED: (("nchw", "nhwc"), ("uint8",)),
@@ -244,25 +242,25 @@ _PIXEL_FORMATS = {
 
 @dataclasses.dataclass(frozen=True)
 class ExportSpec:
-    """The artifact that an exporter makes.
+    """The specification of an artifact.
 
     Attributes:
-        precision: what it computes in.
-        outputs: what it gives; see `vitdeploy.models.signature.output_names`. By default the head's outputs.
-        dynamic_image_size: whether it takes images of every size, interpolating positions itself; otherwise of the
-            model's own, its position table a constant.
-        pixels: what it takes for an image.
-        io_dtype: the type of what it gives, "float32" or "float16".
-        opset: of an ONNX graph; None for the exporter's choice.
-        optimize: "onnxruntime" for an ONNX graph with that runtime's own operators; None for a portable one.
-        keep_fp32: nodes of the graph that stay float32 in a lower precision, by the names of their first outputs.
-        target: of int8 and fp8: what is to run the graph, "cpu" or "tensorrt"; None for the precision's first.
-        scheme: of int8: "dynamic" or "static"; None for the exporter's choice.
-        calibration: of int8 and fp8: the method by which ranges are chosen; None and "auto" for the exporter's choice.
-        reduce_range: of int8 on a CPU: whether weights have 7 bits, for processors that add products in 16 bits.
-        smooth_quant: of int8 and fp8: how much of what sets the channels of activations apart is moved into weights,
-            from 0 to 1; "auto" for 0.65 where it has less error on images; "off" for nothing.
-        rest: of int8 and fp8 for TensorRT: what all that is not in 8 bits computes in, "fp16"; None for float32.
+        precision: Number format of the computation.
+        outputs: Output names; see `vitdeploy.models.signature.output_names`. Default: the head's outputs.
+        dynamic_image_size: True for any image size, with position embeddings interpolated in the graph; False for the
+            model's size, with a constant position table.
+        pixels: Input image format.
+        io_dtype: Output type, "float32" or "float16".
+        opset: ONNX opset; None for the exporter's choice.
+        optimize: "onnxruntime" for an ONNX graph with that runtime's fused operators; None for a portable graph.
+        keep_fp32: Nodes that stay float32 in a lower precision, named by their first outputs.
+        target: int8 and fp8: runtime the graph is built for, "cpu" or "tensorrt"; None for the precision's default.
+        scheme: int8: "dynamic" or "static"; None for the exporter's choice.
+        calibration: int8 and fp8: calibration method; None or "auto" for the exporter's choice.
+        reduce_range: int8 on a CPU: 7-bit weights, for processors that accumulate products in 16 bits.
+        smooth_quant: int8 and fp8: SmoothQuant migration strength, 0 to 1: how far differences between activation
+            channels move into weights. "auto" for 0.65 if that has less error on images; "off" for none.
+        rest: int8 and fp8 for TensorRT: precision of the layers that are not quantized, "fp16"; None for float32.
     """
 
     precision: Precision = Precision.FP32

@@ -46,11 +46,11 @@ class EngineRequest:
     """An engine to be built.
 
     Attributes:
-        library: of `vitdeploy.trt.library.LIBRARIES`.
-        onnx: the verified file of the ONNX artifact.
-        profiles: the sizes of its free axes; see `EngineOptions.profiles`.
-        timing_cache: the file of measured kernels, read if it is there and written again.
-        log: the file that the builder's log goes to.
+        library: Of `vitdeploy.trt.library.LIBRARIES`.
+        onnx: The verified file of the ONNX artifact.
+        profiles: The sizes of its free axes; see `EngineOptions.profiles`.
+        timing_cache: The file of measured kernels, read if it is there and written again.
+        log: The file that the builder's log goes to.
     """
 
     library: str
@@ -76,8 +76,8 @@ def check_request(library: str, options: EngineOptions) -> None:
     """Whether the library is here, and has the options.
 
     Raises:
-        UnavailableError: the library is not installed, or does not load.
-        UsageError: it does not have an option.
+        UnavailableError: If the library is not installed, or does not load.
+        UsageError: If it does not have an option.
     """
     check_options(load_library(library, f"exporting to {library}"), library, options)
 
@@ -86,11 +86,11 @@ def build_engine(request: EngineRequest, folder: Path, file: str) -> Built:
     """Write an engine to `file` in `folder`.
 
     Raises:
-        MissingDependencyError: the library is not installed.
-        DeviceError: the library, or an option, needs a GPU to build, and there is none.
-        UsageError: the library does not have an option.
-        CheckFailedError: it refuses the graph, or does not build it; the message names the log.
-        OSError: a file cannot be written.
+        MissingDependencyError: If the library is not installed.
+        DeviceError: If the library, or an option, needs a GPU to build, and there is none.
+        UsageError: If the library does not have an option.
+        CheckFailedError: If it refuses the graph, or does not build it; the message names the log.
+        OSError: If a file cannot be written.
     """
     trt = load_library(request.library, f"exporting to {request.library}")
     check_options(trt, request.library, request.options)

@@ -14,8 +14,8 @@ class Capability(NamedTuple):
     """One option of the builder.
 
     Attributes:
-        has: whether a library has it, and heeds it.
-        apply: set it in a builder's configuration, given the library, the configuration and the value. What it returns
+        has: Whether a library has it, and heeds it.
+        apply: Set it in a builder's configuration, given the library, the configuration and the value. What it returns
             says whether the library took it; None where it does not tell.
     """
 
@@ -96,7 +96,7 @@ def check_options(trt: Any, name: str, options: EngineOptions) -> None:
     """Raise UsageError unless the library has each option that differs from its default.
 
     Args:
-        name: of `vitdeploy.trt.library.LIBRARIES`.
+        name: Of `vitdeploy.trt.library.LIBRARIES`.
     """
     for option, value in options.chosen().items():
         if not CAPABILITIES[option].has(trt):
@@ -119,7 +119,7 @@ def configure(trt: Any, config: Any, options: EngineOptions) -> None:
     """Set every option that the library has, defaults included: they are ours, and the same in every version.
 
     Raises:
-        UsageError: the library does not take a value.
+        UsageError: If the library does not take a value.
     """
     for option, row in CAPABILITIES.items():
         value = getattr(options, option)

@@ -20,7 +20,7 @@ class BuildProgress:
     """Phases within phases, each of a number of steps, as one number that only grows.
 
     Args:
-        report: called with how much is done, of `OF`.
+        report: Called with how much is done, of `OF`.
     """
 
     def __init__(self, report: Callable[[int, int], None]) -> None:

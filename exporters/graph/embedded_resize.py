@@ -25,8 +25,8 @@ class _Axis(NamedTuple):
     """One side of the image.
 
     Attributes:
-        length: of the decoded image, an int64 scalar.
-        resized: of the resized image, an int64 scalar.
+        length: Of the decoded image, an int64 scalar.
+        resized: Of the resized image, an int64 scalar.
     """
 
     length: ir.Value
@@ -42,9 +42,9 @@ def embed_resize(model: ir.Model, processor: ImageProcessor) -> None:
     is a choice of the matrix's rows, and padding a row of zeros.
 
     Args:
-        model: takes `pixel_values` (batch, C, H, W) uint8, which it converts first; it will take (batch, height, width,
+        model: Takes `pixel_values` (batch, C, H, W) uint8, which it converts first; it will take (batch, height, width,
             C) uint8.
-        processor: of the size and the channels that the graph takes.
+        processor: Of the size and the channels that the graph takes.
 
     Raises:
         UsageError: see `check_embeddable`.
@@ -86,7 +86,7 @@ def check_embeddable(processor: ImageProcessor) -> tuple[int, int]:
     """The (height, width) that a processor gives, when a graph can do the same.
 
     Raises:
-        UsageError: its result depends on the image's size, or its filter is neither bilinear nor bicubic.
+        UsageError: If its result depends on the image's size, or its filter is neither bilinear nor bicubic.
     """
     if processor.output_size is None:
         raise UsageError(

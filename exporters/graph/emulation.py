@@ -17,7 +17,7 @@ def emulated(model: ir.Model, half: ir.DataType) -> ir.Model:
     half precision and add the products in float32.
 
     Args:
-        model: whose inputs and outputs are not in `half`, but for those that a Cast takes or makes.
+        model: Whose inputs and outputs are not in `half`, but for those that a Cast takes or makes.
         half: FLOAT16 or BFLOAT16.
     """
     twin = model.clone()

@@ -13,8 +13,8 @@ class MeasuredGraph:
     """A copy of a float32 graph with other outputs.
 
     Attributes:
-        model: it takes what the graph takes.
-        names: by the name of each output, the name of the value that it is computed from.
+        model: It takes what the graph takes.
+        names: By the name of each output, the name of the value that it is computed from.
     """
 
     model: ir.Model
@@ -29,9 +29,9 @@ def measured_graph(
     """A copy of a graph that gives a statistic of each value, computed by nodes that are added to the copy.
 
     Args:
-        model: in float32; it stays as it is.
-        values: inputs of the graph, or outputs of its nodes.
-        statistic: adds the nodes; by default the value itself is given.
+        model: In float32; it stays as it is.
+        values: Inputs of the graph, or outputs of its nodes.
+        statistic: Adds the nodes; by default the value itself is given.
     """
     twin = model.clone()
     graph = twin.graph

@@ -37,7 +37,7 @@ def write_onnx(model: ir.Model, path: Path, max_bytes: int = MAX_BYTES) -> tuple
         The names of the files, the model first.
 
     Raises:
-        OSError: a file cannot be written.
+        OSError: If a file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if sum(tensor.nbytes for tensor in _weights(model).values()) > max_bytes:
@@ -55,12 +55,12 @@ def _write_model(model: ir.Model, file: BinaryIO) -> None:
     proto = _without(model, set(weights))
     graph = proto.graph.SerializeToString(deterministic=True)
     proto.ClearField("graph")
-    headers = {name: _tensor_header(name, tensor) for name, tensor in weights.items()}
-    size = len(graph) + sum(_field_size(_GRAPH_INITIALIZER, size) for _, size in headers.values())
+    headers = {name: _initializer_header(name, tensor) for name, tensor in weights.items()}
+    size = len(graph) + sum(len(header) + weights[name].nbytes for name, header in headers.items())
     file.write(proto.SerializeToString(deterministic=True))
     file.write(_field(_MODEL_GRAPH, size) + graph)
-    for name, (header, size) in headers.items():
-        file.write(_field(_GRAPH_INITIALIZER, size) + header)
+    for name, header in headers.items():
+        file.write(header)
         file.write(weights[name].tobytes())  # little-endian, and packed where an element is less than a byte
 
 
@@ -89,26 +89,20 @@ def _weights(model: ir.Model) -> dict[str, ir.TensorProtocol]:
     }
 
 
-def _tensor_header(name: str, tensor: ir.TensorProtocol) -> tuple[bytes, int]:
-    """All of a TensorProto but its last bytes, the raw data, and its size with them."""
+def _initializer_header(name: str, tensor: ir.TensorProtocol) -> bytes:
+    """The field of a graph with a TensorProto, but for its last bytes, the raw data."""
     proto = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape.numpy())
-    header = proto.SerializeToString(deterministic=True) + _field(_TENSOR_RAW_DATA, tensor.nbytes)
-    return header, len(header) + tensor.nbytes
+    header: bytes = proto.SerializeToString(deterministic=True) + _field(_TENSOR_RAW_DATA, tensor.nbytes)
+    return _field(_GRAPH_INITIALIZER, len(header) + tensor.nbytes) + header
 
 
 def _field(number: int, size: int) -> bytes:
-    """Tag and length of a length-delimited field."""
-    return _varint(number << 3 | 2) + _varint(size)
-
-
-def _field_size(number: int, size: int) -> int:
-    return len(_field(number, size)) + size
-
-
-def _varint(value: int) -> bytes:
+    """Tag and length of a length-delimited field, each in 7 bits a byte, the lowest first."""
     parts = bytearray()
-    while value > 0x7F:
-        parts.append(value & 0x7F | 0x80)
-        value >>= 7
-    parts.append(value)
+    for value in (number << 3 | 2, size):
+        rest = value
+        while rest > 0x7F:
+            parts.append(rest & 0x7F | 0x80)
+            rest >>= 7
+        parts.append(rest)
     return bytes(parts)

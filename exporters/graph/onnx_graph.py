@@ -44,10 +44,10 @@ class TracedGraph:
     """The float32 graph of a model, before it gets its precision and is written.
 
     Attributes:
-        model: the graph, which the later steps change in place.
-        pixels: format of the images that the graph takes now.
-        quantized: how it was quantized, for the manifest; empty where it was not.
-        largest: the largest magnitude of each of its values, by name, where its precision depends on that.
+        model: The graph, which the later steps change in place.
+        pixels: Format of the images that the graph takes now.
+        quantized: How it was quantized, for the manifest; empty where it was not.
+        largest: The largest magnitude of each of its values, by name, where its precision depends on that.
     """
 
     model: ir.Model
@@ -72,12 +72,12 @@ class TracedGraph:
         """Write `onnx/model.onnx` with a free batch axis; it passes onnx's full check before.
 
         Args:
-            max_bytes: weights beyond this go to `model.onnx.data` beside the model.
+            max_bytes: Weights beyond this go to `model.onnx.data` beside the model.
 
         Raises:
-            UsageError: there is no such node to keep in float32.
-            CheckFailedError: the graph is not valid, or does not have the model's inputs and outputs.
-            OSError: a file cannot be written.
+            UsageError: If there is no such node to keep in float32.
+            CheckFailedError: If the graph is not valid, or does not have the model's inputs and outputs.
+            OSError: If a file cannot be written.
         """
         spec, graph = self.spec, self.model
         options = {"opset": self.opset, **self.quantized, **self._set_precision()}
@@ -136,7 +136,14 @@ class TracedGraph:
     def _check(self) -> None:
         for specs, values in ((self.inputs, self.model.graph.inputs), (self.outputs, self.model.graph.outputs)):
             want = [(spec.name, spec.dtype, spec.shape) for spec in specs]
-            got = [(value.name, _dtype(value), tuple(_axis(axis) for axis in value.shape or ())) for value in values]
+            got = [
+                (
+                    value.name,
+                    None if value.dtype is None else value.dtype.numpy().name,
+                    tuple(axis if isinstance(axis, int) else axis.value for axis in value.shape or ()),
+                )
+                for value in values
+            ]
             if want != got:
                 raise CheckFailedError(
                     f"the exported graph has {got} instead of {want}; please report this model",
@@ -157,13 +164,13 @@ def trace_onnx(model: VisionTransformer, spec: ExportSpec, processor: ImageProce
     a CPU the two are equally fast.
 
     Args:
-        model: in float32; it stays as it is.
-        spec: the artifact. LayerNormalization is one operator at every opset, Gelu from 20.
-        processor: of the bundle; the graph does what it leaves out, see `ExportSpec.pixels`.
+        model: In float32; it stays as it is.
+        spec: The artifact. LayerNormalization is one operator at every opset, Gelu from 20.
+        processor: Of the bundle; the graph does what it leaves out, see `ExportSpec.pixels`.
 
     Raises:
-        UsageError: the opset is not from 18 to 23, or there is no such output.
-        CheckFailedError: torch's exporter fails.
+        UsageError: If the opset is not from 18 to 23, or there is no such output.
+        CheckFailedError: If torch's exporter fails.
     """
     opset = DEFAULT_OPSET if spec.opset is None else spec.opset
     check_opset(opset)
@@ -188,11 +195,3 @@ def check_opset(opset: int, lowest: int = OPSETS.start) -> None:
             f"opset takes {lowest} to {OPSETS.stop - 1} here, got {shown(opset, 80)}",
             what="opset", expected=range(lowest, OPSETS.stop), found=opset,
         )  # fmt: skip
-
-
-def _dtype(value: ir.Value) -> str | None:
-    return None if value.dtype is None else value.dtype.numpy().name
-
-
-def _axis(axis: int | ir.SymbolicDim) -> int | str | None:
-    return axis if isinstance(axis, int) else axis.value

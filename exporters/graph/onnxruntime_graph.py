@@ -26,8 +26,8 @@ def write_optimized(model: ir.Model, path: Path, max_bytes: int = MAX_BYTES) -> 
         The names of the files, the model first.
 
     Raises:
-        CheckFailedError: the result is not valid, or has other inputs or outputs.
-        OSError: a file cannot be written.
+        CheckFailedError: If the result is not valid, or has other inputs or outputs.
+        OSError: If a file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:

@@ -12,7 +12,7 @@ from onnxscript.rewriter import rewrite
 from vitdeploy.exporters.graph.initializers import TRANSPOSED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     import onnx_ir as ir
 
@@ -23,21 +23,18 @@ def fold_constants(model: ir.Model) -> None:
     A size of an image or a batch is known where its axis is fixed. Not applied to what a free axis takes part in, and
     to operators that draw random numbers. A weight that was transposed keeps its name, with ".transposed" behind it.
     """
-    named = dict(_transposed(model.graph))
+    transposed = [node for node in model.graph if node.op_type == "Transpose"]
+    named = {
+        str(node.outputs[0].name): f"{source.name}{TRANSPOSED}"
+        for node in transposed
+        if (source := node.inputs[0]) is not None and source.is_initializer()
+    }
     # Without a limit, or the position table, which holds the class token, would be put together at every run.
     fold(model, onnx_shape_inference=True, input_size_limit=sys.maxsize, output_size_limit=sys.maxsize)
     for before, name in named.items():
         weight = model.graph.initializers.get(before)
         if weight is not None and name not in model.graph.initializers:
             weight.name = name
-
-
-def _transposed(graph: ir.Graph) -> Iterator[tuple[str, str]]:
-    """The name of a folded transposed weight, and its new name."""
-    for node in graph:
-        source = node.inputs[0] if node.op_type == "Transpose" else None
-        if source is not None and source.is_initializer():
-            yield str(node.outputs[0].name), f"{source.name}{TRANSPOSED}"
 
 
 def drop_superfluous_nodes(model: ir.Model) -> None:
@@ -48,14 +45,10 @@ def drop_superfluous_nodes(model: ir.Model) -> None:
     has another use, or is an output.
     """
     rewrite(model)
-    if not any(node.op_type == "Identity" and _joins_outputs(node) for node in model.graph):
+    outputs = set(model.graph.outputs)
+    identities = [node for node in model.graph if node.op_type == "Identity"]
+    if not any(outputs.issuperset((*node.inputs, *node.outputs)) for node in identities):  # which would get one name
         common.IdentityEliminationPass()(model)
-
-
-def _joins_outputs(node: ir.Node) -> bool:
-    """Whether one value is two outputs, which would both get one name."""
-    value = node.inputs[0]
-    return value is not None and value.is_graph_output() and node.outputs[0].is_graph_output()
 
 
 def drop_dead_code(model: ir.Model) -> None:
@@ -76,19 +69,17 @@ def merge_duplicated_constants(model: ir.Model) -> None:
     """
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     initializers = model.graph.initializers
-    weights = {name: value for name, value in initializers.items() if _may_be_a_weight(value)}
+    weights = {
+        name: value
+        for name, value in initializers.items()
+        if value.dtype is None or value.shape is None or (value.dtype.is_floating_point() and len(value.shape) > 0)
+    }
     for name in weights:
         del initializers[name]
     common.DeduplicateInitializersPass()(model)
     constants = dict(initializers)
     initializers.clear()
     initializers.update(weights | constants)
-
-
-def _may_be_a_weight(value: ir.Value) -> bool:
-    if value.dtype is None or value.shape is None:
-        return True
-    return value.dtype.is_floating_point() and len(value.shape) > 0
 
 
 def merge_repeated_nodes(model: ir.Model) -> None:

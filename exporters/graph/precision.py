@@ -28,10 +28,10 @@ class Kept:
     """The nodes that stay in float32.
 
     Attributes:
-        operators: by rule.
-        nodes: by what was observed, by their weights, or because they were asked for: the names of their first outputs.
-        limit: the largest value that others may have.
-        largest: the largest value that was observed.
+        operators: By rule.
+        nodes: By what was observed, by their weights, or because they were asked for: the names of their first outputs.
+        limit: The largest value that others may have.
+        largest: The largest value that was observed.
     """
 
     operators: tuple[str, ...]
@@ -67,14 +67,14 @@ def set_precision(
     largest that `dtype` has. Where two types meet, a value is cast once for all its users.
 
     Args:
-        model: in float32, with the type of every value.
+        model: In float32, with the type of every value.
         dtype: FLOAT, FLOAT16 or BFLOAT16.
-        io: of the graph's floating-point inputs and outputs.
-        largest: the largest magnitude observed, by the names of `activations`.
-        keep: nodes that stay in float32 too, by the names of their first outputs.
+        io: Of the graph's floating-point inputs and outputs.
+        largest: The largest magnitude observed, by the names of `activations`.
+        keep: Nodes that stay in float32 too, by the names of their first outputs.
 
     Raises:
-        UsageError: there is no such node.
+        UsageError: If there is no such node.
     """
     graph, nodes = model.graph, _on_data_path_or_dequantized(model)
     floats = {
@@ -134,19 +134,19 @@ class _Casts:
 
     def __init__(self, graph: ir.Graph) -> None:
         self._graph = graph
-        self._made: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+        self._casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
 
     def of(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         if value.dtype == dtype:
             return value
-        if (value, dtype) not in self._made:
+        if (value, dtype) not in self._casts:
             make = self._convert if value.is_initializer() else self._cast
-            self._made[value, dtype] = make(value, dtype, f"{value.name}_{dtype.name.lower()}")
-        return self._made[value, dtype]
+            self._casts[value, dtype] = make(value, dtype, f"{value.name}_{dtype.name.lower()}")
+        return self._casts[value, dtype]
 
     def drop_unused(self) -> None:
         """Drop the weights that are only used in another type now, which get their names."""
-        for (value, _), cast in self._made.items():
+        for (value, _), cast in self._casts.items():
             if value.is_initializer() and not value.uses():
                 for old in (value, cast):
                     del self._graph.initializers[str(old.name)]

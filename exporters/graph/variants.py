@@ -23,11 +23,11 @@ class Variants:
     """One graph in a lower precision, and the nodes of it that can be kept in float32.
 
     Attributes:
-        nodes: those that compute in the lower precision where they are not kept, by the names of their first outputs,
+        nodes: Those that compute in the lower precision where they are not kept, by the names of their first outputs,
             in the order of the graph.
-        write: writes the variant that keeps these nodes to a file, from which ONNX Runtime computes on a CPU what the
+        write: Writes the variant that keeps these nodes to a file, from which ONNX Runtime computes on a CPU what the
             variant computes, with every rounding.
-        labels: what nodes are called after their weights, such as "layers.0.mlp.fc1", by their names; those that have
+        labels: What nodes are called after their weights, such as "layers.0.mlp.fc1", by their names; those that have
             such weights. The addition of a bias is called as the product that it is added to.
     """
 
@@ -40,7 +40,7 @@ def half_variants(source: Path | OpenedFile, precision: Precision) -> Variants:
     """Variants of a float32 graph in half precision, as `export` makes them, but that nothing was observed.
 
     Args:
-        source: the graph, of ONNX's own operators.
+        source: The graph, of ONNX's own operators.
         precision: fp16 or bf16.
     """
     model = read_onnx_ir(source)
@@ -52,7 +52,11 @@ def half_variants(source: Path | OpenedFile, precision: Precision) -> Variants:
 
 def _write_half(model: ir.Model, half: ir.DataType, kept: Collection[str], path: Path) -> None:
     twin = model.clone()
-    of_float16 = any(value.dtype == ir.DataType.FLOAT16 for value in (*twin.graph.inputs, *twin.graph.outputs))
-    io = ir.DataType.FLOAT16 if of_float16 else ir.DataType.FLOAT
+    io = ir.DataType.FLOAT16 if takes_half(twin) else ir.DataType.FLOAT
     set_precision(twin, half, io, {}, kept)
     write_onnx(emulated(twin, half), path)
+
+
+def takes_half(model: ir.Model) -> bool:
+    """Whether an input or an output of a graph is float16."""
+    return any(value.dtype == ir.DataType.FLOAT16 for value in (*model.graph.inputs, *model.graph.outputs))

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from vitdeploy.exporters.graph.initializers import CORRECTED, register
+from vitdeploy.exporters.graph.precision import name_of
 from vitdeploy.exporters.quantization.schemes.scheme import Scheme
 from vitdeploy.exporters.quantization.smoothing_places import array_of, bias_of, is_weight, weight_of
 from vitdeploy.exporters.quantization.weights import rounded_matrix
@@ -24,9 +25,9 @@ def correct_biases(
     Nothing is added to the graph; a product without a bias stays as it is.
 
     Args:
-        model: in float32, smoothed.
-        scheme: how weights are rounded.
-        products: the nodes that are to compute in 8 bits.
+        model: In float32, smoothed.
+        scheme: How weights are rounded.
+        products: The nodes that are to compute in 8 bits.
         means: (C,) the mean of each channel of what they take, by name.
     """
     for product in products:
@@ -44,10 +45,27 @@ def correct_biases(
         before = add.inputs[index]
         if not is_weight(before) or array_of(before).shape != lost.shape:
             continue
-        name = f"{before.name}{CORRECTED}"
-        while name in model.graph.initializers:
-            name += "_"
-        corrected = (array_of(before) + lost).astype(np.float32)
-        add.replace_input_with(index, register(model.graph, name, ir.Tensor(corrected)))
-        if not before.uses():
-            del model.graph.initializers[str(before.name)]
+        set_bias(model.graph, add, index, ir.Tensor((array_of(before) + lost).astype(np.float32)))
+
+
+def set_bias(graph: ir.Graph, add: ir.Node, index: int, corrected: ir.TensorProtocol) -> None:
+    """Make `add` take a corrected bias, under a name of its own, for its input `index`."""
+    before = add.inputs[index]
+    if before is None:
+        raise TypeError(f"{add} must add a bias")
+    name = f"{before.name}{CORRECTED}"
+    while name in graph.initializers:
+        name += "_"
+    add.replace_input_with(index, register(graph, name, corrected))
+    if not before.uses():
+        del graph.initializers[str(before.name)]
+
+
+def recorded_biases(graph: ir.Graph) -> dict[str, ir.TensorProtocol]:
+    """The corrected biases of a graph, by the names of the first outputs of the Add nodes that take them."""
+    return {
+        name_of(node): value.const_value
+        for node in graph
+        for value in node.inputs
+        if is_weight(value) and value.const_value is not None and str(value.name).rstrip("_").endswith(CORRECTED)
+    }

@@ -31,9 +31,9 @@ class Candidate:
     """A way to quantize a graph.
 
     Attributes:
-        method: calibration method, see `vitdeploy.exporters.quantization.ranges.methods`; None for dynamic ranges.
-        smooth: smoothing before the graph is quantized; None for none.
-        margin: share by which the ranges of "minmax" are wider than the values seen.
+        method: Calibration method, see `vitdeploy.exporters.quantization.ranges.methods`; None for dynamic ranges.
+        smooth: Smoothing before the graph is quantized; None for none.
+        margin: Share by which the ranges of "minmax" are wider than the values seen.
     """
 
     scheme: Scheme
@@ -54,8 +54,8 @@ class Activations:
     """Measurements of the activations that a candidate quantizes, by their names; empty without images.
 
     Attributes:
-        extremes: of the float32 graph.
-        ranges: of the smoothed graph, by a histogram; empty for "minmax", whose ranges come from the extremes.
+        extremes: Of the float32 graph.
+        ranges: Of the smoothed graph, by a histogram; empty for "minmax", whose ranges come from the extremes.
     """
 
     extremes: Mapping[str, Extremes] = dataclasses.field(default_factory=dict)
@@ -74,15 +74,15 @@ def quantize(
     """Quantize a graph in place.
 
     Args:
-        model: in float32, with shapes.
-        activations: measured on the same graph.
-        keep: nodes that stay in float32, by the names of their first outputs.
+        model: In float32, with shapes.
+        activations: Measured on the same graph.
+        keep: Nodes that stay in float32, by the names of their first outputs.
 
     Returns:
         The nodes that compute in 8 bits, by the names of their first outputs.
 
     Raises:
-        UsageError: there is no node to quantize, or no such node to keep.
+        UsageError: If there is no node to quantize, or no such node to keep.
     """
     scheme, smooth, extremes = candidate.scheme, candidate.smooth, activations.extremes
     nodes = quantizable(model, scheme, keep)

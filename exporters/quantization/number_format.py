@@ -31,7 +31,7 @@ class NumberFormat:
 
     Attributes:
         dtype: ONNX's type of q.
-        symmetric: whether the zero point is always 0.
+        symmetric: Whether the zero point is always 0.
     """
 
     dtype: ir.DataType

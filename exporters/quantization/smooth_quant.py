@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitdeploy.errors import UsageError
 from vitdeploy.exporters.graph.initializers import SMOOTHED
 from vitdeploy.exporters.graph.precision import name_of
 from vitdeploy.exporters.quantization.smoothing_places import NORM, array_of, find_places, is_weight
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from vitdeploy.exporters.quantization.ranges.extremes import Extremes
     from vitdeploy.exporters.quantization.smoothing_places import Place
+
+_KIND = operator.attrgetter("kind")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,21 +39,16 @@ class SmoothQuant:
     pooled output; photographs left out in four folds): mean 0.99936, 5th percentile 0.9987 instead of 0.99909 and
     0.9976; rms alone 0.99909 and 0.9981; the mean over images of each image's maximum 0.99901 and 0.9979.
 
+    s has 16 significant bits, so that the rounded float32 values which it divided tell it exactly: `recorded_scales`.
+
     Attributes:
-        strength: how much of the difference between channels moves into the weights: from 0, where theirs is evened
+        strength: How much of the difference between channels moves into the weights: from 0, where theirs is evened
             out, to 1, where the activation's is. The paper's alpha; 0.5 is what it recommends.
-        multiply: whether places that take a Mul are smoothed.
+        multiply: Whether places that take a Mul are smoothed.
     """
 
     strength: float = 0.5
     multiply: bool = True
-
-    def __post_init__(self) -> None:
-        if isinstance(self.strength, bool) or not 0 <= self.strength <= 1:
-            raise UsageError(
-                f"smooth_quant takes a strength from 0 to 1, got {self.strength!r:.80}",
-                what="smooth_quant", found=self.strength,
-            )  # fmt: skip
 
     def smooth(
         self, model: ir.Model, extremes: Mapping[str, Extremes], kept: Collection[str] = ()
@@ -59,15 +56,15 @@ class SmoothQuant:
         """Rewrite a graph in place.
 
         Args:
-            model: in float32, with shapes.
-            extremes: of the activations of the places that are smoothed, by name.
-            kept: products that stay float32, by the names of their first outputs; a Mul for them alone is left out.
+            model: In float32, with shapes.
+            extremes: Of the activations of the places that are smoothed, by name.
+            kept: Products that stay float32, by the names of their first outputs; a Mul for them alone is left out.
 
         Returns:
             By the name of what products take now: of what it was made, and (C,) what that was divided by.
         """
         divided = {}
-        for place in sorted(find_places(model), key=lambda place: place.kind):  # values before the norm before them
+        for place in sorted(find_places(model), key=_KIND):  # values before the norm before them
             if place.name in extremes and self.divides(place, kept):
                 scales = self._scales(extremes[place.name].magnitudes, place.rows())
                 divided[place.divide(model.graph, scales)] = place.name, scales
@@ -80,7 +77,7 @@ class SmoothQuant:
 
     def divides(self, place: Place, kept: Collection[str]) -> bool:
         """Whether that is done at a place, where these products stay float32."""
-        return place.kind != "mlp" or (self.multiply and not all(name_of(each) in kept for each in place.products))
+        return not idle(place, kept) and (self.multiply or place.kind != "mlp")
 
     def _scales(self, of_activation: NDArray[np.float32], of_weights: NDArray[np.float32]) -> NDArray[np.float32]:
         """(C,) s; 1 where a channel, or what multiplies it, is nothing, or s would be no float32."""
@@ -90,25 +87,39 @@ class SmoothQuant:
         scales[usual] = a**self.strength / w ** (1 - self.strength)
         limits = np.finfo(np.float32)
         held = (scales >= limits.tiny) & (scales <= 1 / limits.tiny)
-        return np.where(held, scales, 1).astype(np.float32)
+        return _short(np.where(held, scales, 1))
 
 
-def smooth_alike(model: ir.Model, smoothed: ir.Model) -> None:
-    """Rewrite a graph in place by the scales of another one, which was smoothed before it was quantized.
+def idle(place: Place, kept: Collection[str]) -> bool:
+    """Whether a place takes a Mul, and for products alone that stay float32."""
+    return place.kind == "mlp" and all(name_of(each) in kept for each in place.products)
+
+
+def recorded_scales(model: ir.Model, smoothed: ir.Model) -> dict[str, NDArray[np.float32]]:
+    """The (C,) scales by which places of a graph were smoothed before it was quantized, by the names of the places.
 
     They are told from both graphs: from the scale or the bias of a LayerNormalization, from the largest weight of each
     column of the projection of values, which 8 bits hold exactly, and from the factors of a Mul.
 
     Args:
-        model: in float32, with shapes; `smoothed` was made from it.
-        smoothed: whose values have the same names. Where it was not smoothed, nothing is changed.
+        model: In float32, with shapes; `smoothed` was made from it. It is smoothed here.
+        smoothed: Whose values have the same names.
     """
+    recorded = {}
     makers = {str(value.name): node for node in smoothed.graph for value in node.outputs}
-    for place in sorted(find_places(model), key=lambda place: place.kind, reverse=True):
+    for place in sorted(find_places(model), key=_KIND, reverse=True):
         find = {"layer_norm": _of_norm, "attention": _of_values, "mlp": _of_factors}[place.kind]
         scales = find(place, makers)
         if scales is not None:
-            place.divide(model.graph, scales)
+            recorded[place.name] = _short(scales)
+            place.divide(model.graph, recorded[place.name])
+    return recorded
+
+
+def _short(scales: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Rounded to 16 significant bits."""
+    fraction, exponent = np.frexp(scales)
+    return np.asarray(np.ldexp(np.rint(np.ldexp(fraction, 16)), exponent - 16), np.float32)
 
 
 def _of_norm(place: Place, makers: Mapping[str, ir.Node]) -> NDArray[np.float32] | None:
@@ -121,7 +132,10 @@ def _of_norm(place: Place, makers: Mapping[str, ir.Node]) -> NDArray[np.float32]
 
 
 def _of_values(place: Place, makers: Mapping[str, ir.Node]) -> NDArray[np.float32] | None:
-    """From the columns of the projection, and its bias, where the names of what takes the activation tell of it."""
+    """From the columns of the projection, where the names of what takes the activation tell of it.
+
+    A column of zeros leaves its bias to tell, which for other columns may be corrected for rounded weights.
+    """
     before, add = place.values_projection, place.values_bias
     weights = [_written_weight(makers.get(name_of(each))) for each in place.products]
     if before is None or not all(weight is not None and SMOOTHED in str(weight[0].name) for weight in weights):
@@ -132,7 +146,7 @@ def _of_values(place: Place, makers: Mapping[str, ir.Node]) -> NDArray[np.float3
     olds, news = [old[1]], [new[1]]
     if add is not None and name_of(add) in makers:
         for found, node in ((olds, add), (news, makers[name_of(add)])):
-            found.extend(np.abs(array_of(each)) for each in node.inputs if is_weight(each))
+            found.extend(np.where(old[1] > 0, 0, array_of(each)) for each in node.inputs if is_weight(each))
     return _ratio(np.stack(olds), np.stack(news)) if len(olds) == len(news) else None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import TypeGuard
+from typing import TypeGuard, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from vitdeploy.exporters.graph.initializers import SMOOTHED, register
 
+T = TypeVar("T")
 NORM = "LayerNormalization"
 # What ends the first half of an MLP: Gelu, Relu, or a Mul, as of gated ones and of x * sigmoid(x).
 _ACTIVATIONS = ("Gelu", "Relu", "Mul")
@@ -31,9 +32,9 @@ class Place:
 
     Attributes:
         kind: "layer_norm", "attention" or "mlp".
-        products: the MatMul nodes that take it, and nothing else does.
-        values_projection: of "attention": the MatMul whose columns are divided.
-        values_bias: of "attention": the Add behind it; None where the model has none.
+        products: The MatMul nodes that take it, and nothing else does.
+        values_projection: Of "attention": the MatMul whose columns are divided.
+        values_bias: Of "attention": the Add behind it; None where the model has none.
     """
 
     kind: str
@@ -61,14 +62,14 @@ class Place:
         inverse = (1 / scales.astype(np.float64)).astype(np.float32)
         name = self.name
         if self.kind == "layer_norm":
-            norm = _node(self.value.producer())
+            norm = _given(self.value.producer())
             for index in range(1, len(norm.inputs)):
                 _scale_input(graph, norm, index, inverse)
         elif self.kind == "attention":
-            projection = _node(self.values_projection)
+            projection = _given(self.values_projection)
             _scale_input(graph, projection, 1, inverse)
             if self.values_bias is not None:
-                _scale_input(graph, self.values_bias, _bias_input(self.values_bias), inverse)
+                _scale_input(graph, self.values_bias, _given(_constant_input(self.values_bias)), inverse)
         else:
             name = self._multiply(graph, inverse)
         weights: dict[ir.Value, ir.Value] = {}
@@ -87,7 +88,7 @@ class Place:
         node = ir.node("Mul", [self.value, factors])
         result = node.outputs[0]
         result.name, result.type, result.shape = name, self.value.type, self.value.shape
-        graph.insert_after(_node(self.value.producer()), node)
+        graph.insert_after(_given(self.value.producer()), node)
         for product in self.products:
             product.replace_input_with(0, result)
         return name
@@ -106,7 +107,7 @@ def _place(value: ir.Value) -> Place | None:
     if not all(node.op_type == "MatMul" and index == 0 and _has_matrix(node) for node, index in uses):
         return None
     products = tuple(node for node, _ in uses)
-    maker = _node(value.producer())
+    maker = _given(value.producer())
     if maker.op_type == NORM:
         return Place("layer_norm", value, products) if all(map(is_weight, maker.inputs[1:])) else None
     if maker.op_type in _ACTIVATIONS:
@@ -127,7 +128,9 @@ def _values_projection(value: ir.Value, channels: int) -> tuple[ir.Node, ir.Node
     heads, source = None, value
     for op_type, index in _ATTENTION:
         node = source.producer()
-        if node is None or node.op_type != op_type or (op_type == "Transpose" and _axes(node) != _HEADS_FIRST):
+        if node is None or node.op_type != op_type:
+            return None
+        if op_type == "Transpose" and list(node.attributes.get_ints("perm", ())) != _HEADS_FIRST:
             return None
         if op_type == "MatMul":
             heads = node.inputs[1]
@@ -139,13 +142,12 @@ def _values_projection(value: ir.Value, channels: int) -> tuple[ir.Node, ir.Node
     count, width = heads.shape[1], heads.shape[3]
     if not (isinstance(count, int) and isinstance(width, int) and count * width == channels):
         return None
-    node, bias = _node(source.producer()), None
-    if node.op_type == "Add" and _constant_input(node) is not None:
-        index = _bias_input(node)
-        source = _given(node.inputs[1 - index])
-        if _shape(_given(node.inputs[index])) != (channels,) or not _is_single(source):
+    node, bias = _given(source.producer()), None
+    if node.op_type == "Add" and (at := _constant_input(node)) is not None:
+        source = _given(node.inputs[1 - at])
+        if _shape(_given(node.inputs[at])) != (channels,) or not _is_single(source):
             return None
-        node, bias = _node(source.producer()), node
+        node, bias = _given(source.producer()), node
     if node.op_type != "MatMul" or not _has_matrix(node) or _shape(weight_of(node))[1] != channels:
         return None
     return node, bias
@@ -161,21 +163,9 @@ def bias_of(product: ir.Node) -> tuple[ir.Node, int] | None:
     return None if index is None or len(_shape(_given(add.inputs[index]))) != 1 else (add, index)
 
 
-def _axes(transpose: ir.Node) -> list[int] | None:
-    perm = transpose.attributes.get("perm")
-    return None if perm is None else list(perm.as_ints())
-
-
 def _constant_input(node: ir.Node) -> int | None:
     """The position of the first input that is a weight."""
     return next((index for index, value in enumerate(node.inputs) if is_weight(value)), None)
-
-
-def _bias_input(add: ir.Node) -> int:
-    index = _constant_input(add)
-    if index is None:
-        raise TypeError(f"{add} must add a weight")
-    return index
 
 
 def _is_single(value: ir.Value) -> bool:
@@ -212,16 +202,10 @@ def _shape(weight: ir.Value) -> tuple[int, ...]:
     return tuple(weight.const_value.shape.numpy())
 
 
-def _given(value: ir.Value | None) -> ir.Value:
-    if value is None:
-        raise TypeError("an input that a node must have is left out")
-    return value
-
-
-def _node(node: ir.Node | None) -> ir.Node:
-    if node is None:
-        raise TypeError("a node that a place must have is not there")
-    return node
+def _given(part: T | None) -> T:
+    if part is None:
+        raise TypeError("a node or an input that a place must have is not there")
+    return part
 
 
 def _scale_input(graph: ir.Graph, node: ir.Node, index: int, factors: NDArray[np.float32]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import numpy as np
@@ -21,18 +22,20 @@ class QuantizedWeight(NamedTuple):
     axis: int
 
 
+@dataclasses.dataclass(frozen=True)
 class Weights:
     """The weights of a graph in 8 bits, each once, however many nodes use it.
 
-    Args:
-        graph: it gets the new initializers.
-        number_format: symmetric.
-        per_channel: whether each output channel has its own scale.
+    Attributes:
+        graph: It gets the new initializers.
+        number_format: Symmetric.
+        per_channel: Whether each output channel has its own scale.
     """
 
-    def __init__(self, graph: ir.Graph, number_format: NumberFormat, *, per_channel: bool) -> None:
-        self._graph, self._format, self._per_channel = graph, number_format, per_channel
-        self._made: dict[tuple[ir.Value, int], QuantizedWeight] = {}
+    graph: ir.Graph
+    number_format: NumberFormat
+    per_channel: bool
+    _made: dict[tuple[ir.Value, int], QuantizedWeight] = dataclasses.field(default_factory=dict, init=False)
 
     def of(self, node: ir.Node) -> QuantizedWeight:
         """The quantized weight of a node, its second input."""
@@ -47,23 +50,23 @@ class Weights:
     def drop_unused(self) -> None:
         """Drop the weights that nothing takes in float32 any more."""
         for weight, _ in self._made:
-            if not weight.uses() and weight.name in self._graph.initializers:
-                del self._graph.initializers[str(weight.name)]
+            if not weight.uses() and weight.name in self.graph.initializers:
+                del self.graph.initializers[str(weight.name)]
 
     def _quantized(self, weight: ir.Value, axis: int, tensor: ir.TensorProtocol) -> QuantizedWeight:
-        values = tensor.numpy()
-        scales, along = column_scales(values, axis, self._format, per_channel=self._per_channel)
+        values, number_format = tensor.numpy(), self.number_format
+        scales, along = column_scales(values, axis, number_format, per_channel=self.per_channel)
 
         def content() -> ir.TensorProtocol:  # when it is written, so that not all are in memory twice
-            return ir.Tensor(self._format.quantized(tensor.numpy(), scales.reshape(along)), dtype=self._format.dtype)
+            return ir.Tensor(number_format.quantized(tensor.numpy(), scales.reshape(along)), dtype=number_format.dtype)
 
-        lazy = ir.LazyTensor(content, self._format.dtype, ir.Shape(values.shape))
-        zeros = np.zeros(scales.shape, self._format.dtype.numpy())
-        suffix = "" if f"{weight.name}_scale" not in self._graph.initializers else f"_axis{axis}"
+        lazy = ir.LazyTensor(content, number_format.dtype, ir.Shape(values.shape))
+        zeros = np.zeros(scales.shape, number_format.dtype.numpy())
+        suffix = "" if f"{weight.name}_scale" not in self.graph.initializers else f"_axis{axis}"
         return QuantizedWeight(
-            register(self._graph, f"{weight.name}_quantized{suffix}", lazy),
-            register(self._graph, f"{weight.name}_scale{suffix}", ir.Tensor(scales)),
-            register(self._graph, f"{weight.name}_zero_point{suffix}", ir.Tensor(zeros, dtype=self._format.dtype)),
+            register(self.graph, f"{weight.name}_quantized{suffix}", lazy),
+            register(self.graph, f"{weight.name}_scale{suffix}", ir.Tensor(scales)),
+            register(self.graph, f"{weight.name}_zero_point{suffix}", ir.Tensor(zeros, dtype=number_format.dtype)),
             axis,
         )
 

@@ -39,12 +39,12 @@ def write_torchscript(
     from there.
 
     Args:
-        function: its weights constants of its graph.
-        path: the file; its name is in the bytes.
-        extra_files: what is to lie beside the code, by name.
+        function: Its weights constants of its graph.
+        path: The file; its name is in the bytes.
+        extra_files: What is to lie beside the code, by name.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: If the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with _saved(function, extra_files) as whole, tempfile.TemporaryDirectory(dir=path.parent) as folder:

@@ -47,7 +47,7 @@ class TracedFunction:
         puts on the device that it is given and `.to()` does not move.
 
         Raises:
-            OSError: a file cannot be written.
+            OSError: If a file cannot be written.
         """
         served, path = self.served, f"torchscript/model_{self.precision}.pt"
         with _quiet():
@@ -66,11 +66,11 @@ def trace_torchscript(model: VisionTransformer, spec: ExportSpec, processor: Ima
     """Make a model ready to be traced; inputs and outputs keep the types of `spec` whatever the precision.
 
     Args:
-        model: in float32; it stays as it is.
-        processor: of the bundle; the model does what it leaves out, see `ExportSpec.pixels`.
+        model: In float32; it stays as it is.
+        processor: Of the bundle; the model does what it leaves out, see `ExportSpec.pixels`.
 
     Raises:
-        UsageError: there is no such output.
+        UsageError: If there is no such output.
     """
     attention = attention_for(output_names(model, spec.outputs))
     if spec.pixels.stage is not PixelStage.NORMALIZED:

@@ -29,14 +29,14 @@ class KernelCache:
     caller to see that nothing runs while it is saved.
 
     Args:
-        config: the library's runtime configuration, which then uses it.
-        file: where it is kept; None where it is not.
-        disposable: whether a file that cannot be used is replaced, and one that cannot be written left out.
-        made_by: the library and its version.
+        config: The library's runtime configuration, which then uses it.
+        file: Where it is kept; None where it is not.
+        disposable: Whether a file that cannot be used is replaced, and one that cannot be written left out.
+        made_by: The library and its version.
 
     Raises:
-        DeviceError: the file is no cache of this library, and not disposable; or the library uses none.
-        InputError: it cannot be read, and is not disposable.
+        DeviceError: If the file is no cache of this library, and not disposable; or the library uses none.
+        InputError: If it cannot be read, and is not disposable.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class KernelCache:
         """Write the file.
 
         Raises:
-            OutputError: it cannot be written, and is not disposable.
+            OutputError: If it cannot be written, and is not disposable.
         """
         self._saved_s = time.monotonic()
         if self.file is None:
@@ -93,7 +93,7 @@ class KernelCache:
             return file.read()
 
 
-def own_cache(backend: str, file: FileRecord, version: str, gpu: Gpu) -> Path | None:
+def default_cache(backend: str, file: FileRecord, version: str, gpu: Gpu) -> Path | None:
     """The file for an engine's compiled kernels in the user's cache; None where that cannot be written."""
     cache = user_cache()
     if cache is None:

@@ -80,10 +80,10 @@ def choose_profile(profiles: Sequence[ProfileShapes], shapes: Shapes) -> int:
     """The number of the profile that takes these shapes, and is fastest nearest to them.
 
     Args:
-        profiles: the smallest, the best and the largest shape of each input.
+        profiles: The smallest, the best and the largest shape of each input.
 
     Raises:
-        UsageError: none takes them.
+        UsageError: If none takes them.
     """
     fitting = [
         index

@@ -17,13 +17,13 @@ class Memory:
     """Memory of the current device.
 
     Args:
-        size: in bytes, from 1 up.
+        size: In bytes, from 1 up.
 
     Attributes:
-        address: where it begins, a multiple of 256 (CUDA programming guide, "Device Memory Accesses").
+        address: Where it begins, a multiple of 256 (CUDA programming guide, "Device Memory Accesses").
 
     Raises:
-        DeviceError: there is not enough.
+        DeviceError: If there is not enough.
     """
 
     def __init__(self, size: int) -> None:
@@ -38,10 +38,10 @@ class Tensor:
     """An array in pinned host memory, and as much memory on the device.
 
     Attributes:
-        array: the host's memory; the device's is at `address`.
+        array: The host's memory; the device's is at `address`.
 
     Raises:
-        DeviceError: there is not enough memory.
+        DeviceError: If there is not enough memory.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
@@ -88,7 +88,7 @@ class Stream:
         """Wait until all is done.
 
         Raises:
-            DeviceError: some of it failed.
+            DeviceError: If some of it failed.
         """
         check("finish the work", self._cuda.cudaStreamSynchronize(self.handle))
 
@@ -96,7 +96,7 @@ class Stream:
         """Record the work that `work` submits to this stream as a graph; it does not run.
 
         Raises:
-            DeviceError: some of it cannot be captured.
+            DeviceError: If some of it cannot be captured.
         """
         mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         check("begin a CUDA graph", self._cuda.cudaStreamBeginCapture(self.handle, mode))
@@ -136,7 +136,7 @@ def on_device(index: int) -> Iterator[None]:
     """Make a device the calling thread's current one in this block, and the one before it again afterwards.
 
     Raises:
-        DeviceError: it cannot be used.
+        DeviceError: If it cannot be used.
     """
     cuda = cuda_runtime()
     before = int(check("tell the current device", cuda.cudaGetDevice()))
@@ -152,8 +152,8 @@ def wait_for(arrays: Iterable[DeviceArray], gpu: int) -> None:
     """Wait until the work that is queued on arrays of a GPU is done.
 
     Raises:
-        MissingDependencyError: cuda-python is not installed.
-        DeviceError: some of it failed.
+        MissingDependencyError: If cuda-python is not installed.
+        DeviceError: If some of it failed.
     """
     with on_device(gpu):
         stream = Stream()

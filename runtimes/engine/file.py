@@ -10,7 +10,7 @@ from typing import Any
 
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.errors import BundleError
-from vitdeploy.runtimes.engine.cache import own_cache
+from vitdeploy.runtimes.engine.cache import default_cache
 from vitdeploy.runtimes.engine.compatibility import check_hardware, check_version, rebuild_line
 from vitdeploy.specs import TensorSpec
 from vitdeploy.trt.gpu import find_gpu
@@ -22,12 +22,12 @@ class EngineFile:
     """An engine and its tensors. Loading one can run code: open only files that are verified.
 
     Attributes:
-        inputs: that it takes; an engine does not name its axes.
-        content: of the file, where it was read already.
-        weights: the ONNX file of an engine that was written without weights.
-        host_code: whether the engine brings a runtime of its own version, which may then run.
-        takes_weights: whether it was built to be given other weights (`EngineRuntime.refit`).
-        cache: the file for its compiled kernels where the caller names none; it may be replaced, or left unwritten.
+        inputs: That it takes; an engine does not name its axes.
+        content: Of the file, where it was read already.
+        weights: The ONNX file of an engine that was written without weights.
+        host_code: Whether the engine brings a runtime of its own version, which may then run.
+        takes_weights: Whether it was built to be given other weights (`EngineRuntime.refit`).
+        cache: The file for its compiled kernels where the caller names none; it may be replaced, or left unwritten.
     """
 
     path: Path
@@ -47,12 +47,12 @@ def opened_engine(
     """The engine of that precision, and its weights as long as the block lasts.
 
     Args:
-        backend: the library's name, which is the artifact's format.
-        index: of the GPU; None for the first.
+        backend: The library's name, which is the artifact's format.
+        index: Of the GPU; None for the first.
 
     Raises:
-        UnavailableError: the engine was built for another system, version or GPU, or the GPU cannot be had.
-        BundleError: a file was altered, or is missing.
+        UnavailableError: If the engine was built for another system, version or GPU, or the GPU cannot be had.
+        BundleError: If a file was altered, or is missing.
     """
     artifact = bundle.artifact(backend, precision)
     (record,) = artifact.files
@@ -64,7 +64,7 @@ def opened_engine(
         path, artifact.inputs, artifact.outputs, content,
         host_code=artifact.options.get("version_compatible") is True,
         takes_weights=artifact.options.get("refit") is True,
-        cache=own_cache(backend, record, library.__version__, gpu) if compiles_on_target(library) else None,
+        cache=default_cache(backend, record, library.__version__, gpu) if compiles_on_target(library) else None,
     )  # fmt: skip
     if artifact.options.get("strip_weights") is not True:
         yield engine

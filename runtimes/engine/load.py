@@ -19,9 +19,9 @@ def open_engine(library: Any, backend: str, file: EngineFile, logger: Any) -> tu
     """The library's runtime, and the engine that it loads from a file, with its weights.
 
     Raises:
-        OtherHardwareError: it was built for another GPU.
-        DeviceError: it does not load, or does not take the weights.
-        BundleError: it does not take and give what is stated.
+        OtherHardwareError: If it was built for another GPU.
+        DeviceError: If it does not load, or does not take the weights.
+        BundleError: If it does not take and give what is stated.
     """
     runtime = make_runtime(library, backend, logger)
     if file.host_code:

@@ -23,13 +23,13 @@ class ShapePlan:
     The first run is not captured: many shapes are seen once, and the library's set-up for a shape cannot be captured.
 
     Args:
-        context: the library's execution context, without memory of its own (`USER_MANAGED`).
-        capture: whether the work is captured as a CUDA graph here; False where the library does that itself, or none
-            is wanted.
-        errors: of the library's logger; the last one is the reason where a call fails.
+        context: The library's execution context, without memory of its own (`USER_MANAGED`).
+        capture: Whether the work is captured as a CUDA graph here; False where the library does that itself, or none is
+            wanted.
+        errors: Of the library's logger; the last one is the reason where a call fails.
 
     Raises:
-        DeviceError: there is not enough memory, or the engine does not take the shapes.
+        DeviceError: If there is not enough memory, or the engine does not take the shapes.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class ShapePlan:
         """Run the engine once; the results are the caller's own.
 
         Raises:
-            DeviceError: it failed, or cannot be captured.
+            DeviceError: If it failed, or cannot be captured.
         """
         for name, tensor in self._inputs.items():
             np.copyto(tensor.array, feeds[name])
@@ -82,8 +82,8 @@ class ShapePlan:
         It is not captured: a CUDA graph would have the addresses of these very arrays.
 
         Raises:
-            UsageError: an output has another shape than the engine gives; the plan is as before.
-            DeviceError: it failed.
+            UsageError: If an output has another shape than the engine gives; the plan is as before.
+            DeviceError: If it failed.
         """
         for name, output in self._outputs.items():
             if arrays[name].shape != output.array.shape:

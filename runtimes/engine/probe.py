@@ -15,7 +15,7 @@ def smallest_engine(library: Any, backend: str) -> bytes:
     """An engine that negates `X`, built on the current device.
 
     Raises:
-        DeviceError: it was not built.
+        DeviceError: If it was not built.
     """
     logger = make_logger(library)
     builder = make_builder(library, backend, logger)

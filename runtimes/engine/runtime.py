@@ -41,14 +41,14 @@ class EngineRuntime(Runtime):
     """An engine on a GPU.
 
     Args:
-        engine: the engine. Loading one can run code: open only files that are verified.
+        engine: The engine. Loading one can run code: open only files that are verified.
         device: "cuda" or "cuda:1".
 
     Raises:
-        OtherHardwareError: the engine was built for another GPU.
-        DeviceError: the device cannot be had, or the library does not load the engine.
-        UsageError: an option is not the library's.
-        BundleError: the engine does not take and give what is stated.
+        OtherHardwareError: If the engine was built for another GPU.
+        DeviceError: If the device cannot be had, or the library does not load the engine.
+        UsageError: If an option is not the library's.
+        BundleError: If the engine does not take and give what is stated.
     """
 
     library: ClassVar[Any]
@@ -102,9 +102,9 @@ class EngineRuntime(Runtime):
         """Open the bundle's engine of that precision.
 
         Raises:
-            UsageError: an option is invalid, or not the library's.
-            UnavailableError: the engine was built for another system, version or GPU, or the GPU cannot be had.
-            BundleError: a file was altered, or is missing.
+            UsageError: If an option is invalid, or not the library's.
+            UnavailableError: If the engine was built for another system, version or GPU, or the GPU cannot be had.
+            BundleError: If a file was altered, or is missing.
         """
         index = cuda_index(cls.backend, device)
         check_outputs({"runtime_cache": options.runtime_cache}, {}, bundle=bundle.path)
@@ -117,6 +117,14 @@ class EngineRuntime(Runtime):
             return {f"cuda:{gpu.index}": cls._problem(gpu.index) for gpu in find_gpus()}
         except UnavailableError as exc:
             return {"cuda": str(exc)}
+
+    @classmethod
+    def builds_here(cls) -> bool:
+        try:
+            smallest_engine(cls.library, cls.backend)
+        except UnavailableError:
+            return False
+        return True
 
     @classmethod
     def _problem(cls, index: int) -> str | None:
@@ -134,13 +142,13 @@ class EngineRuntime(Runtime):
         """Give the engine the weights of another ONNX file of the same graph, when the runs in progress are done.
 
         Args:
-            onnx: the file; its weights have the names, shapes and types of the one that the engine was built from.
+            onnx: The file; its weights have the names, shapes and types of the one that the engine was built from.
 
         Raises:
-            UsageError: the engine was not built with `--refit`, or does not take these weights, and has those before;
-                or the runtime is closed.
-            InputError: the file cannot be read.
-            DeviceError: the library failed in between; the runtime is closed.
+            UsageError: If the engine was not built with `--refit`, or does not take these weights, and has those
+                before; or the runtime is closed.
+            InputError: If the file cannot be read.
+            DeviceError: If the library failed in between; the runtime is closed.
         """
         path = Path(onnx)
         with readable(path, "an ONNX file"):
@@ -191,7 +199,7 @@ class EngineRuntime(Runtime):
         """Hold off new runs in this block, which begins when those in progress are done.
 
         Raises:
-            UsageError: the runtime is closed.
+            UsageError: If the runtime is closed.
         """
         with self._gate, self._idle:
             self._idle.wait_for(lambda: self._running == 0)

@@ -403,7 +403,7 @@ def test_options_that_no_engine_can_have_are_refused_before_anything_is_made(
 @pytest.mark.parametrize(
     ("arguments", "name"),
     [
-        (["--to", "onnx", "--batch", "1:2:4"], "--batch"),
+        (["--to", "onnx", "--batch", "1:2:4", "--random-weights", "vit-tiny-patch16-32"], "--batch"),
         (["--to", "tensorrt-rtx", "--batch", "4:2:1"], "--batch"),
         (["--to", "tensorrt-rtx", "--batch", "1:2"], "--batch"),
         (["--to", "tensorrt-rtx", "--batch", "0"], "--batch"),

@@ -26,7 +26,8 @@ from vitdeploy import (
     ValidationOptions,
 )
 from vitdeploy.errors import CheckpointError, UsageError
-from vitdeploy.exporting.graph_options import check_scheme, spec_of
+from vitdeploy.exporters.quantization.schemes.lookup import scheme_for
+from vitdeploy.exporting.graph_options import spec_of
 from vitdeploy.specs import PixelFormat, PixelStage
 from vitdeploy.system.option_fields import changed, options_in
 
@@ -60,7 +61,7 @@ ARRAY = np.zeros((2, 2))  # of a repr in two lines, and neither true nor false
         (Quantization, "scheme", "x"),
         (Quantization, "reduce_range", None),
         (Quantization, "rest", "bf16"),
-        *((Quantization, "smooth_quant", value) for value in (2, -0.1, "on", True, math.nan, None, 10**400, ARRAY)),
+        *((Quantization, "smooth_quant", value) for value in (1.1, -0.1, "on", True, math.nan, None, 10**400, ARRAY)),
         *((Quantization, "accuracy", value) for value in (0.99, "99%")),
         *((SourceOptions, "seed", value) for value in (-1, 2**63, 1.5, True, None)),
         *((SourceOptions, name, value) for name in ("random_weights", "revision", "token") for value in (5, b"a")),
@@ -160,7 +161,7 @@ def test_options_that_are_not_for_a_format_or_a_precision(given: dict[str, Any],
 def test_a_scheme_that_cannot_be(precision: str, quantization: Quantization, what: str) -> None:
     spec = spec_of("onnx", precision, GraphOptions(), quantization, None)
     with raises(UsageError, what=what):
-        check_scheme(spec, calibrated=quantization.calibration is not None)
+        scheme_for(spec, calibrated=quantization.calibration is not None)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from raising import raises
 
 from vitdeploy.errors import OutputError
 from vitdeploy.files import atomic, locks
-from vitdeploy.files.atomic import exclusive, replace_folder, staged_folder, write_file
+from vitdeploy.files.atomic import replace_folder, staged_folder, write_file
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -179,7 +179,7 @@ def test_a_file_beyond_the_limit_of_the_process(tmp_path: Path) -> None:
 
 
 def test_writers_wait_for_each_other(tmp_path: Path) -> None:
-    with exclusive(tmp_path / "out"):
+    with locks.locked(tmp_path):
         other = run_python(
             """
             import fcntl, os, sys
@@ -326,7 +326,7 @@ def test_what_cannot_be_moved_back_is_named(tmp_path: Path, monkeypatch: pytest.
     assert [path.name for path in tmp_path.iterdir()] == [previous.name]
 
 
-@pytest.mark.parametrize("write", [put, lambda target: exclusive(target).__enter__()])
+@pytest.mark.parametrize("write", [put, lambda target: locks.locked(target.parent).__enter__()])
 def test_a_lock_that_is_not_released_is_an_error_that_names_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], None]
 ) -> None:

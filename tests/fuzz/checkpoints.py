@@ -12,7 +12,7 @@ from fuzz.cases import DAMAGED, PASSED, UNAVAILABLE, Case, accept
 from fuzz.damage import choose, damaged, odd_json
 from fuzz.special_files import copy_tree, replace, rewrite
 from fuzz.weights import odd_safetensors
-from vitdeploy.models.config_keys import Effect, rules_of
+from vitdeploy.models.config_keys import RULES, Effect
 from vitdeploy.sources.read import Checkpoint, read_checkpoint
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Configs:
         self._folders = [base / "checkpoint", *sorted((base / "timm").iterdir())]
         self._configs = [json.loads((folder / "config.json").read_bytes()) for folder in self._folders]
         self._expected = [outputs_of(read_checkpoint(folder)) for folder in self._folders]
-        self._keys = tuple(rules_of("vit") | rules_of("beit") | rules_of("dinov2"))
+        self._keys = tuple(RULES["vit"] | RULES["beit"] | RULES["dinov2"])
 
     def make(self, rng: np.random.Generator, folder: Path) -> Case:
         which = 0 if rng.random() < 0.6 else int(rng.integers(len(self._folders)))
@@ -53,7 +53,7 @@ class Configs:
         config = checkpoint / "config.json"
         note, text, key = odd_json(rng, self._configs[which], more_keys=self._keys if which == 0 else ())
         rewrite(config, text)
-        rule = rules_of("vit").get(key or "")
+        rule = RULES["vit"].get(key or "")
         same = which == 0 and key is not None and (rule is None or rule.effect is Effect.CARRIED)
         if rng.random() < _SPECIAL_SHARE:
             note, same = replace(rng, config)

@@ -65,12 +65,9 @@ def test_other_formats_are_refused_and_start_no_process(monkeypatch: pytest.Monk
 @pytest.fixture
 def _known_again() -> Iterator[None]:
     """Pillow's formats are looked up in the test, and after it."""
-    caches = image_formats._is_decoded, image_formats._register
-    for cache in caches:
-        cache.cache_clear()
+    image_formats._decodable.cache_clear()
     yield
-    for cache in caches:
-        cache.cache_clear()
+    image_formats._decodable.cache_clear()
 
 
 @pytest.mark.parametrize(

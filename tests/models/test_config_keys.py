@@ -22,7 +22,7 @@ from models.parity import TOLERANCES, answers, images, masks
 from vitdeploy.errors import CheckpointError
 from vitdeploy.models.checkpoint import make_model
 from vitdeploy.models.config import ViTConfig
-from vitdeploy.models.config_keys import COMMON, OF_FAMILY, Effect, rules_of
+from vitdeploy.models.config_keys import COMMON, OF_FAMILY, RULES, Effect
 from vitdeploy.models.families import FAMILIES
 from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.models.weights import read_weights
@@ -55,7 +55,7 @@ def test_the_families_are_those_that_are_supported() -> None:
 def test_every_attribute_of_a_configuration_class_is_in_the_table(family: str) -> None:
     config = CLASSES[family]()
     keys = {*config.to_dict(), *vars(config), *(field.name for field in dataclasses.fields(config))}
-    assert keys - rules_of(family).keys() == set()
+    assert keys - RULES[family].keys() == set()
 
 
 @BY_FAMILY
@@ -63,7 +63,7 @@ def test_every_key_that_the_models_read_is_in_the_table(family: str) -> None:
     modules = {inspect.getmodule(getattr(transformers, head.name)) for head in HEADS if head.family == family}
     read = {key for module in modules if module is not None for key in attributes_read(inspect.getsource(module))}
     assert len(read) > 10
-    assert read - {"post_init", "get_text_config"} - rules_of(family).keys() == set()
+    assert read - {"post_init", "get_text_config"} - RULES[family].keys() == set()
 
 
 def attributes_read(source: str) -> Iterator[str]:
@@ -108,7 +108,7 @@ def test_what_every_version_reads_by_itself_is_in_the_table() -> None:
 
 @BY_FAMILY
 def test_no_other_keys_are_refused(family: str) -> None:
-    assert {key for key, rule in rules_of(family).items() if rule.effect is Effect.REFUSED} == set(REFUSED.split())
+    assert {key for key, rule in RULES[family].items() if rule.effect is Effect.REFUSED} == set(REFUSED.split())
 
 
 @BY_FAMILY
@@ -188,7 +188,7 @@ def assert_equal(want: dict[str, Tensor], got: dict[str, Tensor]) -> None:
 APPLIED_CASES = [
     (family, key)
     for family in FAMILIES
-    for key, rule in rules_of(family).items()
+    for key, rule in RULES[family].items()
     if rule.effect is Effect.APPLIED and key not in NOT_COMPUTED
     if (family, HEADS_OF_KEY.get(key)) != ("vit_mae", Task.CLASSIFICATION)  # it has no classifier
 ]
@@ -249,7 +249,7 @@ REFUSED = """
 CARRIED_CASES = [
     (family, key)
     for family in FAMILIES
-    for key, rule in rules_of(family).items()
+    for key, rule in RULES[family].items()
     if rule.effect is Effect.CARRIED and key not in OTHER.split()
     # of a backbone's or a segmentation's class: not written, or one with another; the others of theirs are here
     if key not in ("_out_features", "_out_indices", "stage_names", "segmentation_indices", "add_fpn", "mask_ratio")

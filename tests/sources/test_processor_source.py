@@ -36,7 +36,7 @@ from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.sources.hub import resolve
 from vitdeploy.sources.read import random_checkpoint, read_checkpoint
-from vitdeploy.sources.written_processor import given_processor, own_processor
+from vitdeploy.sources.written_processor import checkpoint_processor, given_processor
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
@@ -533,7 +533,7 @@ def test_timms_defaults_are_named() -> None:
     for without, kind in ((False, "timm"), (True, "timm-defaults")):
         if without:
             del config["pretrained_cfg"]
-        found = own_processor(files, config, (32, 32), ViTConfig())
+        found = checkpoint_processor(files, config, (32, 32), ViTConfig())
         assert found is not None
         assert found.origin == ProcessorOrigin(kind)
 

@@ -33,11 +33,11 @@ class Opened:
 
     Attributes:
         kind: "device memory", "pinned memory", "stream", "graph" or "executable".
-        device: that was current when it was opened.
-        size: of memory, in bytes.
-        flags: of a stream.
-        work: that waits in a stream, or is in a graph.
-        keep: what must live as long.
+        device: That was current when it was opened.
+        size: Of memory, in bytes.
+        flags: Of a stream.
+        work: That waits in a stream, or is in a graph.
+        keep: What must live as long.
     """
 
     kind: str
@@ -52,10 +52,10 @@ class FakeCuda:
     """The functions of `cuda.bindings.runtime` that are used, with two devices.
 
     Attributes:
-        live: what is open, by CUDA's handle or address of it.
-        streams: every stream that was opened.
-        room: how many allocations there is room for.
-        copies: how many copies were asked for.
+        live: What is open, by CUDA's handle or address of it.
+        streams: Every stream that was opened.
+        room: How many allocations there is room for.
+        copies: How many copies were asked for.
     """
 
     cudaStreamNonBlocking = 1  # noqa: N815  (CUDA's names)
@@ -218,7 +218,7 @@ class OnTheGpu:
     """An array that says that it is on a GPU, in the memory of an array of numpy or torch.
 
     Attributes:
-        streams: that were made to wait for it, and -1 where none was.
+        streams: That were made to wait for it, and -1 where none was.
     """
 
     def __init__(self, array: Any, device: tuple[int, int] = (2, 1)) -> None:
@@ -238,7 +238,7 @@ class OfAnOlderLibrary(OnTheGpu):
     """One whose capsules have no flags.
 
     Attributes:
-        read_only: what its `__cuda_array_interface__` says.
+        read_only: What its `__cuda_array_interface__` says.
     """
 
     read_only = False
@@ -358,13 +358,13 @@ class FakeEngine:
     """Takes "x" (batch, 4) and gives "y" (batch), both float32.
 
     Attributes:
-        executed: the profile and the stream of each time that a context was executed.
-        contexts: how many there were.
-        scratch: bytes that a row needs.
-        device_memory_size_v2: bytes that the largest of all shapes needs.
+        executed: The profile and the stream of each time that a context was executed.
+        contexts: How many there were.
+        scratch: Bytes that a row needs.
+        device_memory_size_v2: Bytes that the largest of all shapes needs.
         refuses: "profile", "shape" or the name of a tensor, which its contexts then do not take.
-        shapes_fail: whether no shapes can be inferred.
-        unspecified: the names of what `infer_shapes` cannot do without.
+        shapes_fail: Whether no shapes can be inferred.
+        unspecified: The names of what `infer_shapes` cannot do without.
     """
 
     num_io_tensors = 2

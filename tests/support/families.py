@@ -37,10 +37,10 @@ class Head:
     """One class of transformers.
 
     Attributes:
-        family: its model_type.
-        name: of the class.
-        task: what it computes.
-        processor: the class of its image processor, without "Pil".
+        family: Its model_type.
+        name: Of the class.
+        task: What it computes.
+        processor: The class of its image processor, without "Pil".
     """
 
     family: str

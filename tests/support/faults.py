@@ -35,12 +35,12 @@ def perturb_layer(
     """Multiply every weight matrix of one layer in an ONNX artifact by 1 + `share` times a standard normal draw.
 
     Args:
-        bundle: a copy that may be spoilt.
-        layer: its index, from 0.
-        part: the attention's matrices or the MLP's alone; both by default.
-        precision: of the artifact.
-        share: the perturbation, as a share of each weight.
-        seed: of the draw.
+        bundle: A copy that may be spoilt.
+        layer: Its index, from 0.
+        part: The attention's matrices or the MLP's alone; both by default.
+        precision: Of the artifact.
+        share: The perturbation, as a share of each weight.
+        seed: Of the draw.
     """
     path = bundle.path / bundle.artifact("onnx", precision).files[0].path
     model = onnx.load(path)

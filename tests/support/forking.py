@@ -36,8 +36,8 @@ class Outcome:
     """How a child ended.
 
     Attributes:
-        answer: what it gave, or the error that it raised; None where it gave nothing.
-        exit_code: negative for a signal; None where it had to be killed.
+        answer: What it gave, or the error that it raised; None where it gave nothing.
+        exit_code: Negative for a signal; None where it had to be killed.
     """
 
     answer: Any
@@ -48,9 +48,9 @@ def in_child(work: Callable[[], Any], leave: Callable[[int], Any] = os._exit, *,
     """Do something in a forked child, and leave it by `leave`.
 
     Args:
-        work: its result is JSON; a VitDeployError that it raises is the answer, too.
+        work: Its result is JSON; a VitDeployError that it raises is the answer, too.
         leave: `sys.exit` for the usual end of a process, which destroys what there is.
-        limit_s: the child is killed then. Of a child of a child: less, so that none is left.
+        limit_s: The child is killed then. Of a child of a child: less, so that none is left.
     """
     reading, writing = os.pipe()
     with warnings.catch_warnings():

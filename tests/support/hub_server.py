@@ -47,18 +47,18 @@ class Hub:
     """The server's state; tests change it while it runs.
 
     Attributes:
-        url: what to give as HF_ENDPOINT.
-        cdn_url: another origin, where large files are redirected to.
-        requests: all requests, in order.
-        private: the token of each repository that only its token can see.
-        gated: the repositories whose files need a token that was granted access.
-        granted: the tokens that were granted access to gated repositories.
-        failures: a status that all requests to the route "info", "file" or "blob" are answered with.
-        cuts: how many bytes of a large file's body to send before the connection breaks, one entry a response.
-        missing_bytes: how much less than the announced size a large file has.
-        writers: the namespaces that each token may write to, the user's own first.
-        ignored: the names of files that a repository's `.gitignore` keeps out of commits.
-        moves: whether another commit comes first, whenever one is sent.
+        url: What to give as HF_ENDPOINT.
+        cdn_url: Another origin, where large files are redirected to.
+        requests: All requests, in order.
+        private: The token of each repository that only its token can see.
+        gated: The repositories whose files need a token that was granted access.
+        granted: The tokens that were granted access to gated repositories.
+        failures: A status that all requests to the route "info", "file" or "blob" are answered with.
+        cuts: How many bytes of a large file's body to send before the connection breaks, one entry a response.
+        missing_bytes: How much less than the announced size a large file has.
+        writers: The namespaces that each token may write to, the user's own first.
+        ignored: The names of files that a repository's `.gitignore` keeps out of commits.
+        moves: Whether another commit comes first, whenever one is sent.
     """
 
     url: str = ""

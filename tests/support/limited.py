@@ -46,9 +46,9 @@ class Limited:
     """A process that ended.
 
     Attributes:
-        code: its exit code.
-        errors: what it wrote to stderr.
-        peak_bytes: the most that it had in memory (its maximum resident set).
+        code: Its exit code.
+        errors: What it wrote to stderr.
+        peak_bytes: The most that it had in memory (its maximum resident set).
     """
 
     code: int
@@ -60,10 +60,10 @@ def run_limited(code: str, *arguments: object, address_space: int = 6 * GIB, spa
     """Run Python code with `arguments`, on one thread; where nothing can be limited or measured, the test is skipped.
 
     Args:
-        code: calls `limit()` when it has imported what it needs.
-        arguments: its `sys.argv`, from 1 on.
-        address_space: that it may have, in bytes.
-        spare: instead, how much it may have beyond what it has when it calls `limit()`.
+        code: Calls `limit()` when it has imported what it needs.
+        arguments: Its `sys.argv`, from 1 on.
+        address_space: That it may have, in bytes.
+        spare: Instead, how much it may have beyond what it has when it calls `limit()`.
     """
     if not sys.platform.startswith("linux"):
         pytest.skip("address spaces are limited on Linux alone")

@@ -36,11 +36,11 @@ def write_npz(
     """Write `model`, made with `NPZ_CONFIG`, as a Google checkpoint, and return the arrays that were written.
 
     Args:
-        path: the file, whose name ends in `.npz`.
-        model: transformers' ViTForImageClassification, or ViTModel, whose pooler becomes `pre_logits`.
-        spelling: one of SPELLINGS.
-        prefix: put before every key, such as `opt/target/`.
-        dtype: numpy's name of a type, or bfloat16.
+        path: The file, whose name ends in `.npz`.
+        model: Transformers' ViTForImageClassification, or ViTModel, whose pooler becomes `pre_logits`.
+        spelling: One of SPELLINGS.
+        prefix: Put before every key, such as `opt/target/`.
+        dtype: Numpy's name of a type, or bfloat16.
     """
     arrays = {prefix + key: array_of(tensor, dtype) for key, tensor in google_weights(model, spelling).items()}
     save_arrays(path, arrays)

@@ -20,10 +20,10 @@ def with_outliers(checkpoint: Path, folder: Path, factor: float, *, seed: int = 
     """A copy of a ViT in transformers' layout with some channels scaled up, and the weights that take them down.
 
     Args:
-        checkpoint: a folder.
-        folder: of the copy.
-        factor: how far they stand out. Those of attention's values no LayerNormalization can take back.
-        seed: which channels.
+        checkpoint: A folder.
+        folder: Of the copy.
+        factor: How far they stand out. Those of attention's values no LayerNormalization can take back.
+        seed: Which channels.
     """
     shutil.copytree(checkpoint, folder)
     weights = load_file(folder / "model.safetensors")

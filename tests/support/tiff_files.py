@@ -30,12 +30,12 @@ def write_tiff(
 
     Args:
         values: (H, W) or (H, W, C) whole numbers.
-        bits: of a sample.
-        order: of the bytes: "<" or ">".
-        photometric: what 0 is.
-        compression: of the strip.
+        bits: Of a sample.
+        order: Of the bytes: "<" or ">".
+        photometric: What 0 is.
+        compression: Of the strip.
         sample_format: 1 unsigned, 2 signed.
-        more: further tags, of one SHORT each.
+        more: Further tags, of one SHORT each.
     """
     height, width, samples = *values.shape[:2], values[0, 0].size
     strip = _packed(values, bits, order)

@@ -35,7 +35,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """Every field that a file sets, by its name in the schema; int64 as text, as protobuf's JSON has it.
 
     Raises:
-        ParseError: a field, a type or a value is none of the schema's.
+        ParseError: If a field, a type or a value is none of the schema's.
     """
     message = text_format.Parse(path.read_text(encoding="utf-8"), _model_config()())
     found: dict[str, Any] = json_format.MessageToDict(message, preserving_proto_field_name=True)

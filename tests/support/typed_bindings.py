@@ -49,11 +49,11 @@ class Library:
     """A module of bindings.
 
     Args:
-        module: the module.
+        module: The module.
 
     Attributes:
         used: "class.attribute" of everything that was asked for.
-        answers: by the same names, values in place of those that stand for a return type.
+        answers: By the same names, values in place of those that stand for a return type.
     """
 
     def __init__(self, module: Any) -> None:

@@ -15,7 +15,7 @@ from vitdeploy.bundle.external_data import check_external_data
 from vitdeploy.bundle.manifest import CONFIG, MANIFEST, Artifact, FileRecord, Manifest
 from vitdeploy.bundle.manifest_parser import parse_manifest
 from vitdeploy.errors import BundleChangedError, BundleError, UsageError, VitDeployError, shown
-from vitdeploy.files.file_kinds import PROCESSOR_CONFIGS
+from vitdeploy.files.file_kinds import PROCESSOR_CONFIGS, is_model_file_name
 from vitdeploy.files.json_text import json_object, strict_json
 from vitdeploy.files.opened import FileChangedError, FileDiffersError, OpenedFile, VerifiedFile, opened_folder
 from vitdeploy.files.regular_file import MOST_TEXT_BYTES, read_regular
@@ -68,7 +68,7 @@ class Bundle:
         """The bundle at its place now, which holds the same model with the same image processor.
 
         Raises:
-            BundleChangedError: it holds another.
+            BundleChangedError: If it holds another.
             BundleError: as `open`.
         """
         now = Bundle.open(self.path)
@@ -81,7 +81,7 @@ class Bundle:
         """Read `config.json` and the image processor's files, once: later calls return the same value.
 
         Raises:
-            BundleError: one is missing or altered, or lies in the folder although the manifest does not name it; or
+            BundleError: If one is missing or altered, or lies in the folder although the manifest does not name it; or
                 `config.json` is not JSON.
         """
         if self._config is None:
@@ -147,12 +147,12 @@ class Bundle:
         meanwhile. At the end of the block it is checked that none was written to.
 
         Args:
-            records: of the manifest.
-            by_name: see `opened_artifact`.
+            records: Of the manifest.
+            by_name: See `opened_artifact`.
 
         Raises:
-            BundleError: a file is missing, unreadable or altered.
-            BundleChangedError: the bundle was replaced since its manifest was read, or a file written to meanwhile.
+            BundleError: If a file is missing, unreadable or altered.
+            BundleChangedError: If the bundle was replaced since its manifest was read, or a file written to meanwhile.
         """
         names = {record.path: self.path / record.path for record in records} if by_name else None
         with self._open(records, names) as files:
@@ -163,8 +163,8 @@ class Bundle:
         """`opened` of an artifact's files; of several, by names in their folder, where the first finds the others.
 
         Args:
-            artifact: of the manifest.
-            by_name: whether the handles are to be the files' own paths, for a library that opens them again later; at
+            artifact: Of the manifest.
+            by_name: Whether the handles are to be the files' own paths, for a library that opens them again later; at
                 the end of the block they are checked to lead to the hashed content.
 
         Raises:
@@ -200,7 +200,7 @@ class Bundle:
 
         Raises:
             BundleError: as `read_config` and `opened_artifact`.
-            BundleChangedError: the bundle was replaced since its manifest was read.
+            BundleChangedError: If the bundle was replaced since its manifest was read.
         """
         self._config_records()
         with self.opened(self.manifest.files):
@@ -292,6 +292,8 @@ def _bundle_instead(path: Path) -> str:
     around = next((parent for parent in path.parents if (parent / MANIFEST).is_file()), None)
     if around is not None:
         return f"name the bundle that it is in: {around}"
+    if is_model_file_name(path.name) and path.is_file():
+        return "only bundles are opened: export the checkpoint that the file was made from"
     if (path / CONFIG).is_file():
         return f"make one of this checkpoint: {typed_line('export', path)}"
     if os.path.lexists(path):

@@ -20,9 +20,9 @@ class Configuration:
     """The configuration files of a bundle, as `Bundle.read_config` read and verified them.
 
     Attributes:
-        files: the content of `config.json` and of the image processor's files, by name.
-        model: the parsed content of `config.json`.
-        task: of the model.
+        files: The content of `config.json` and of the image processor's files, by name.
+        model: The parsed content of `config.json`.
+        task: Of the model.
     """
 
     files: Mapping[str, bytes]

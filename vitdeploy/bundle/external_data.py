@@ -35,10 +35,10 @@ def external_names(file: BinaryIO) -> set[str]:
     """The `location` of every tensor's external data, as it is written.
 
     Args:
-        file: of a model, at its beginning. Only the sizes of its parts are read, so that it may be of gigabytes.
+        file: Of a model, at its beginning. Only the sizes of its parts are read, so that it may be of gigabytes.
 
     Raises:
-        ValueError: it is no ONNX model.
+        ValueError: If it is no ONNX model.
     """
     names: set[str] = set()
     size = os.fstat(file.fileno()).st_size

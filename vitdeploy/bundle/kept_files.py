@@ -29,10 +29,10 @@ class KeptFiles:
     """The files of a folder that its replacement keeps.
 
     Attributes:
-        old: the folder that is to be replaced.
-        new: the one that replaces it, with the new files.
-        named: the files, relative to `old`, that its manifest names, and the manifest.
-        dropped: those of them that are not kept, whether `new` has them or not.
+        old: The folder that is to be replaced.
+        new: The one that replaces it, with the new files.
+        named: The files, relative to `old`, that its manifest names, and the manifest.
+        dropped: Those of them that are not kept, whether `new` has them or not.
     """
 
     old: Path
@@ -44,8 +44,8 @@ class KeptFiles:
         """Put the kept files into `new`, by hard links, or as copies where the file system has none.
 
         Raises:
-            UsageError: `new` has something in the place of a file that the manifest does not name, or of a folder.
-            OSError: a file cannot be written, or is a pipe or a device that can have no second name.
+            UsageError: If `new` has something in the place of a file that the manifest does not name, or of a folder.
+            OSError: If a file cannot be written, or is a pipe or a device that can have no second name.
         """
         self._folder(self.old, "", None)
 
@@ -91,7 +91,7 @@ def link(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None
     """Make a hard link to a file, or a copy where the file system has none.
 
     Raises:
-        OSError: neither can be; a pipe or a device is not copied.
+        OSError: If neither can be; a pipe or a device is not copied.
     """
     try:
         os.link(source, target)

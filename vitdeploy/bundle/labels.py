@@ -24,7 +24,7 @@ def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
     transformers saves `id2label` and not `num_labels`, and leaves out the default of two classes.
 
     Raises:
-        CheckpointError: `id2label` is not one name for each of 0 .. n-1, or disagrees with `num_labels`.
+        CheckpointError: If `id2label` is not one name for each of 0 .. n-1, or disagrees with `num_labels`.
     """
     names, count = config.get("id2label"), config.get("num_labels")
     if names is None:

@@ -53,12 +53,12 @@ class ProcessorOrigin:
         kind: "checkpoint", its own file; "base", that of an adapter's base; "timm", its `pretrained_cfg`;
             "timm-defaults", what timm does where that states nothing; "npz", stated by the library of Google's files;
             "preset", that of random weights; "given", another one than the checkpoint's; "options", settings alone.
-        id: of a given one: the Hub id, or the name of the folder or file.
-        revision: of a given one from the Hub: the commit.
-        settings: the keys of preprocessor_config.json, or "image_size", that were stated for this export.
+        id: Of a given one: the Hub id, or the name of the folder or file.
+        revision: Of a given one from the Hub: the commit.
+        settings: The keys of preprocessor_config.json, or "image_size", that were stated for this export.
 
     Raises:
-        ValueError: there is no such kind.
+        ValueError: If there is no such kind.
     """
 
     kind: str
@@ -85,12 +85,12 @@ class Source:
     """Where a model came from.
 
     Attributes:
-        id: a Hub id, a folder's name, or a preset's.
-        revision: the commit on the Hub; None elsewhere.
-        weights: the files that held the weights, an adapter's too; none for random ones.
-        processor: where the image processor came from; None in a bundle of schema version 2, which does not say it.
-        base: the Hub id or name of the model that an adapter was merged into; None without an adapter.
-        base_revision: its commit on the Hub.
+        id: A Hub id, a folder's name, or a preset's.
+        revision: The commit on the Hub; None elsewhere.
+        weights: The files that held the weights, an adapter's too; none for random ones.
+        processor: Where the image processor came from; None in a bundle of schema version 2, which does not say it.
+        base: The Hub id or name of the model that an adapter was merged into; None without an adapter.
+        base_revision: Its commit on the Hub.
     """
 
     id: str
@@ -111,15 +111,15 @@ class Artifact:
     Attributes:
         format: "onnx", "torchscript", ...
         precision: "fp32", "fp16", ...
-        files: its files, the one to open first.
-        inputs: its input tensors, the images first.
-        outputs: its output tensors.
-        pixels: the format of its images.
-        axes: the sizes that a free axis may have, by its name; one without an entry takes every size from 1 up.
-        options: the options of its export.
-        tools: the version of each library that made it.
-        validation: the comparison with the reference, and its result.
-        hardware: the GPUs that an engine was built for; None for a portable artifact.
+        files: Its files, the one to open first.
+        inputs: Its input tensors, the images first.
+        outputs: Its output tensors.
+        pixels: The format of its images.
+        axes: The sizes that a free axis may have, by its name; one without an entry takes every size from 1 up.
+        options: The options of its export.
+        tools: The version of each library that made it.
+        validation: The comparison with the reference, and its result.
+        hardware: The GPUs that an engine was built for; None for a portable artifact.
     """
 
     format: str
@@ -144,9 +144,9 @@ class PackedFrom:
     """The bundle that another one is a part of.
 
     Attributes:
-        manifest_sha256: of its manifest.
-        files: those that were left out, by name.
-        artifacts: the names of those that were left out.
+        manifest_sha256: Of its manifest.
+        files: Those that were left out, by name.
+        artifacts: The names of those that were left out.
     """
 
     manifest_sha256: str
@@ -159,7 +159,7 @@ class Manifest:
     """The source, the task, the files of the model repository, and the artifacts.
 
     Attributes:
-        packed_from: the bundle that this one is a part of; None for one that was exported.
+        packed_from: The bundle that this one is a part of; None for one that was exported.
     """
 
     source: Source

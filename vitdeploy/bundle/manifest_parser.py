@@ -40,7 +40,7 @@ def parse_manifest(data: Mapping[str, Any], file: Path = Path(MANIFEST)) -> Mani
     """Read what `Manifest.to_dict` gives; `file` is named in errors.
 
     Raises:
-        BundleError: a key is missing or has a wrong value, or the schema is a newer one; `what` is the key, such as
+        BundleError: If a key is missing or has a wrong value, or the schema is a newer one; `what` is the key, such as
             "artifacts[0].files".
     """
     version = data.get("schema_version")

@@ -39,17 +39,19 @@ def check_outputs(outputs: Mapping[str, Any], inputs: Mapping[str, Any], *, bund
     the images that it names.
 
     Args:
-        outputs: paths by the names that the user knows them by; others than paths, such as None, are left out.
-        inputs: paths, or lists of them, by name; others than paths are left out.
-        bundle: an input, the folder of a bundle, whether it is there or not.
+        outputs: Paths by the names that the user knows them by; others than paths, such as None, are left out.
+        inputs: Paths, or lists of them, by name; others than paths are left out.
+        bundle: An input, the folder of a bundle, whether it is there or not.
 
     Raises:
-        UsageError: an output is an input, lies in a bundle or among the data, or is another output.
-        InputError: a table is too large to look whether it names an output.
-        OutputError: an output that is to be a file is a folder on the way to another.
+        UsageError: If an output is an input, lies in a bundle or among the data, or is another output.
+        InputError: If a table is too large to look whether it names an output.
+        OutputError: If an output that is to be a file is a folder on the way to another.
     """
     opened = [_output(name, path) for name, path in outputs.items() if _is_path(path)]
     places = [output for output in opened if output is not None]
+    if not places:
+        return  # nothing to look for among the inputs, which may be large
     for name, value in {"the bundle": bundle, **inputs}.items():
         for path in filter(_is_path, value if isinstance(value, (list, tuple)) else [value]):
             output = _part_of(Path(path), places, is_bundle=value is bundle)

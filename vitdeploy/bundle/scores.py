@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,18 +10,15 @@ from numpy.typing import NDArray
 
 from vitdeploy.bundle.labels import class_names
 from vitdeploy.errors import CheckpointError, shown
-from vitdeploy.specs import Task
+from vitdeploy.specs import Task, TextEnum
 
 
-class ProblemType(str, enum.Enum):
+class ProblemType(TextEnum):
     """The reading of a head's outputs; the values are those of `problem_type` in transformers' `config.json`."""
 
     SINGLE_LABEL = "single_label_classification"
     MULTI_LABEL = "multi_label_classification"
     REGRESSION = "regression"
-
-    def __str__(self) -> str:
-        return self.value
 
     def scores(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits (N, num_labels) -> scores of the same shape, as transformers' image-classification pipeline does.

@@ -11,8 +11,9 @@ from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.kept_files import KeptFiles
 from vitdeploy.bundle.manifest import MANIFEST, NOT_RECORDED, Artifact, Manifest
 from vitdeploy.errors import BundleError, UsageError
-from vitdeploy.files.atomic import exclusive, replace_folder, sync
+from vitdeploy.files.atomic import replace_folder, sync
 from vitdeploy.files.file_kinds import PROCESSOR_CONFIGS
+from vitdeploy.files.locks import locked
 
 
 def check_target(target: Path) -> None:
@@ -51,19 +52,19 @@ def commit(staging: Path, target: Path, manifest: Manifest, *, made_from: Artifa
     replaced. See `vitdeploy.bundle.kept_files` for links.
 
     Args:
-        staging: a folder with every file that `manifest` names.
-        target: the place of the bundle.
-        manifest: of the files in `staging`.
-        made_from: the artifact of `target` that the new one was made from.
+        staging: A folder with every file that `manifest` names.
+        target: The place of the bundle.
+        manifest: Of the files in `staging`.
+        made_from: The artifact of `target` that the new one was made from.
 
     Raises:
-        BundleError: `target` no longer has that artifact: another process replaced it.
-        UsageError: `target` holds another model, or other files.
-        OSError: a file cannot be written; `target` is as it was.
+        BundleError: If `target` no longer has that artifact: another process replaced it.
+        UsageError: If `target` holds another model, or other files.
+        OSError: If a file cannot be written; `target` is as it was.
     """
     target = target.resolve()
     synced = sync(staging)  # which may take long: not while others wait
-    with exclusive(target):
+    with locked(target.parent):
         check_target(target)
         old = Bundle.open(target) if made_from is not None or (target / MANIFEST).exists() else None
         if old is not None:
@@ -81,12 +82,12 @@ def check_same_model(old: Bundle, files: Mapping[str, str], task: str) -> None:
     """Check that a bundle can take an artifact of a model.
 
     Args:
-        old: the bundle.
-        files: the SHA-256 of the model's files, by name, with or without those of its weights.
-        task: of the model.
+        old: The bundle.
+        files: The SHA-256 of the model's files, by name, with or without those of its weights.
+        task: Of the model.
 
     Raises:
-        UsageError: the bundle holds another model, or the same with another image processor.
+        UsageError: If the bundle holds another model, or the same with another image processor.
     """
     old_files = old.manifest.model_files
     if not any(name in old.manifest.weights for name in files):

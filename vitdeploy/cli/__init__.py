@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from vitdeploy._version import __version__
+from vitdeploy.cli.annotations import annotate
 from vitdeploy.cli.command import Group
 from vitdeploy.cli.process import Interrupted, end_on_signals, guard_streams, print_error
 from vitdeploy.errors import InputError
@@ -95,7 +96,7 @@ def main(args: list[str] | None = None) -> NoReturn:
     """Run the command line, and exit; what goes wrong is one line on stderr and an exit code, see `print_error`.
 
     Args:
-        args: those of this process, which is then the command line's: libraries print nothing of their own there. With
+        args: Those of this process, which is then the command line's: libraries print nothing of their own there. With
             others the caller's filters of warnings, its logging and its handlers of signals stay.
     """
     handlers = end_on_signals()
@@ -120,6 +121,7 @@ def _run(args: list[str] | None) -> int:
         return code if isinstance(code, int) else 0
     except click.ClickException as exc:
         exc.show()
+        annotate(exc.format_message())
         return exc.exit_code
     except SystemExit as exc:
         return print_error(exc) if isinstance(exc, Interrupted) else int(exc.code or 0)

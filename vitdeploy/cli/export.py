@@ -66,17 +66,14 @@ def _print_candidates(artifact: Artifact) -> None:
         if candidate["margin"]:
             ranges += f" + {candidate['margin']:.0%}"
         cosines = (candidate["mean_cosine"], candidate["p5_cosine"])  # which a regression has none of
-        figures = (_percent(candidate["error"]), *("" if cosine is None else f"{cosine:.5f}" for cosine in cosines))
+        error = f"{float(candidate['error']):.2%}"
+        figures = (error, *("" if cosine is None else f"{cosine:.5f}" for cosine in cosines))
         rows.append(("chosen" if candidate["chosen"] else "", candidate["scheme"], ranges, smooth, *figures))
     if rows:
         count = artifact.validation["calibration_parts"]["choice"]
         names = ("", "scheme", "ranges", "smoothing", "relative error", "mean cosine", "5th percentile")
         print_table(f"{artifact.name}: candidates on {count} images", names, rows)
         print_text(RULES)
-
-
-def _percent(value: float | str) -> str:
-    return f"{float(value):.2%}"
 
 
 def _print_nearness(artifact: Artifact) -> None:
@@ -123,7 +120,7 @@ def _print_accuracy(artifact: Artifact) -> None:
         "export ./checkpoint --int8 --calibration-data photos --max-drop 1%",
     )
 )
-@click.argument("checkpoint", metavar="[MODEL]", required=False)
+@click.argument("checkpoint", metavar="[MODEL]", required=False, type=PATH)
 @option(
     "-m",
     "--model",
@@ -134,7 +131,7 @@ def _print_accuracy(artifact: Artifact) -> None:
 @option(
     "--to", "formats", multiple=True, default=["onnx"], show_default=True, group=_OUTPUT,
     type=Choice(EXPORTERS, synonyms.FORMATS, synonyms.FORMAT_HINTS),
-    callback=lambda _context, _option, names: tuple(dict.fromkeys(names)), help="Format; may be repeated.",
+    help="Format; may be repeated.",
 )  # fmt: skip
 @option(
     "-o",
@@ -201,6 +198,7 @@ def export(
     if checkpoint is not None and model is not None:
         raise UsageError("give the model as MODEL or with --model", what="model", found=(checkpoint, model))
     model, precision = model if checkpoint is None else checkpoint, _precision(precision, flags)
+    formats = tuple(dict.fromkeys(formats))
     source, graph, validation = source or SourceOptions(), graph or GraphOptions(), validation or ValidationOptions()
     _check_model(model, source, formats, output)
     if keep_fp32_from is not None:
@@ -262,13 +260,20 @@ def _precision(named: str | None, flags: Mapping[str, bool]) -> str:
 
 
 def _check_model(model: str | None, source: SourceOptions, formats: Sequence[str], output: str | None) -> None:
-    """Raise UsageError where no model is named, and no engine is to be built from the one that the bundle has."""
+    """Raise UsageError where no model is named, and no engine is to be built from the one that the bundle has.
+
+    CheckpointError where the name is no folder's and no Hub id, before the libraries are imported.
+    """
+    from vitdeploy.sources.hub import local_path
+
     from_bundle = output is not None and all(EXPORTERS[to].made_from is not None for to in formats)
     if model is None and source.random_weights is None and not from_bundle:
         raise UsageError(
             "export needs MODEL (a Hub id, a folder or a .npz file), or --random-weights",
             what="model", hint="for example: vitdeploy export google/vit-base-patch16-224 -o vit",
         )  # fmt: skip
+    if model:
+        local_path(model)
 
 
 def _check_triton(

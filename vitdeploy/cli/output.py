@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vitdeploy.cli import synonyms, table
-from vitdeploy.cli.command import option
+from vitdeploy.cli.command import COMMON, option
 from vitdeploy.cli.verbosity import is_quiet
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def backends_option(text: str) -> Callable[[Callable[..., Any]], Callable[..., A
     )  # fmt: skip
 
 
-json_option = option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+json_option = option("--json", "as_json", is_flag=True, group=COMMON, help="Print JSON instead of a table.")
 
 
 def _limit_images(context: click.Context, _option: click.Parameter, pixels: int | None) -> None:
@@ -66,6 +66,7 @@ image_limit_option = option(
     metavar="N",
     type=click.IntRange(1, 2**63 - 1),
     expose_value=False,
+    group=COMMON,
     callback=_limit_images,
     help="Refuse images of more pixels; VITDEPLOY_MAX_IMAGE_PIXELS or 178956970 by default, twice Pillow's limit.",
 )
@@ -73,7 +74,7 @@ image_limit_option = option(
 
 def print_json(data: Any) -> None:
     """Print strict JSON, in ASCII: a number that is not finite becomes null."""
-    _write(json.dumps(_strict(data), indent=2, allow_nan=False))
+    print(json.dumps(_strict(data), indent=2, allow_nan=False), flush=True)
 
 
 def print_table(
@@ -82,7 +83,7 @@ def print_table(
     """Print a table, and below it notes, such as why something was skipped; see `vitdeploy.cli.table`."""
     if not is_quiet():
         cells = [[printable(str(cell)) for cell in row] for row in rows]
-        _write(table.rendered(printable(title), columns, cells))
+        print(table.rendered(printable(title), columns, cells), flush=True)
         for note in notes:
             print_text(note)
 
@@ -101,9 +102,9 @@ def print_left_out(left_out: LeftOut | None) -> None:
 
 
 def print_text(text: str) -> None:
-    """Print lines of text, which on a terminal are broken between words."""
+    """Print lines of text, which on a terminal are broken between words; see `vitdeploy.cli.process.guard_streams`."""
     if not is_quiet():
-        _write(table.wrapped(printable(text), table.terminal_width()))
+        print(table.wrapped(printable(text), table.terminal_width()), flush=True)
 
 
 def pairs(values: Mapping[str, object]) -> str:
@@ -155,10 +156,6 @@ def printable(text: str) -> str:
     return "".join(
         char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode() for char in text
     )
-
-
-def _write(text: str) -> None:
-    print(text, flush=True)  # see `vitdeploy.cli.process.guard_streams`
 
 
 def _strict(value: Any) -> Any:

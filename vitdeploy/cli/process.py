@@ -11,6 +11,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from vitdeploy.cli.annotations import annotate
 from vitdeploy.cli.output import printable
 from vitdeploy.cli.verbosity import is_verbose
 from vitdeploy.errors import OutputError, VitDeployError, first_line
@@ -68,7 +69,12 @@ def guard_streams() -> None:
     opened on the null device: the next file that is opened would else take its place, and whatever a library prints
     would go into that file.
     """
-    closed = [descriptor for descriptor in (0, 1, 2) if not _is_open(descriptor)]
+    closed = []
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            closed.append(descriptor)
     for descriptor in closed:
         null = os.open(os.devnull, os.O_RDWR)  # the lowest that is free is this one, unless another thread was faster
         if null != descriptor:
@@ -78,7 +84,7 @@ def guard_streams() -> None:
     if sys.stdout is sys.__stdout__ and not _is_windows_console(sys.stdout):  # a test may have put its own there
         sys.stdout = _text(_StandardOutput(1, closed=1 in closed), sys.stdout)
     if sys.stderr is sys.__stderr__ and not _is_windows_console(sys.stderr):
-        sys.stderr = _text(_StandardError(2), sys.stderr)
+        sys.stderr = _text(_StandardError(2, "wb", closefd=False), sys.stderr)
 
 
 class _StandardOutput(io.FileIO):
@@ -103,9 +109,6 @@ class _StandardOutput(io.FileIO):
 
 
 class _StandardError(io.FileIO):
-    def __init__(self, descriptor: int) -> None:
-        super().__init__(descriptor, "wb", closefd=False)
-
     def write(self, data: Buffer) -> int:
         try:
             return _write(super().write, self, data)
@@ -140,14 +143,6 @@ def _is_windows_console(stream: io.TextIOBase | None) -> bool:
     return os.name == "nt" and stream is not None and stream.isatty()
 
 
-def _is_open(descriptor: int) -> bool:
-    try:
-        os.fstat(descriptor)
-    except OSError:
-        return False
-    return True
-
-
 def print_error(error: BaseException, more: str = "") -> int:
     """Say in one line on standard error what went wrong; the exit code for it.
 
@@ -155,7 +150,7 @@ def print_error(error: BaseException, more: str = "") -> int:
     out: 3. A signal: 128 and its number. Anything else is a defect: 70. The traceback comes before the line where
     VITDEPLOY_DEBUG is set, and with --verbose the causes come after it.
     """
-    text, code = _explained(error)
+    text, code = explained(error)
     if sys.stderr is not None:
         if debugging():
             traceback.print_exception(type(error), error, error.__traceback__, file=sys.stderr)
@@ -165,10 +160,12 @@ def print_error(error: BaseException, more: str = "") -> int:
             line = f"{type(cause).__name__} {first_line(cause)}"
             print(f"  cause: {printable(line):.400}", file=sys.stderr, flush=True)
             cause = cause.__cause__
+        annotate(text + more)
     return code
 
 
-def _explained(error: BaseException) -> tuple[str, int]:
+def explained(error: BaseException) -> tuple[str, int]:
+    """What went wrong, for people, and the exit code for it."""
     again = f"set {DEBUG_VARIABLE}=1 for the traceback"
     if isinstance(error, VitDeployError):
         return str(error), error.exit_code

@@ -35,10 +35,10 @@ class CommandProgress(Progress):
     - With --verbose a line for each step, with --quiet nothing.
 
     Args:
-        what: is counted, such as "images".
+        what: Is counted, such as "images".
 
     Raises:
-        UsageError: the variable is not a number of seconds.
+        UsageError: If the variable is not a number of seconds.
     """
 
     def __init__(self, what: str) -> None:

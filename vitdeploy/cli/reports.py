@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import functools
 import importlib
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import click
+
+from vitdeploy.cli.annotations import annotate
 from vitdeploy.cli.command import option
 from vitdeploy.cli.output import PATH, print_json, print_left_out
-from vitdeploy.cli.process import conclude
-from vitdeploy.errors import OutputError
+from vitdeploy.cli.process import Interrupted, conclude, explained, print_error
+from vitdeploy.errors import OutputError, VitDeployError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,17 +32,26 @@ _REPORTS = {
 }
 
 
+_TIMED = ("markdown", "junit")  # for CI, which hold times, and errors
+
+
 def report_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Options for these files, which the command gets as `reports`: a function that writes those that were asked for.
 
-    That a library is missing, or the place of a file is none, is told before the command's work begins.
+    That a library is missing, or the place of a file is none, is told before the command's work begins. Where the work
+    ends with an error, Markdown and JUnit files are written all the same, with the error.
     """
 
     def decorated(command: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(command)
         def with_reports(**arguments: Any) -> Any:
             files = {name: arguments.pop(name) for name in names}
-            return command(reports=Reports(files, arguments), **arguments)
+            reports = Reports(files, arguments)
+            try:
+                return command(reports=reports, **arguments)
+            except (Exception, KeyboardInterrupt, Interrupted) as exc:
+                reports.write_stopped(str(click.get_current_context().info_name), str(arguments.get("bundle")), exc)
+                raise
 
         decorated: Callable[..., Any] = with_reports
         for name in reversed(names):
@@ -53,13 +66,13 @@ class Reports:
     """Files to write a result to, by the names of `report_options`.
 
     Args:
-        files: by name; None where it is not asked for.
-        arguments: the command's other ones, whose files are not to be overwritten.
+        files: By name; None where it is not asked for.
+        arguments: The command's other ones, whose files are not to be overwritten.
 
     Raises:
-        MissingDependencyError: what writes one needs a library that is not installed.
-        OutputError: the folder of one is none, or cannot be written.
-        UsageError: it is another file of the command's, or lies in the bundle or among the data.
+        MissingDependencyError: If what writes one needs a library that is not installed.
+        OutputError: If the folder of one is none, or cannot be written.
+        UsageError: If it is another file of the command's, or lies in the bundle or among the data.
     """
 
     def __init__(self, files: Mapping[str, str | None], arguments: Mapping[str, Any]) -> None:
@@ -67,6 +80,7 @@ class Reports:
         from vitdeploy.files.output_files import check_writable
 
         self.asked = {name: path for name, path in files.items() if path is not None}
+        self._begin = time.monotonic()
         self._writers = {}
         for name, path in self.asked.items():
             if not path:
@@ -81,13 +95,33 @@ class Reports:
 
     def writers(self, result: Any) -> list[Callable[[], None]]:
         """A function for each file that writes it; each raises OutputError where that cannot be done."""
-        return [functools.partial(self._writers[name], path, result) for name, path in self.asked.items()]
+        times = {name: {"seconds": time.monotonic() - self._begin} for name in _TIMED}
+        return [
+            functools.partial(self._writers[name], path, result, **times.get(name, {}))
+            for name, path in self.asked.items()
+        ]
+
+    def write_stopped(self, command: str, bundle: str, error: BaseException) -> None:
+        """Write the files that can hold an error in place of a result; those that cannot be written are told."""
+        if not {*_TIMED}.intersection(self.asked):
+            return
+        from vitdeploy.assess.report.stopped import Stopped
+
+        result = Stopped(bundle, command, type(error).__name__, explained(error)[0])
+        for (name, _), write in zip(self.asked.items(), self.writers(result), strict=True):
+            try:
+                if name in _TIMED:
+                    write()
+            except VitDeployError as exc:
+                print_error(exc)
 
 
 def conclude_with(
     result: Any, print_result: Callable[[Any], None], as_json: bool, reports: Reports | None = None
 ) -> NoReturn:
     """Print a result, write its reports, and exit with the code of its status; see `conclude`."""
+    for title, message in _not_passed(result):
+        annotate(message, title)
 
     def show() -> None:
         if as_json:
@@ -97,6 +131,16 @@ def conclude_with(
             print_left_out(result.left_out)
 
     conclude(result.status, show, *(() if reports is None else reports.writers(result)))
+
+
+def _not_passed(result: Any) -> list[tuple[str, str]]:
+    """Title and message of each check that did not pass, or of the whole where there are no checks."""
+    if result.status == "passed":
+        return []
+    checks = [check for check in getattr(result, "check_results", ()) if check.status != "passed"]
+    return [(f"{check.subject}: {check.name} {check.status}", check.message) for check in checks] or [
+        (result.status, f"{result.bundle}: {result.status}")
+    ]
 
 
 def _files(reports: Mapping[str, str], arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -39,11 +39,11 @@ class PushedBundle:
     """A bundle on the Hub.
 
     Attributes:
-        name: its Hub id.
-        url: of the repository.
-        commit: the one that has it.
-        files: that the repository has of the bundle.
-        card: what became of the model card: "written"; "kept", where the repository had one; or "own", where the bundle
+        name: Its Hub id.
+        url: Of the repository.
+        commit: The one that has it.
+        files: That the repository has of the bundle.
+        card: What became of the model card: "written"; "kept", where the repository had one; or "own", where the bundle
             has one.
     """
 
@@ -76,20 +76,20 @@ def push(
     bundle that this one does not have are removed; other files stay. A README.md that the repository has is kept.
 
     Args:
-        bundle: the bundle or its folder.
-        name: the Hub id, such as "org/vit-digits-bundle"; without an organization the user's own.
-        revision: the branch; by default "main".
-        private: whether a new repository is private; by default as the Hub has it for the user or organization.
-        token: one that may write; by default the one of `hf auth login`.
-        message: of the commit.
-        replace_card: write the model card anew where the repository has a README.md.
-        progress: told each step.
+        bundle: The bundle or its folder.
+        name: The Hub id, such as "org/vit-digits-bundle"; without an organization the user's own.
+        revision: The branch; by default "main".
+        private: Whether a new repository is private; by default as the Hub has it for the user or organization.
+        token: One that may write; by default the one of `hf auth login`.
+        message: Of the commit.
+        replace_card: Write the model card anew where the repository has a README.md.
+        progress: Told each step.
 
     Raises:
-        BundleError: there is no bundle, or a file of it was altered.
-        UsageError: an argument is not what it must be, or the repository holds another model, or is not as private.
-        HubError: there is no token, or it may not write there, or the Hub cannot be reached.
-        MissingDependencyError: huggingface_hub is not installed.
+        BundleError: If there is no bundle, or a file of it was altered.
+        UsageError: If an argument is not what it must be, or the repository holds another model, or is not as private.
+        HubError: If there is no token, or it may not write there, or the Hub cannot be reached.
+        MissingDependencyError: If huggingface_hub is not installed.
     """
     opened = Bundle.of(bundle)
     progress.step("verifying the bundle")
@@ -152,7 +152,7 @@ def _stale(bundle: Bundle, name: str, names: set[str], commit: str, token: str |
     """The files of the repository that belong to an earlier bundle alone.
 
     Raises:
-        UsageError: it holds another model, which the bundle would overwrite.
+        UsageError: If it holds another model, which the bundle would overwrite.
     """
     new = {MANIFEST, *(record.path for record in records_of(bundle.manifest))}
     taken = sorted(new & names)

@@ -10,7 +10,7 @@ from typing import Any
 from vitdeploy import predictor
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import MANIFEST
-from vitdeploy.errors import BundleError, NoReferenceError, UsageError
+from vitdeploy.errors import BundleError, HubError, NoReferenceError, UsageError
 from vitdeploy.predictor import Predictor, files_to_open
 from vitdeploy.runtimes.choice import choose
 from vitdeploy.sources.file_choice import Choice, Files
@@ -36,22 +36,22 @@ def load(
     with HF_HUB_OFFLINE=1. `Predictor.details` names the commit and the files.
 
     Args:
-        path: the bundle's folder; or its Hub id, such as "org/vit-digits-bundle", where no folder has that name.
+        path: The bundle's folder; or its Hub id, such as "org/vit-digits-bundle", where no folder has that name.
         backend: "onnxruntime", "torch", ...
-        precision: of the artifact. Where not both are named, the only artifact that fits; of several, ONNX Runtime's
+        precision: Of the artifact. Where not both are named, the only artifact that fits; of several, ONNX Runtime's
             before others, and fp32 before the rest.
         device: "cpu", "cuda" or "cuda:1"; by default "cpu", and "cuda" for an engine.
-        revision: a branch, tag or commit on the Hub.
-        token: for a private or gated repository; by default the one of `hf auth login`.
-        options: of the backend's runtime, such as `intra_op_threads` for onnxruntime.
+        revision: A branch, tag or commit on the Hub.
+        token: For a private or gated repository; by default the one of `hf auth login`.
+        options: Of the backend's runtime, such as `intra_op_threads` for onnxruntime.
 
     Raises:
-        BundleError: there is no bundle, or a file of it was altered.
-        CheckpointError: the Hub has no such repository or revision, or a file came damaged.
-        HubError: the Hub refuses, or cannot be reached and the cache has no complete copy.
-        UsageError: an argument is not what it must be.
-        MissingDependencyError: the backend's engine is not installed; or huggingface_hub, for a Hub id.
-        DeviceError: the device cannot be had.
+        BundleError: If there is no bundle, or a file of it was altered.
+        CheckpointError: If the Hub has no such repository or revision, or a file came damaged.
+        HubError: If the Hub refuses, or cannot be reached and the cache has no complete copy.
+        UsageError: If an argument is not what it must be.
+        MissingDependencyError: If the backend's engine is not installed; or huggingface_hub, for a Hub id.
+        DeviceError: If the device cannot be had.
     """
     opening = {"backend": backend, "precision": precision, "device": device, **options}
     if not is_hub_id(path):
@@ -73,6 +73,8 @@ def load(
     try:
         download = from_hub(name, choose_files, revision=revision, token=token)
         opened = predictor.load(download.folder, **opening)
+    except HubError as exc:
+        raise exc.with_message(f"no folder is named '{name}', and {exc}") from exc  # it may be a path that was mistyped
     except (UsageError, NoReferenceError) as exc:
         if exc.where is None:
             raise

@@ -15,7 +15,8 @@ from vitdeploy.bundle.manifest import MANIFEST, FileRecord, Manifest, PackedFrom
 from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.bundle.staging import check_target
 from vitdeploy.errors import BundleChangedError, UsageError, readable
-from vitdeploy.files.atomic import exclusive, replace_folder, staged_folder, sync
+from vitdeploy.files.atomic import replace_folder, staged_folder, sync
+from vitdeploy.files.locks import locked
 from vitdeploy.runtimes import check_reference
 from vitdeploy.system.argument_types import typed
 
@@ -31,15 +32,15 @@ def pack(
     and validation, and says what was left out. The same bundle and artifacts give the same bytes.
 
     Args:
-        bundle: the bundle or its folder; every file that is taken is verified.
-        artifacts: names such as "onnx-int8"; "torch" for the reference.
-        output: a folder that does not exist, is empty, or was packed before, which is replaced whole.
+        bundle: The bundle or its folder; every file that is taken is verified.
+        artifacts: Names such as "onnx-int8"; "torch" for the reference.
+        output: A folder that does not exist, is empty, or was packed before, which is replaced whole.
 
     Raises:
-        BundleError: there is no bundle, or a file of it was altered.
-        UsageError: it has no such artifact, or `output` holds something else.
-        NoReferenceError: "torch" is asked for, and the bundle was packed without the weights.
-        OutputError: the bundle cannot be written; what was there is untouched.
+        BundleError: If there is no bundle, or a file of it was altered.
+        UsageError: If it has no such artifact, or `output` holds something else.
+        NoReferenceError: If "torch" is asked for, and the bundle was packed without the weights.
+        OutputError: If the bundle cannot be written; what was there is untouched.
     """
     opened = Bundle.of(bundle)
     manifest = _part(opened, [artifacts] if isinstance(artifacts, str) else artifacts)
@@ -53,7 +54,7 @@ def pack(
                 shutil.copyfile(file.handle, staging / name)
         (staging / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         synced = sync(staging)  # which may take long: not while others wait
-        with exclusive(target):
+        with locked(target.parent):
             _check_output(target, opened.path.resolve())
             replace_folder(staging, target, synced)
     return Bundle(target, manifest)

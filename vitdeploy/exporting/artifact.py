@@ -1,4 +1,4 @@
-"""Artifacts that are made from the reference: exported, proven on the same images, and kept in a bundle."""
+"""Export the reference to an artifact, validate it on the same images, and add it to a bundle."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ if TYPE_CHECKING:
     from vitdeploy.sources.read import Checkpoint
 
 _WEIGHTS = "model.safetensors"
-# Of a session that runs a few batches: laying out weights anew would take longer than it gains, and twice their memory.
+# The session runs a few batches only: prepacking the weights would take longer than it saves, and twice their memory.
 _FOR_A_FEW_RUNS: dict[str, dict[str, Any]] = {"onnxruntime": {"prepack": False}}
 
 
 @dataclasses.dataclass(frozen=True)
 class ArtifactRequest:
-    """An artifact to be made.
+    """A request for one artifact.
 
     Attributes:
-        model: a Hub id or a path; None for random weights, or what a bundle holds.
-        spec: what it is to be, by `graph` and `quantization`.
-        quantization: how int8 and fp8 are made.
+        model: A Hub id or a path; None for random weights or an existing bundle.
+        spec: The artifact's specification, derived from `graph` and `quantization`.
+        quantization: The options of int8 and fp8.
     """
 
     model: str | Path | None
@@ -64,11 +64,10 @@ class ArtifactRequest:
 
     @property
     def names_model(self) -> bool:
-        """Whether there is a model to export."""
         return self.model is not None or self.source.random_weights is not None
 
     def read(self) -> Checkpoint:
-        """The checkpoint, with the reference; see `vitdeploy.sources.read`."""
+        """Read the checkpoint and the reference; see `vitdeploy.sources.read`."""
         from vitdeploy.sources.read import random_checkpoint, read_checkpoint
 
         source, task = self.source, None if self.source.task is None else Task(self.source.task)
@@ -86,17 +85,17 @@ class ArtifactRequest:
 
 
 def add_artifact(request: ArtifactRequest, place: Path, *, progress: Progress = SILENT) -> Bundle:
-    """Export the reference, prove that the artifact is the same model, and keep both in a bundle.
+    """Export the reference, validate the artifact against it, and store both in a bundle.
 
     Args:
-        place: the bundle's folder, absolute, which stays as it is on any failure.
+        place: Absolute path of the bundle's folder, unchanged on failure.
 
     Raises:
-        UsageError: the exporter cannot make this artifact, or it would replace one that was quantized for another
+        UsageError: If the exporter does not support this artifact, or it would replace one quantized for another
             target.
-        CheckpointError: the checkpoint cannot be used, or the reference gives values that are not finite.
-        CheckFailedError: the artifact differs from the reference.
-        OutputError: the bundle cannot be written.
+        CheckpointError: If the checkpoint cannot be used, or the reference's outputs are not finite.
+        CheckFailedError: If the artifact differs from the reference.
+        OutputError: If the bundle cannot be written.
     """
     from vitdeploy.models.checkpoint import save_model
 
@@ -112,7 +111,7 @@ def add_artifact(request: ArtifactRequest, place: Path, *, progress: Progress = 
     sample = samples(reference.config, processor, axes, spec.pixels.stage, listing)
     quantization = early = None
     if request.quantization is not None and request.quantization.calibration is not None:
-        early = reference_outputs(reference, sample, spec)  # before much is measured of what may not be finite
+        early = reference_outputs(reference, sample, spec)  # fails early on non-finite values
         _check_finite(early, checkpoint.source.id)
         beside = reference_runtime(reference, spec)
         labels = reference.config.labels
@@ -123,7 +122,7 @@ def add_artifact(request: ArtifactRequest, place: Path, *, progress: Progress = 
         exported, measured = export_model(
             exporter, reference, staging, spec, processor=processor, samples=sample, run=quantization, progress=progress
         )
-        # Files are written and hashed meanwhile; nothing is traced: torch's tracer changes what all threads see.
+        # Files are written and hashed meanwhile. Nothing is traced: torch's tracer has global state.
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(list, early) if early else pool.submit(reference_outputs, reference, sample, spec)
             for name, content in checkpoint.files.items():
@@ -147,10 +146,10 @@ def add_artifact(request: ArtifactRequest, place: Path, *, progress: Progress = 
                 files=_records(staging, sorted((*checkpoint.files, _WEIGHTS))),
                 artifacts=(artifact,),
             )
-            gc.collect()  # what was traced, whose cycles hold the weights
+            gc.collect()  # the traced graph, whose reference cycles hold the weights
             expected = running.result()
         _check_finite(expected, checkpoint.source.id)
-        del checkpoint, reference  # its weights, before the artifact's are loaded, where they are not needed
+        del checkpoint, reference  # frees these weights before the artifact's are loaded
         progress.step(f"comparing {title} with the reference")
         files = _records(staging, exported.emulation) if exported.emulation else artifact.files
         to_prove = dataclasses.replace(artifact, files=files)
@@ -158,13 +157,13 @@ def add_artifact(request: ArtifactRequest, place: Path, *, progress: Progress = 
         options = (_FOR_A_FEW_RUNS if quantization is None else BESIDE_OTHERS).get(exporter.backend)
         with open_recorded(bundle, exporter.backend, options, precision=spec.precision) as runtime:
             allowed, bound = request.validation.tolerance, None
-            if allowed is None and (quantization is None or quantization.accuracy is None):  # which judges by itself
+            if allowed is None and (quantization is None or quantization.accuracy is None):  # judges by itself
                 bound = COSINE_BOUNDS.get(artifact.precision)
                 allowed = default_tolerance(artifact) if bound is None else None
             elif allowed is not None and quantization is not None:
                 bound = CosineBound.of_tolerance(allowed)
             judge = bound
-            if quantization is not None:  # the bound judges on its images
+            if quantization is not None:  # the accuracy bound has its own images
                 judge = LOOSE_BOUND if allowed is None else None
             proof = prove(runtime, artifact.name, sample, expected, allowed, problem_type, judge)
             if quantization is not None:
@@ -188,11 +187,11 @@ def add_artifact(request: ArtifactRequest, place: Path, *, progress: Progress = 
 def _axes(
     config: ViTConfig, processor: ImageProcessor, bounds: tuple[tuple[int, int], tuple[int, int]] | None
 ) -> dict[str, AxisRange]:
-    """The image sizes of a model that takes several, within `bounds`."""
+    """Ranges of the height and the width of a model that takes several image sizes, within `bounds`."""
     from vitdeploy.models.signature import size_ranges
 
     if bounds is not None:
-        dataclasses.replace(config, image_size=bounds[1])  # which refuses a size of more patches than any machine holds
+        dataclasses.replace(config, image_size=bounds[1])  # refuses a size with more patches than any machine can hold
     usual = processor.output_size or config.image_size
     ranges = size_ranges(config, usual)
     if bounds is None:
@@ -208,9 +207,9 @@ def _axes(
 
 
 def _check_added_to(bundle: Bundle, name: str, target: str | None, checkpoint: Checkpoint) -> None:
-    """Raise UsageError where the bundle is of another model, or has the artifact, quantized for another target.
+    """Raise UsageError if the bundle has another model, or this artifact for another quantization target.
 
-    Who has both targets needs both.
+    A user who needs both targets needs both artifacts.
     """
     from vitdeploy.models.checkpoint import is_saved
 
@@ -220,7 +219,7 @@ def _check_added_to(bundle: Bundle, name: str, target: str | None, checkpoint: C
     saved = bundle.path / _WEIGHTS
     if saved.exists():
         with readable(saved, "the weights of the bundle"):
-            open_regular(saved).close()  # the library would wait for whoever writes to a pipe
+            open_regular(saved).close()  # the library would block on a pipe
         if not is_saved(checkpoint.model, saved):
             check_same_model(bundle, files | {_WEIGHTS: "other"}, task)
     for artifact in bundle.manifest.artifacts:

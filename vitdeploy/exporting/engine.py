@@ -1,4 +1,4 @@
-"""Engines: the ONNX artifact of a bundle, built for a GPU, and proven where there is one."""
+"""Build an engine for a GPU from a bundle's ONNX artifact, and validate it if a GPU is present."""
 
 from __future__ import annotations
 
@@ -45,22 +45,22 @@ def add_engine(
     validation: ValidationOptions,
     progress: Progress = SILENT,
 ) -> Bundle:
-    """Build an engine from the bundle's ONNX artifact of a precision, and keep both.
+    """Build an engine from the bundle's ONNX artifact of the same precision, and store it beside that.
 
-    Where there is a GPU that runs it, the engine is compared with the reference, and kept only if it is the same model.
-    Elsewhere the manifest says that it has not run yet; see `prove_engines`.
+    On a machine whose GPU runs it, the engine is compared with the reference and stored only if it passes. Elsewhere
+    the manifest records that it has not run yet; see `prove_engines`.
 
     Args:
-        bundle: the bundle; it stays as it is on any failure.
+        bundle: The bundle, unchanged on failure.
         to: "tensorrt" or "tensorrt-rtx".
 
     Raises:
-        UsageError: an option is wrong, or not the library's; or there is no such ONNX artifact, or it
-            cannot be an engine's.
-        UnavailableError: the library is not installed, or needs a GPU that is not there.
-        CheckFailedError: it refuses the graph, or the engine is another model or fails on this GPU; nothing was
-            written.
-        OutputError: the bundle cannot be written.
+        UsageError: If an option is invalid or not supported by the library, or the ONNX artifact is missing or cannot
+            become an engine.
+        UnavailableError: If the library is not installed, or needs a GPU that this machine lacks.
+        CheckFailedError: If the library refuses the graph, or the engine differs from the reference or fails on this
+            GPU. Nothing was written.
+        OutputError: If the bundle cannot be written.
     """
     from vitdeploy.exporters.engine.build import EngineRequest
 
@@ -83,7 +83,7 @@ def add_engine(
     build = load_target(exporter.target, f"exporting to {to}", "export")
     with staged_folder(path) as staging, contextlib.ExitStack() as stack:
         onnx = stack.enter_context(_linked(bundle, source, staging))
-        for config in bundle.read_config().files:  # a runtime of decoded images has the processor's limits
+        for config in bundle.read_config().files:  # a runtime that takes decoded images has the processor's limits
             link(path / config, staging / config)
         request = EngineRequest(
             library=to,
@@ -117,17 +117,14 @@ def add_engine(
         artifact = _proven(staged, artifact, bundle, validation, progress)
         progress.step("writing the bundle")
         stack.close()
-        with staged.opened(source.files):  # what is committed
+        with staged.opened(source.files):  # the commit
             pass
         return commit(staging, path, dataclasses.replace(manifest, artifacts=(artifact,)), made_from=source)
 
 
 @contextlib.contextmanager
 def _linked(bundle: Bundle, artifact: Artifact, folder: Path) -> Iterator[Path]:
-    """The first of an artifact's files, which are linked into another folder: what replaces them leaves these alone.
-
-    They are verified, and at the end of the block checked not to have been written to.
-    """
+    """Hard-link an artifact's files into a folder, so that replacing them has no effect here; yield the main file."""
     for file in artifact.files:
         (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
         with readable(bundle.path / file.path, "a file of the bundle"):
@@ -135,7 +132,7 @@ def _linked(bundle: Bundle, artifact: Artifact, folder: Path) -> Iterator[Path]:
     try:
         with Bundle(folder, bundle.manifest).opened_artifact(artifact) as (first, *_):
             yield first.path
-    except BundleError as exc:  # of the bundle's files, which these are
+    except BundleError as exc:  # the bundle's files, hard-linked here
         error = exc.with_message(str(exc).replace(str(folder), str(bundle.path)))
         error.where = str(exc.where).replace(str(folder), str(bundle.path))
         raise error from exc
@@ -144,10 +141,10 @@ def _linked(bundle: Bundle, artifact: Artifact, folder: Path) -> Iterator[Path]:
 def _proven(
     staged: Bundle, engine: Artifact, bundle: Bundle, validation: ValidationOptions, progress: Progress
 ) -> Artifact:
-    """The engine, compared with the reference where a GPU of this machine is what it was built for.
+    """The engine after comparison with the reference, if this machine has the GPU it was built for.
 
     Raises:
-        CheckFailedError: it fails there, or is another model.
+        CheckFailedError: If it fails there, or differs from the reference.
     """
     why: UnavailableError
     try:

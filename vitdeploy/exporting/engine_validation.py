@@ -1,4 +1,4 @@
-"""Prove that an engine is the same model: the reference and the engine on the same images, on the GPU that runs it."""
+"""Validate an engine against the reference: the same images, on the GPU that runs the engine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from vitdeploy.errors import (
 from vitdeploy.exporters import EXPORTERS
 from vitdeploy.exporting.options import ValidationOptions
 from vitdeploy.exporting.validation import prove, samples
-from vitdeploy.files.atomic import exclusive, write_file
+from vitdeploy.files.atomic import write_file
+from vitdeploy.files.locks import locked
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.predictor import load_processor
 from vitdeploy.runtimes import open_recorded
@@ -44,7 +45,7 @@ NOT_RUN = "not yet run on a GPU"
 
 
 def judge_of(artifact: Artifact, tolerance: float | None) -> tuple[float | None, CosineBound | None]:
-    """The tolerance for an artifact; for int8 and fp8 the cosine bound instead, where no tolerance is given."""
+    """The tolerance of an artifact; the cosine bound instead for int8 and fp8 without a given tolerance."""
     bound = COSINE_BOUNDS.get(artifact.precision)
     if tolerance is None and bound is not None:
         return None, bound
@@ -52,12 +53,12 @@ def judge_of(artifact: Artifact, tolerance: float | None) -> tuple[float | None,
 
 
 def is_pending(artifact: Artifact) -> bool:
-    """Whether an engine was built, and has not been compared with the reference."""
+    """True for an engine that was built but not yet compared with the reference."""
     return artifact.validation.get("status") == NOT_RUN
 
 
 def pending(artifact: Artifact, validation: ValidationOptions) -> dict[str, Any]:
-    """The validation of an engine that has not run yet."""
+    """The validation record of an engine that has not run yet."""
     return {
         "status": NOT_RUN,
         "images": "none",
@@ -68,7 +69,7 @@ def pending(artifact: Artifact, validation: ValidationOptions) -> dict[str, Any]
 
 
 def open_engine(bundle: Bundle, artifact: Artifact) -> Runtime:
-    """The runtime of an engine, on the first GPU; what it compiles is not kept for one that may be refused."""
+    """The runtime of an engine on the first GPU, without a cache of compiled kernels: the engine may yet be refused."""
     backend = EXPORTERS[artifact.format].backend
     return open_recorded(bundle, backend, {"runtime_cache": False}, precision=artifact.precision)
 
@@ -76,18 +77,18 @@ def open_engine(bundle: Bundle, artifact: Artifact) -> Runtime:
 def prove_engine(
     engine: Runtime, artifact: Artifact, of: Bundle, validation: ValidationOptions, progress: Progress
 ) -> dict[str, Any]:
-    """Compare an engine with the reference, at the limits of its profiles and where they are fastest.
+    """Compare an engine with the reference at the minimum, optimum and maximum of its profiles.
 
     Args:
-        engine: is closed.
-        of: where the reference is.
+        engine: The runtime; it is closed.
+        of: The bundle that has the reference.
 
     Returns:
-        The record of it, for the manifest.
+        The validation record for the manifest.
 
     Raises:
-        CheckFailedError: it is another model.
-        MissingDependencyError: there is neither torch nor onnxruntime.
+        CheckFailedError: If the engine differs from the reference.
+        MissingDependencyError: If neither torch nor onnxruntime is installed.
     """
     with engine as runtime:
         progress.step(f"comparing {artifact.name} with the reference")
@@ -112,23 +113,23 @@ def prove_engines(
     validation: ValidationOptions = ValidationOptions(),  # noqa: B008  (frozen)
     progress: Progress = SILENT,
 ) -> tuple[Bundle, tuple[str, ...]]:
-    """Compare every engine that was not run yet with the reference, on the machine that is to run them.
+    """Compare every engine that has not run yet with the reference, on the machine that will run it.
 
-    What is proven is written at once, and one that fails, or cannot run here, keeps no other from being proven.
+    Each result is written at once. An engine that fails, or cannot run here, does not stop the others.
 
     Args:
-        names: of the artifacts; by default all that are pending.
-        validation: how to compare; the tolerance is by default that of the export.
+        names: Names of the artifacts. Default: all pending ones.
+        validation: Options of the comparison. The default tolerance is the export's.
 
     Returns:
-        The bundle, and the names of the engines that were proven.
+        The bundle, and the names of the validated engines.
 
     Raises:
-        UsageError: there is no such engine.
-        CheckFailedError: one differs from the reference.
-        InputError: none does, and what one needs is damaged, or an image.
-        UnavailableError: one cannot run here.
-        OutputError: the manifest cannot be written.
+        UsageError: If there is no such engine.
+        CheckFailedError: If an engine differs from the reference.
+        InputError: If none differs, but a file that one needs, or an image, is damaged.
+        UnavailableError: If an engine cannot run here.
+        OutputError: If the manifest cannot be written.
     """
     waiting = {artifact.name: artifact for artifact in bundle.manifest.artifacts if is_pending(artifact)}
     for name in names:
@@ -138,7 +139,7 @@ def prove_engines(
                 what="artifact", where=bundle.path, expected=tuple(waiting), found=name,
             )  # fmt: skip
     if validation.images is not None:
-        list_images(validation.images)  # before an engine is opened, which may take minutes
+        list_images(validation.images)  # before an engine is opened, which can take minutes
     proven: list[str] = []
     problems: list[VitDeployError] = []
     for artifact in (waiting[name] for name in dict.fromkeys(names or waiting)):
@@ -162,12 +163,12 @@ def prove_engines(
 
 
 def _written(bundle: Bundle, proven: Artifact) -> Bundle:
-    """The bundle as it is now, with what was proven of the very files that it names.
+    """The current bundle, with the validation of the files that `proven` names.
 
     Raises:
-        BundleError: it names others now.
+        BundleError: If the bundle now names other files.
     """
-    with exclusive(bundle.path.resolve()):
+    with locked(bundle.path.resolve().parent):
         now = Bundle.open(bundle.path)
         if proven.files not in [artifact.files for artifact in now.manifest.artifacts if artifact.name == proven.name]:
             raise BundleError(
@@ -183,7 +184,7 @@ def _written(bundle: Bundle, proven: Artifact) -> Bundle:
 def _expected(
     bundle: Bundle, artifact: Artifact, listing: FolderListing | None
 ) -> tuple[list[Sample], list[dict[str, Any]], str]:
-    """Images in every size and number that the engine has limits for, what they give, and what gave that."""
+    """Samples at every image size and batch size of the profiles, their expected outputs, and the source of those."""
     config, processor = ViTConfig.from_dict(bundle.read_config().model), load_processor(bundle)
     images = samples(config, processor, {}, artifact.pixels.stage, listing, sizes=_sizes(artifact))
     ranges = [read_range(text) for text in artifact.options["batch"]]
@@ -199,7 +200,7 @@ def _expected(
 
 
 def _sizes(artifact: Artifact) -> list[tuple[int, int]] | None:
-    """The usual, the smallest and the largest (height, width) of each profile; None where there is one size alone."""
+    """The optimal, smallest and largest (height, width) of each profile; None for a single size."""
     names = artifact.pixels.free_size(artifact.inputs[0].shape)
     if not names:
         return None
@@ -220,7 +221,7 @@ def _of_reference(bundle: Bundle, artifact: Artifact, images: list[Sample]) -> l
 def _of_artifact(
     bundle: Bundle, artifact: Artifact, images: list[Sample], no_reference: VitDeployError
 ) -> list[dict[str, Any]]:
-    """Outputs of the ONNX artifact that the engine was built from, which was compared with the reference itself."""
+    """Outputs of the ONNX artifact that the engine was built from; that one was compared with the reference itself."""
     built_from = artifact.options.get("onnx_sha256")
     sources = [candidate for candidate in bundle.manifest.artifacts if candidate.name == f"onnx-{artifact.precision}"]
     if [[file.sha256 for file in source.files] for source in sources] != [built_from]:
@@ -229,6 +230,6 @@ def _of_artifact(
 
 
 def _outputs(opened: Runtime, images: list[Sample]) -> list[dict[str, Any]]:
-    """Outputs for each sample of a runtime, which is then closed."""
+    """Outputs of a runtime for each sample; the runtime is then closed."""
     with opened as runtime:
         return [runtime.run(feeds(runtime.inputs, sample.pixel_values(runtime.pixels))) for sample in images]

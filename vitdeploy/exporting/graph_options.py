@@ -1,4 +1,4 @@
-"""The options of a graph, and the artifact that all options together ask for. Needs no torch."""
+"""Graph options, and the artifact specification that all options together define. Needs no torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class GraphOptions:
     """Inputs, outputs and form of the graph.
 
     Raises:
-        UsageError: an option is wrong, or two of them contradict each other.
+        UsageError: If an option is invalid, or two of them contradict each other.
     """
 
     opset: int | None = option(None, "ONNX opset.", limits=(OPSETS.start, OPSETS.stop - 1), unset="20, and 21 for fp8")
@@ -74,7 +74,8 @@ class GraphOptions:
 
     def __post_init__(self) -> None:
         check_options(self)
-        object.__setattr__(self, "image_size", _read_size(self.image_size))
+        if self.image_size is not None:
+            object.__setattr__(self, "image_size", _read_size(self.image_size))
         sizes: Any = self.image_size
         if self.bounds is not None and any(list(edges) != sorted(edges) for edges in zip(*sizes, strict=True)):
             raise UsageError(
@@ -96,30 +97,30 @@ class GraphOptions:
 
     @property
     def size(self) -> Pair | None:
-        """The (height, width) that the image processor is to give."""
+        """The (height, width) of the image processor's output."""
         return self.image_size if self.bounds is None else self.image_size[1]  # type: ignore[index, return-value]
 
     @property
     def bounds(self) -> tuple[Pair, Pair] | None:
-        """The smallest and the largest (height, width), where the model takes sizes within limits."""
+        """The smallest and the largest (height, width) of a model with size limits."""
         sizes: Any = self.image_size
         return (sizes[0], sizes[2]) if isinstance(sizes, tuple) and len(sizes) == 3 else None
 
     @property
     def any_size(self) -> bool:
-        """Whether the model takes several sizes."""
+        """True if the model takes several image sizes."""
         return self.dynamic_image_size or self.bounds is not None
 
     @property
     def pixels(self) -> PixelFormat:
-        """The format of an image that goes in."""
+        """Format of the model's input image."""
         if self.input == "uint8" or self.embed_resize:
             stage = PixelStage.DECODED if self.embed_resize else PixelStage.RESIZED
             return PixelFormat(stage, self.layout or "nhwc", "uint8")  # type: ignore[arg-type]
         return PixelFormat(PixelStage.NORMALIZED, self.layout or "nchw", self.io_dtype)  # type: ignore[arg-type]
 
     def check(self, precision: str) -> None:
-        """Raise UsageError where an option does not fit the precision."""
+        """Raise UsageError if an option does not fit the precision."""
         if self.optimize is not None and precision != Precision.FP32:
             raise UsageError(
                 f"optimize needs precision fp32, got {precision}", what="optimize", expected="fp32", found=precision,
@@ -134,10 +135,10 @@ class GraphOptions:
 def spec_of(
     to: str, precision: str, graph: GraphOptions, quantization: Quantization | None, engine: EngineOptions | None
 ) -> ExportSpec:
-    """The artifact that these ask for; for an engine, the ONNX artifact that it is built from.
+    """The artifact that the options define; for an engine, its ONNX artifact.
 
     Raises:
-        UsageError: an option is not for this format or precision.
+        UsageError: If an option does not apply to this format or precision.
     """
     asked = {**changed(graph), **({} if quantization is None else changed(quantization))}
     exporter = find_exporter(to, precision, asked)
@@ -172,18 +173,8 @@ def spec_of(
     )
 
 
-def check_scheme(spec: ExportSpec, *, calibrated: bool) -> None:
-    """Raise UsageError before anything is measured, unless int8 or fp8 can be what the options ask for."""
-    from vitdeploy.exporters.quantization.schemes.lookup import scheme_for
-
-    if spec.precision in QUANTIZED:
-        scheme_for(spec, calibrated=calibrated)
-
-
 def _read_size(size: Any) -> Any:
-    """(height, width), or three of them; None for None."""
-    if size is None:
-        return None
+    """Parse one (height, width), or three of them."""
     if isinstance(size, (tuple, list)) and len(size) == 3:
         return tuple(_pair(edge) for edge in size)
     return _pair(size)

@@ -1,4 +1,4 @@
-"""The options of an export, but for the graph's: values that validate themselves. None needs torch."""
+"""Export options other than the graph's: frozen values that validate themselves. None needs torch."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ METHODS = ("auto", "minmax", "entropy", "percentile", "mse")
 @described
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """Images that activations are measured on.
+    """Calibration images, on which activation ranges are measured.
 
-    Activations are measured on half of the images and candidates are compared on a quarter; the artifact is judged on
-    the last quarter. Of fewer than 16 images all serve for everything, and nothing is compared.
+    Ranges are measured on half of the images, candidates are compared on a quarter, and the artifact is judged on the
+    last quarter. With fewer than 16 images, all are used for everything, and no candidates are compared.
 
     Raises:
-        UsageError: an option is wrong.
+        UsageError: If an option is invalid.
     """
 
     images: PathLike = option(
@@ -65,7 +65,7 @@ class Calibration:
 
     @property
     def cache_folder(self) -> Path | None:
-        """The folder that keeps measured ranges; None for none."""
+        """The folder that caches measured ranges; None for no cache."""
         if self.cache is None:
             cache = user_cache()
             return None if cache is None else cache / "ranges"
@@ -77,7 +77,7 @@ class MaxDrop:
     """Largest loss of top-1 accuracy on labelled images against the reference, such as 0.5%.
 
     Attributes:
-        limit: a share from 0, below 1; 0.005 and "0.5%" are the same.
+        limit: Fraction, at least 0 and below 1; 0.005 and "0.5%" are equal.
     """
 
     limit: float
@@ -94,7 +94,7 @@ class MinAgreement:
     """Smallest share of images whose best class is the reference's, such as 99%; no labels are needed.
 
     Attributes:
-        limit: a share above 0, up to 1; 0.99 and "99%" are the same.
+        limit: Fraction, above 0 and at most 1; 0.99 and "99%" are equal.
     """
 
     limit: float
@@ -110,10 +110,10 @@ class MinAgreement:
 class MinCosine:
     """Smallest cosine similarity with the reference (5th percentile over images), such as 0.99.
 
-    It is that of the pooled output and the CLS token, or of a classifier's logits.
+    It is measured on the pooled output and the CLS token, or on a classifier's logits.
 
     Attributes:
-        limit: above 0, below 1; 0.99 and "99%" are the same.
+        limit: Cosine, above 0 and below 1; 0.99 and "99%" are equal.
     """
 
     limit: float
@@ -132,14 +132,14 @@ AccuracyBound = MaxDrop | MinAgreement | MinCosine
 @described
 @dataclasses.dataclass(frozen=True)
 class Quantization:
-    """How a graph is quantized to int8 or fp8.
+    """Options of quantization to int8 or fp8.
 
-    With an accuracy bound, layers stay float32, the most sensitive ones first, until the bound holds and none of them
-    can be left out. A quarter of its images is held out: it chooses nothing, and the artifact must honour the bound on
-    it too. Of fewer than 16 images none is held out.
+    With an accuracy bound, layers stay float32, the most sensitive first, until the bound holds and none of them is
+    unnecessary. A quarter of its images is held out from the search, and the artifact must meet the bound on that
+    quarter too. With fewer than 16 images, none is held out.
 
     Raises:
-        UsageError: an option is wrong, or needs another one.
+        UsageError: If an option is invalid, or requires another one.
     """
 
     calibration: Calibration | None = option(None, "Images to calibrate on.", nested=Calibration)
@@ -206,17 +206,17 @@ class Quantization:
 
     @classmethod
     def of(cls, value: Quantization | PathLike | None) -> Quantization | None:
-        """The value itself, or that of a folder of calibration images."""
+        """The value itself, or `Quantization` with a folder of calibration images."""
         return value if value is None or isinstance(value, Quantization) else cls(Calibration(value))
 
 
 @described
 @dataclasses.dataclass(frozen=True)
 class SourceOptions:
-    """Where a checkpoint comes from, and how it is read.
+    """Options for reading a checkpoint.
 
     Raises:
-        UsageError: an option is wrong.
+        UsageError: If an option is invalid.
     """
 
     task: Task | str | None = option(
@@ -254,13 +254,13 @@ class SourceOptions:
 @described
 @dataclasses.dataclass(frozen=True)
 class ValidationOptions:
-    """How an artifact is compared with the reference.
+    """Options for comparing an artifact with the reference.
 
-    int8 and fp8 are judged by the cosine of each image's outputs where no tolerance is given; see
+    Without a tolerance, int8 and fp8 are judged by the cosine similarity of each image's outputs; see
     `vitdeploy.assess.metrics.cosine_bound`.
 
     Raises:
-        UsageError: an option is wrong.
+        UsageError: If an option is invalid.
     """
 
     images: PathLike | None = option(

@@ -1,4 +1,4 @@
-"""The folder that an export writes to: its default, and whether it can be used."""
+"""The output folder of an export: its default, and the checks before it is used."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _SUFFIX = "-vitdeploy"
 def place_of(
     output: str | os.PathLike[str] | None, model: str | Path | None, random_weights: str | None, seed: int
 ) -> Path:
-    """The folder of the bundle, absolute, which has been checked for use.
+    """The bundle's folder as a checked absolute path.
 
-    By default it is named after the model, in the working directory. "-vitdeploy" is added where that is the checkpoint
-    itself, or something else that is no bundle, or would hide a Hub id without an organization.
+    The default is named after the model, in the working directory. "-vitdeploy" is appended if that name is the
+    checkpoint itself, is not a bundle, or would hide a Hub id without an organization.
 
     Args:
-        output: the folder; None for the default.
-        model: what is exported, as `vitdeploy.sources.hub.resolve` takes it; None for random weights, or the bundle's
-            own.
-        random_weights: the preset; None where a model is named.
+        output: The folder; None for the default.
+        model: The model, as `vitdeploy.sources.hub.resolve` takes it; None for random weights or the bundle's model.
+        random_weights: Preset name; None if a model is named.
 
     Raises:
-        CheckpointError: `model` is a path that does not exist.
-        OutputError: the folder cannot be written.
-        UsageError: it is neither absent nor empty nor a bundle, or is below a file, or in the checkpoint or around it.
+        CheckpointError: If `model` is a path that does not exist.
+        OutputError: If the folder cannot be written.
+        UsageError: If the folder exists and is neither empty nor a bundle, is below a file, or contains the checkpoint
+            or lies in it.
     """
     checkpoint = None if model is None else local_path(model)
     if output is not None:
@@ -78,7 +78,7 @@ def _default_name(model: str | Path | None, checkpoint: Path | None, random_weig
 
 
 def _is_taken(place: Path, checkpoint: Path | None) -> bool:
-    """Whether something is there that a bundle must not replace."""
+    """True if the path holds something that a bundle must not replace."""
     try:
         if not os.path.lexists(place):
             return False
@@ -90,11 +90,11 @@ def _is_taken(place: Path, checkpoint: Path | None) -> bool:
 
 
 def check_repository(repository: str | os.PathLike[str], model: str | Path) -> None:
-    """Raise UsageError where Triton's models would be written into the checkpoint, which stays as it is.
+    """Raise UsageError if the Triton repository lies in the checkpoint, which must stay unchanged.
 
     Args:
-        repository: the folder that Triton is given.
-        model: what is exported, as `vitdeploy.sources.hub.resolve` takes it.
+        repository: Triton's model repository.
+        model: The model, as `vitdeploy.sources.hub.resolve` takes it.
     """
     checkpoint = local_path(model)
     if (
@@ -109,7 +109,7 @@ def check_repository(repository: str | os.PathLike[str], model: str | Path) -> N
 
 
 def _check_apart(place: Path, checkpoint: Path) -> None:
-    """Raise UsageError where the bundle would be in the checkpoint, or the checkpoint in the bundle."""
+    """Raise UsageError if the bundle lies in the checkpoint, or the checkpoint in the bundle."""
     if place == checkpoint:
         return  # a bundle is a checkpoint too, and `check_target` takes nothing else
     inside = checkpoint.is_dir() and place.is_relative_to(checkpoint)
@@ -121,7 +121,7 @@ def _check_apart(place: Path, checkpoint: Path) -> None:
 
 
 def _check_writable(place: Path) -> None:
-    """Raise OutputError where the folder cannot be made or replaced, UsageError where it is below a file."""
+    """Raise OutputError if the folder cannot be created or replaced, UsageError if it is below a file."""
     try:
         parent = next(parent for parent in place.parents if parent.exists())
         if not parent.is_dir():

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from vitdeploy.specs import ExportSpec
     from vitdeploy.system.progress import Progress
 
-_HALF_SCALES = 19  # the opset whose DequantizeLinear gives half precision
+_HALF_SCALES = 19  # the first opset whose DequantizeLinear outputs half precision
 
 
 def export_model(
@@ -48,17 +48,17 @@ def export_model(
     """Write an artifact of a model: trace, quantize, observe, write.
 
     Args:
-        model: the reference, in float32.
-        samples: images on which the magnitude of values is observed, where the precision depends on it.
-        run: of int8 and fp8, the calibration images; None where there are none.
+        model: The reference, in float32.
+        samples: Images for observing value magnitudes, which half precision depends on.
+        run: Calibration images for int8 and fp8; None without any.
 
     Returns:
-        The artifact, and what was measured to choose how it is quantized, for the manifest.
+        The artifact, and the measurements behind its quantization, for the manifest.
 
     Raises:
-        UsageError: an option does not fit the model or another option.
-        CheckFailedError: a value is not finite on the images, or the artifact is not accurate enough.
-        OSError: a file cannot be written.
+        UsageError: If an option does not fit the model or another option.
+        CheckFailedError: If a value is not finite on the images, or the artifact is not accurate enough.
+        OSError: If a file cannot be written.
     """
     scheme: Scheme | None = None
     measured: dict[str, Any] = {}
@@ -83,7 +83,7 @@ def export_model(
 
 
 def _with_opset(spec: ExportSpec, scheme: Scheme) -> ExportSpec:
-    """With an opset that has the operators of a scheme."""
+    """The specification with an opset that has the scheme's operators."""
     from vitdeploy.exporters.graph.onnx_graph import DEFAULT_OPSET, check_opset
 
     lowest = max(scheme.min_opset, OPSETS.start if spec.rest is None else _HALF_SCALES)
@@ -95,19 +95,19 @@ def _with_opset(spec: ExportSpec, scheme: Scheme) -> ExportSpec:
 def quantize_graph(
     traced: TracedGraph, scheme: Scheme, run: QuantizationRun | None, folder: Path, progress: Progress
 ) -> tuple[TracedGraph, dict[str, Any]]:
-    """Quantize a float32 graph in place: calibrate, choose a candidate, and the layers that stay in float32.
+    """Quantize a float32 graph in place: calibrate, choose a candidate and the layers that stay float32.
 
     Args:
-        scheme: another one is taken where the artifact's names none, and it is much nearer to the reference.
-        run: the calibration images; None where there are none.
-        folder: for graphs' files, for a while.
+        scheme: The default scheme. If the specification names none, a much more accurate one may replace it.
+        run: Calibration images; None without any.
+        folder: Temporary folder for the graphs' files.
 
     Returns:
-        The graph, and what was measured to choose, for the manifest.
+        The graph, and the measurements behind the choice, for the manifest.
 
     Raises:
-        UsageError: there is nothing to quantize, or to smooth, or no such node to keep.
-        CheckFailedError: a value is not finite on the images, or no choice is accurate enough.
+        UsageError: If there is nothing to quantize or to smooth, or a node to keep does not exist.
+        CheckFailedError: If a value is not finite on the images, or no candidate is accurate enough.
     """
     from onnx_ir.passes.common import ShapeInferencePass
 
@@ -130,12 +130,12 @@ def quantize_graph(
     if run is not None:
         seen = _extremes(traced, scheme, run.parts.ranges, run.cache, folder)
         auto = spec.calibration in (None, "auto")
-        # Of few images as of smoothing: what no image tells, a margin may as well harm.
+        # As with smoothing: without images to compare on, a margin may do harm.
         margin = MARGIN if scheme.static is not None and run.parts.held_out and auto else 0
         method = "minmax" if auto else spec.calibration
-        images = ChoiceImages(run.parts.choice, traced, folder, run.problem_type)
+        images = ChoiceImages(run.parts.choice, traced.pixels, folder, run.problem_type)
         search = CandidateSearch(traced, Activations(seen), images, progress)
-        # Compared by the extremes, which are there: a histogram takes a pass over all images for each smoothing.
+        # Compared by extremes, which are known: a histogram needs a pass over all images for each smoothing.
         first = Candidate(scheme, None if scheme.static is None else "minmax", margin=margin)
         compared = search.best(first, smoothing, () if run.accuracy is not None else _others(spec, scheme, run))
         candidate = compared if compared.scheme.static is None else dataclasses.replace(compared, method=method)
@@ -154,7 +154,7 @@ def quantize_graph(
 
 
 def _smoothing(traced: TracedGraph, *, possible: bool) -> tuple[SmoothQuant | None, ...]:
-    """The smoothing that is tried; none without images to choose by, as what suits few images may harm all others."""
+    """Smoothing options to try; none without images to compare on: a gain on few images may be a loss on others."""
     from vitdeploy.exporters.graph.precision import name_of
     from vitdeploy.exporters.quantization.smooth_quant import SmoothQuant
     from vitdeploy.exporters.quantization.smoothing_places import find_places
@@ -173,7 +173,7 @@ def _smoothing(traced: TracedGraph, *, possible: bool) -> tuple[SmoothQuant | No
 
 
 def _others(spec: ExportSpec, scheme: Scheme, run: QuantizationRun) -> Sequence[Scheme]:
-    """The dynamic scheme, where nothing that was asked for needs fixed ranges."""
+    """The dynamic scheme, unless an option requires fixed ranges."""
     from vitdeploy.exporters.quantization.schemes.dynamic_int8 import DynamicInt8
     from vitdeploy.exporters.quantization.schemes.static_int8 import StaticInt8
 
@@ -184,7 +184,7 @@ def _others(spec: ExportSpec, scheme: Scheme, run: QuantizationRun) -> Sequence[
 def _extremes(
     traced: TracedGraph, scheme: Scheme, images: CalibrationImages, cache: Path | None, folder: Path
 ) -> dict[str, Extremes]:
-    """The extremes of the activations that a scheme quantizes."""
+    """Extremes of the activations that a scheme quantizes."""
     from vitdeploy.exporters.graph.measured_graph import measured_graph
     from vitdeploy.exporters.quantization.candidate import activations_of
     from vitdeploy.exporters.quantization.ranges.extremes import ExtremesReducer, channel_extremes
@@ -196,7 +196,7 @@ def _extremes(
 def _measured(
     traced: TracedGraph, candidate: Candidate, seen: Mapping[str, Extremes], run: QuantizationRun, folder: Path
 ) -> Activations:
-    """The activations that a candidate quantizes, on the images of the choice too; `seen` is without them."""
+    """Activations that a candidate quantizes, the choice images included; `seen` lacks those."""
     from vitdeploy.exporters.graph.measured_graph import measured_graph
     from vitdeploy.exporters.quantization.candidate import MINMAX, Activations, activations_of
     from vitdeploy.exporters.quantization.ranges.methods import METHODS, HistogramReducer
@@ -217,7 +217,7 @@ def _measured(
 
 
 def _options(candidate: Candidate, spec: ExportSpec, run: QuantizationRun | None) -> dict[str, Any]:
-    """How the graph is quantized, for the manifest."""
+    """Quantization options for the manifest."""
     options: dict[str, Any] = {"target": candidate.scheme.target, "scheme": candidate.scheme.name}
     if spec.rest is not None:
         options["rest"] = str(spec.rest)

@@ -1,9 +1,10 @@
-"""Prove that a new artifact is the same model: the reference and the artifact on the same images."""
+"""Validate a new artifact: the reference and the artifact on the same images."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import operator
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.assess.data.images import feeds, fingerprint, synthetic_images
@@ -29,22 +30,23 @@ if TYPE_CHECKING:
     from vitdeploy.runtimes.base import Runtime
     from vitdeploy.specs import AxisRange, ExportSpec
 
-# Images by their index, in batches of 1, 2 and 4: alone, beside another, and beside several and itself again.
+# Image indices, in batches of 1, 2 and 4: alone, beside another, and beside several and itself again.
 COUNT = 3
 BATCHES = ([0], [1, 2], [0, 1, 2, 0])
-OTHER_SIZE_BATCHES = ([0], [1, 2])  # where every image size is taken
-LARGEST_SIZE_BATCHES = ([0], [1])  # whose attention may take gigabytes an image
-OF_ONE = ([0], [0, 0])  # where no other image has its size
+OTHER_SIZE_BATCHES = ([0], [1, 2])  # if every image size is accepted
+LARGEST_SIZE_BATCHES = ([0], [1])  # attention may take gigabytes per image
+OF_ONE = ([0], [0, 0])  # if no other image has this size
+_REQUIRED_TOLERANCE = operator.attrgetter("required_tolerance")
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Images that can be compared together.
+    """Images of one size, for comparison in batches.
 
     Attributes:
-        images: of one size, as they are or as the processor makes them.
-        processor: what makes the artifact's input of them.
-        batches: by their index.
+        images: Of one size, as they are or as the processor makes them.
+        processor: Processor that turns them into the artifact's input.
+        batches: Image indices of each batch.
     """
 
     images: Sequence[Any]
@@ -64,13 +66,13 @@ def samples(
     *,
     sizes: Sequence[tuple[int, int]] | None = None,
 ) -> list[Sample]:
-    """Images to compare on, in each of the sizes to compare at: the usual one first.
+    """Images for the comparison at each image size, the usual size first.
 
     Args:
-        axes: the sizes that the artifact takes; none where it takes the model's own alone.
-        stage: of the images that the artifact takes.
-        images: those of a folder, of which the first are used; None for synthetic ones.
-        sizes: the (height, width) to compare at; by default three, where the artifact takes several.
+        axes: Sizes that the artifact takes; empty for the model's only.
+        stage: Preprocessing stage of the artifact's input.
+        images: A folder, whose first images are used; None for synthetic images.
+        sizes: Each (height, width) to compare at. Default: three, if the artifact takes several.
     """
     native = processor.output_size or config.image_size
     if stage is PixelStage.DECODED:
@@ -93,7 +95,7 @@ def _decoded_samples(
     sizes: Sequence[tuple[int, int]] | None,
     images: FolderListing | None,
 ) -> list[Sample]:
-    """Images in these sizes; where none are given, in sizes of their own, or one that stays, shrinks and grows."""
+    """Images in these sizes. Default: the folder's own sizes, or synthetic images that the resize keeps or scales."""
     if images is not None and sizes is None:
         return [Sample([file], processor, OF_ONE) for file in _first(images)]
     if images is not None and sizes is not None:
@@ -108,14 +110,14 @@ def _decoded_samples(
 
 
 def _first(images: FolderListing) -> list[Path]:
-    """The first images of a folder, again from the start where there are fewer."""
+    """The first images of a folder, repeated if there are too few."""
     return list(itertools.islice(itertools.cycle(images.files), COUNT))
 
 
 def _other_sizes(
     native: tuple[int, int], patch: tuple[int, int], height: AxisRange, width: AxisRange
 ) -> list[tuple[int, int]]:
-    """A smaller and a larger size: the limits, where there are; else neither square nor whole numbers of patches."""
+    """A smaller and a larger size: the limits, or else sizes that are neither square nor whole numbers of patches."""
     down, across = native[0] // patch[0], native[1] // patch[1]
     smaller = max(down // 2, 1) * patch[0], (across // 2 + 1) * patch[1] + patch[1] // 2
     larger = (down + 2) * patch[0] + patch[0] // 2, (across + 1) * patch[1]
@@ -125,7 +127,7 @@ def _other_sizes(
 
 
 def reference_runtime(model: VisionTransformer, spec: ExportSpec) -> Runtime:
-    """The reference, with the outputs of an artifact."""
+    """The reference with an artifact's outputs."""
     from vitdeploy.models.signature import output_names
     from vitdeploy.runtimes.pytorch import PyTorchRuntime, PyTorchRuntimeOptions
 
@@ -135,7 +137,6 @@ def reference_runtime(model: VisionTransformer, spec: ExportSpec) -> Runtime:
 
 
 def reference_outputs(model: VisionTransformer, images: Sequence[Sample], spec: ExportSpec) -> list[dict[str, Any]]:
-    """Outputs of the reference for each sample."""
     with reference_runtime(model, spec) as runtime:
         return [runtime.run(feeds(runtime.inputs, sample.pixel_values())) for sample in images]
 
@@ -152,28 +153,27 @@ def prove(
     """Compare an artifact with the reference, in the batches of the samples.
 
     Args:
-        images: see `samples`.
-        expected: what the reference gives for each of them.
-        tolerance: largest difference allowed, relative to each output's largest value; None for any that is finite.
-        cosine: how near each output must be at every image size; None for any nearness.
+        images: Samples; see `samples`.
+        expected: Outputs of the reference for each sample.
+        tolerance: Largest difference allowed, relative to each output's largest value; None for any finite one.
+        cosine: Smallest cosine similarity of each output at every image size; None for no bound.
 
     Returns:
-        The record of it, for the manifest.
+        The record for the manifest.
 
     Raises:
-        CheckFailedError: the difference is larger.
+        CheckFailedError: If the difference is larger.
     """
     pixel_values = [sample.pixel_values(runtime.pixels) for sample in images]
     measured = [
         _differences(runtime, pixels, sample.batches, want, problem_type)
         for sample, pixels, want in zip(images, pixel_values, expected, strict=True)
     ]
-    # Of each output, its difference at the image size where that is largest.
+    # For each output, the difference at the image size with the largest one.
     differences = [
-        max((outcome for outcome, _ in of_one), key=lambda outcome: outcome.required_tolerance)
-        for of_one in zip(*measured, strict=True)
+        max((outcome for outcome, _ in of_one), key=_REQUIRED_TOLERANCE) for of_one in zip(*measured, strict=True)
     ]
-    worst = max(differences, key=lambda difference: difference.required_tolerance)
+    worst = max(differences, key=_REQUIRED_TOLERANCE)
     if not worst.finite:
         raise CheckFailedError(
             f"{worst.output} of {name} is not finite, so nothing was written: values exceed what its type holds",
@@ -210,7 +210,7 @@ def _differences(
     expected: Mapping[str, np.ndarray],
     problem_type: ProblemType,
 ) -> list[tuple[Difference, float]]:
-    """Each output, in batches of these images, against the reference's, which ran every image once; and its error."""
+    """Difference and error of each output in these batches, against the reference, which ran every image once."""
     arrays = feeds(runtime.inputs, pixel_values)
     outputs = run_batches(runtime, [{name: array[rows] for name, array in arrays.items()} for rows in batches])
     rows = list(itertools.chain(*batches))
@@ -223,7 +223,7 @@ def _differences(
 
 
 def _rounded(difference: Difference) -> dict[str, Any]:
-    """Two digits: enough to judge by, and the same wherever the artifact's bytes are."""
+    """Two digits: enough to judge by, and reproducible wherever the artifact's bytes are."""
     return {
         key: float(f"{value:.2g}") if isinstance(value, float) and not key.endswith("_cosine") else value
         for key, value in difference.to_dict().items()

@@ -17,15 +17,16 @@ from vitdeploy.exporters import EXPORTERS, export_function
 from vitdeploy.exporters.engine.build import check_request
 from vitdeploy.exporting.artifact import ArtifactRequest, add_artifact
 from vitdeploy.exporting.engine import add_engine
-from vitdeploy.exporting.graph_options import GraphOptions, check_scheme, spec_of
+from vitdeploy.exporting.graph_options import GraphOptions, spec_of
 from vitdeploy.exporting.options import PathLike, Quantization, SourceOptions, ValidationOptions
 from vitdeploy.exporting.output_folder import place_of
+from vitdeploy.specs import QUANTIZED
 from vitdeploy.system.argument_types import typed
 from vitdeploy.system.option_fields import changed
 from vitdeploy.system.progress import SILENT, Progress
 from vitdeploy.trt.options import EngineOptions
 
-_ANY_MODEL = {"seed", "token", "cache_dir", "offline"}  # options that say nothing of a model that is not random
+_ANY_MODEL = {"seed", "token", "cache_dir", "offline"}  # options that apply to random weights only
 
 
 @typed
@@ -42,43 +43,43 @@ def export(
     validation: ValidationOptions = ValidationOptions(),  # noqa: B008
     progress: Progress = SILENT,
 ) -> Bundle:
-    """Export a checkpoint, check that the artifact is the same model, and keep both in a bundle.
+    """Export a checkpoint, validate the artifact against the reference, and store both in a bundle.
 
-    The artifact is compared with the reference on three images, in batches of 1, 2 and 4; one that takes every image
-    size, also at a smaller and a larger size. A bundle that exists at `output` keeps its other artifacts; it stays as
-    it was on any failure.
+    The artifact is compared with the reference on three images, in batches of 1, 2 and 4; with dynamic image sizes,
+    also at a smaller and a larger size. An existing bundle at `output` keeps its other artifacts and is unchanged on
+    failure.
 
-    An engine ("tensorrt", "tensorrt-rtx") is built from the ONNX artifact of its precision, which is made first and
-    stays in the bundle. An ONNX artifact that is at `output` already is used if no model is named, or the same model of
-    the Hub, and nothing is asked of the graph: `graph`, `quantization` (but for its target) and `source` (but for the
-    seed and the access to the Hub) are the defaults. Without a model, an `image_size` of three sizes is the engine's.
-    The engine is compared with the reference where a GPU runs it; elsewhere the manifest says that it has not run yet,
-    and `vitdeploy verify --run` completes it.
+    An engine ("tensorrt", "tensorrt-rtx") is built from the ONNX artifact of the same precision, which is exported
+    first and stays in the bundle. An ONNX artifact already at `output` is reused if `model` is None or the same Hub
+    model, and if `graph`, `quantization` (except its target) and `source` (except the seed and the access to the Hub)
+    have their defaults. Without a model, an `image_size` of three sizes applies to the engine. The engine is compared
+    with the reference if a GPU here runs it. Otherwise the manifest records that it has not run yet, and `vitdeploy
+    verify --run` completes the validation.
 
     Args:
-        model: a Hub id, a local folder of transformers or timm, or one of Google's `.npz` files. A LoRA adapter of
-            PEFT is merged into its base.
-        to: the format, "onnx", "torchscript", "tensorrt" or "tensorrt-rtx".
+        model: A Hub id, a local transformers or timm folder, or a Google `.npz` file. A PEFT LoRA adapter is merged
+            into its base model.
+        to: Format: "onnx", "torchscript", "tensorrt" or "tensorrt-rtx".
         precision: "fp32", "fp16" or "bf16"; for ONNX and engines also "int8" or "fp8".
-        output: the bundle's folder; by default named after the model, in the working directory, with "-vitdeploy" added
-            where that is the checkpoint or something else that is no bundle.
-        graph: inputs, outputs and form of the graph.
-        quantization: how int8 and fp8 are made; a path stands for `Quantization(Calibration(path))`.
-        engine: batch sizes of an engine, and options of its builder.
-        source: how the checkpoint is read; or random weights, instead of `model`.
-        validation: images and tolerance of the comparison with the reference.
-        progress: told each step, and how far it has come.
+        output: The bundle's folder. Default: named after the model, in the working directory; "-vitdeploy" is appended
+            if that name is taken by the checkpoint or by anything that is not a bundle.
+        graph: Options of the graph's inputs, outputs and form.
+        quantization: Options of int8 and fp8. A path means `Quantization(Calibration(path))`.
+        engine: Batch sizes and builder options of an engine.
+        source: Options for reading the checkpoint; or random weights instead of `model`.
+        validation: Images and tolerance for the comparison with the reference.
+        progress: Receives each step and its progress.
 
     Raises:
-        UsageError: an argument is wrong, or `output` holds something else.
-        CheckpointError: the checkpoint cannot be used, has no image processor and `source` defines none, or gives
-            values that are not finite.
-        HubError: the Hub cannot be reached.
-        MissingDependencyError: a library is not installed; where it is an engine's, the ONNX artifact was made.
-        DeviceError: an engine needs a GPU to be built, and there is none; the ONNX artifact was made.
-        CheckFailedError: the artifact differs from the reference, or is not as accurate as is asked for with any layer
-            in 8 bits, or an engine cannot be built; it was not written.
-        OutputError: the bundle cannot be written.
+        UsageError: If an argument is invalid, or `output` exists and is not a bundle.
+        CheckpointError: If the checkpoint cannot be used, has no image processor and `source` defines none, or its
+            outputs are not finite.
+        HubError: If the Hub cannot be reached.
+        MissingDependencyError: If a library is not installed. If it is an engine's, the ONNX artifact was written.
+        DeviceError: If building an engine needs a GPU and there is none. The ONNX artifact was written.
+        CheckFailedError: If the artifact differs from the reference, misses the accuracy bound even with a single layer
+            in 8 bits, or cannot be built as an engine. It was not written.
+        OutputError: If the bundle cannot be written.
     """
     quantization = Quantization.of(quantization)
     spec = spec_of(to, precision, graph, quantization, engine)
@@ -105,10 +106,10 @@ def export(
         return _add_artifact(request, output, progress)
     engine = engine or EngineOptions()
     if validation.images is not None:
-        list_images(validation.images)  # which without a GPU nothing else reads
+        list_images(validation.images)  # nothing else reads it without a GPU
     elif calibration is not None and Path(calibration.images).is_dir():
         validation = dataclasses.replace(validation, images=calibration.images)
-    with contextlib.suppress(UnavailableError):  # raised again when the ONNX artifact is made, and kept
+    with contextlib.suppress(UnavailableError):  # raised again when the ONNX artifact is exported
         check_request(to, engine)
     if not request.names_model and graph.bounds is not None and graph.size is not None:
         within = (graph.bounds[0], graph.size, graph.bounds[1])
@@ -136,13 +137,17 @@ def _add_artifact(request: ArtifactRequest, output: PathLike | None, progress: P
     if not request.names_model:
         raise UsageError("export needs a model, or random_weights", what="model")
     quantization = request.quantization
-    check_scheme(request.spec, calibrated=quantization is not None and quantization.calibration is not None)
+    if request.spec.precision in QUANTIZED:
+        from vitdeploy.exporters.quantization.schemes.lookup import scheme_for
+
+        # Raises UsageError before anything is measured, unless the options can apply to int8 or fp8.
+        scheme_for(request.spec, calibrated=quantization is not None and quantization.calibration is not None)
     place = place_of(output, request.model, source.random_weights, source.seed)
     return add_artifact(request, place, progress=progress)
 
 
 def _reusable(request: ArtifactRequest, output: PathLike | None) -> Bundle | None:
-    """The bundle at `output`, if it has the artifact that is requested, and nothing is asked of the graph."""
+    """The bundle at `output`, if it has the requested artifact and all graph options are defaults."""
     quantization = {} if request.quantization is None else changed(request.quantization)
     asked = {*changed(request.graph), *quantization, *changed(request.source)} - {"target", *_ANY_MODEL}
     if asked or output is None or not (Path(output) / MANIFEST).exists():
@@ -150,7 +155,7 @@ def _reusable(request: ArtifactRequest, output: PathLike | None) -> Bundle | Non
     bundle = Bundle.open(output)
     if f"{request.format}-{request.spec.precision}" not in [artifact.name for artifact in bundle.manifest.artifacts]:
         return None
-    # A folder of the model's name may hold others by now; of the Hub's the bundle has the commit.
+    # A folder of the model's name may have changed since; a Hub model's commit is in the bundle.
     source, model = bundle.manifest.source, request.model
     if model is not None and (source.revision is None or model != source.id or Path(model).exists()):
         return None

@@ -31,7 +31,7 @@ def staged_folder(target: Path) -> Iterator[Path]:
     Hand it to `replace_folder` to keep it. Folders that killed processes left are removed.
 
     Raises:
-        OutputError: the folder, or a file in it, cannot be written.
+        OutputError: If the folder, or a file in it, cannot be written.
     """
     staging, lock = None, None
     try:
@@ -39,7 +39,7 @@ def staged_folder(target: Path) -> Iterator[Path]:
         with locked(target.parent):
             _clear_up_after_the_killed(target, is_leftover=Path.is_dir)
             _go_back(target)
-            staging = _beside(target, "partial")
+            staging = target.with_name(_prefix(target, "partial") + secrets.token_hex(4))
             staging.mkdir()
             lock = try_lock(staging)
         yield staging
@@ -55,23 +55,16 @@ def staged_folder(target: Path) -> Iterator[Path]:
             release(lock)
 
 
-@contextlib.contextmanager
-def exclusive(target: Path) -> Iterator[None]:
-    """Hold the place of `target`, as `locks.locked` does, from reading its present content to replacing it."""
-    with locked(target.parent):
-        yield
-
-
 def replace_folder(staging: Path, target: Path, synced: Collection[Path] = ()) -> None:
     """Put `staging` in the place of `target`, in one step that a crash cannot split; the old content goes.
 
     Args:
-        staging: a folder beside `target`.
-        target: a folder, or a place for one.
-        synced: files that `sync` has written to the disk already.
+        staging: A folder beside `target`.
+        target: A folder, or a place for one.
+        synced: Files that `sync` has written to the disk already.
 
     Raises:
-        OSError: it cannot be done; `target` is as it was.
+        OSError: If it cannot be done; `target` is as it was.
     """
     sync(staging, synced)
     if target.exists():
@@ -98,13 +91,13 @@ def write_file(target: Path, content: bytes, *, follow_link: bool = True) -> Non
     Files that killed writers of the same target left are removed.
 
     Args:
-        target: a file, or a place for one. A pipe or a device is refused; see
+        target: A file, or a place for one. A pipe or a device is refused; see
             `vitdeploy.files.output_files.write_output`.
-        content: of the file.
-        follow_link: whether to replace the file that a link leads to, or the link itself.
+        content: Of the file.
+        follow_link: Whether to replace the file that a link leads to, or the link itself.
 
     Raises:
-        OutputError: it cannot be written; the one before is untouched.
+        OutputError: If it cannot be written; the one before is untouched.
     """
     try:
         place = target.resolve() if follow_link else target
@@ -138,7 +131,7 @@ def _partial_file(target: Path) -> Iterator[tuple[Path, BinaryIO]]:
     with contextlib.suppress(OSError):  # of a folder that may not be listed
         _clear_up_after_the_killed(target, is_leftover=Path.is_file)
     while True:
-        partial = _beside(target, "partial")
+        partial = target.with_name(_prefix(target, "partial") + secrets.token_hex(4))
         try:  # before it is made: a signal may raise as soon as it is
             with partial.open("xb") as file:
                 # Another writer may have taken it for a killed one's before it was locked.
@@ -214,17 +207,12 @@ def _go_back(target: Path) -> None:
             raise OutputError(message, what=folder.name, where=target, hint=hint) from exc
 
 
-def _beside(target: Path, kind: str) -> Path:
-    """A new name in the same folder."""
-    return target.with_name(f".{_short(target.name)}.{kind}-{secrets.token_hex(4)}")
-
-
 def _siblings(target: Path, kind: str) -> list[Path]:
-    name = re.compile(re.escape(f".{_short(target.name)}.{kind}-") + "[0-9a-f]{8}")
+    name = re.compile(re.escape(_prefix(target, kind)) + "[0-9a-f]{8}")
     return [path for path in target.parent.iterdir() if name.fullmatch(path.name)]
 
 
-def _short(name: str) -> str:
-    """A name to which something can be added: file systems take 255 bytes."""
-    content = os.fsencode(name)
-    return name if len(content) <= _MOST_NAME_BYTES else hashlib.sha256(content).hexdigest()
+def _prefix(target: Path, kind: str) -> str:
+    """The beginning of the names that are beside a file or folder for a while; file systems take 255 bytes."""
+    name = os.fsencode(target.name)
+    return f".{target.name if len(name) <= _MOST_NAME_BYTES else hashlib.sha256(name).hexdigest()}.{kind}-"

@@ -20,14 +20,14 @@ def check_content(path: Path, content_bytes: int, handle: str | None = None) -> 
     """Refuse a file whose tensors take far more bytes than it has, before they are read.
 
     Args:
-        path: the file, for messages.
-        content_bytes: of all tensors, by their shapes and types.
-        handle: another path to open it by.
+        path: The file, for messages.
+        content_bytes: Of all tensors, by their shapes and types.
+        handle: Another path to open it by.
 
     Raises:
-        CheckpointError: they take more than `MOST_TIMES` those of the file, and more than `FLOOR_BYTES`. Holes of a
+        CheckpointError: If they take more than `MOST_TIMES` those of the file, and more than `FLOOR_BYTES`. Holes of a
             sparse file, which take no room on the disk, do not count.
-        OSError: the file cannot be opened.
+        OSError: If the file cannot be opened.
     """
     if content_bytes <= FLOOR_BYTES:
         return

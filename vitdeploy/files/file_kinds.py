@@ -9,6 +9,8 @@ import zipfile
 from collections.abc import Collection
 from pathlib import Path
 
+from vitdeploy.system.typed_lines import typed_line
+
 SETTINGS_FILE, NESTED_FILE = PROCESSOR_CONFIGS = ("preprocessor_config.json", "processor_config.json")
 
 _POINTER = b"version https://git-lfs.github.com/spec/v1"  # git-lfs/docs/spec.md: the first line of every pointer
@@ -121,6 +123,9 @@ def file_advice(path: Path) -> str:
         return f"{path} is a file of {kind}; name the folder that holds it and config.json: {path.parent}"
     if kind in (_TORCH, _SAFETENSORS) and "adapter_config.json" in siblings:
         return f"{path} is the file of an adapter; name the folder that holds it: {path.parent}"
+    bundle = next((parent for parent in path.parents if (parent / "manifest.json").is_file()), None)
+    if bundle is not None:
+        return f"{path} is part of a bundle; name the bundle: {typed_line('export', bundle)}"
     noun = f"a file of {kind}" if kind in (_TORCH, _SAFETENSORS, _KERAS, _FLAX) else f"{kind}"
     if kind == _ONNX:
         noun = "an ONNX model"
@@ -144,8 +149,8 @@ def names_advice(source: str, names: Collection[str]) -> str | None:
     """The error for a folder or repository without a complete checkpoint; None where its kind is unknown.
 
     Args:
-        source: its path, or its Hub id in quotes.
-        names: its files, by their paths from it.
+        source: Its path, or its Hub id in quotes.
+        names: Its files, by their paths from it.
     """
     plain = source.strip("'")
     if not names:

@@ -17,7 +17,7 @@ def strict_json(content: bytes | str) -> Any:
     """Parse JSON (RFC 8259) as the files have it that vitdeploy itself writes.
 
     Raises:
-        ValueError: it is not JSON in UTF-8, or nested too deeply; or an object has a key twice, or a number is NaN,
+        ValueError: If it is not JSON in UTF-8, or nested too deeply; or an object has a key twice, or a number is NaN,
             infinite, too large for a float, or an integer of more than 400 digits.
     """
     try:

@@ -21,12 +21,12 @@ def table_rows(path: Path, *, strict: bool = True) -> Iterator[tuple[int, list[s
     """The rows of a .csv or .tsv file with the number of the line each ends at, one at a time.
 
     Args:
-        path: the file.
-        strict: whether to refuse text that is not UTF-8 and stray quotes; without, they are read as they come.
+        path: The file.
+        strict: Whether to refuse text that is not UTF-8 and stray quotes; without, they are read as they come.
 
     Raises:
-        TooLargeError: it has more than `MOST_TABLE_BYTES`.
-        OSError, UnicodeDecodeError, csv.Error: it cannot be read.
+        TooLargeError: If it has more than `MOST_TABLE_BYTES`.
+        OSError, UnicodeDecodeError, csv.Error: If it cannot be read.
     """
     errors = "strict" if strict else "replace"
     with io.TextIOWrapper(

@@ -41,7 +41,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold a folder against other writers; wait at most `LOCK_SECONDS` for another one, since `flock` waits for ever.
 
     Raises:
-        OutputError: another process holds it all that time, or it cannot be opened.
+        OutputError: If another process holds it all that time, or it cannot be opened.
     """
     if fcntl is None:
         yield
@@ -68,7 +68,7 @@ def try_lock(path: Path) -> int | None:
     None where another process holds it, or no lock can be had.
 
     Raises:
-        OSError: it cannot be opened, as another user's.
+        OSError: If it cannot be opened, as another user's.
     """
     if fcntl is None:
         return None

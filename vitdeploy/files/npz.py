@@ -21,13 +21,13 @@ def array_header(
     """Shape, element type and bytes of an array, from its header alone.
 
     Args:
-        archive: open for reading.
-        key: the array's name, without ".npy".
-        codecs: zipfile's numbers of the compressions to read.
+        archive: Open for reading.
+        key: The array's name, without ".npy".
+        codecs: Zipfile's numbers of the compressions to read.
 
     Raises:
-        ValueError: the bytes behind the header are not as many as it says, or it is an array of Python objects.
-        Exception: of any kind, as zipfile and numpy raise on a damaged file.
+        ValueError: If the bytes behind the header are not as many as it says, or it is an array of Python objects.
+        Exception: If of any kind, as zipfile and numpy raise on a damaged file.
     """
     info = archive.getinfo(f"{key}.npy")
     if info.compress_type not in codecs:

@@ -66,20 +66,20 @@ class VerifiedFile:
     """A regular file that is open and was read to its end once. Close it after `check`.
 
     Args:
-        path: of the file.
-        size_bytes: its expected size.
-        sha256: of its expected content, in hexadecimal.
-        name: the path that a library will open; by default that of the descriptor.
-        base: the folder in `name` from which on replaced links and folders matter; see `_way`.
+        path: Of the file.
+        size_bytes: Its expected size.
+        sha256: Of its expected content, in hexadecimal.
+        name: The path that a library will open; by default that of the descriptor.
+        base: The folder in `name` from which on replaced links and folders matter; see `_way`.
 
     Attributes:
-        file: to be given to libraries.
-        stream: the file, open for reading.
+        file: To be given to libraries.
+        stream: The file, open for reading.
 
     Raises:
-        OSError: it cannot be read, or is no regular file.
-        FileDiffersError: it has another size or content.
-        FileChangedError: it is written to all the time.
+        OSError: If it cannot be read, or is no regular file.
+        FileDiffersError: If it has another size or content.
+        FileChangedError: If it is written to all the time.
     """
 
     def __init__(

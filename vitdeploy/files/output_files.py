@@ -46,7 +46,7 @@ def write_output(target: Path, content: bytes) -> None:
     whole or not at all, below /dev as elsewhere. A pipe that nobody reads is waited for `_READER_SECONDS`.
 
     Raises:
-        OutputError: it cannot be written; a file that was there before is untouched.
+        OutputError: If it cannot be written; a file that was there before is untouched.
     """
     try:
         descriptor = _descriptor(target)

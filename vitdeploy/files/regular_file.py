@@ -34,10 +34,10 @@ def open_regular(path: str | os.PathLike[str], most_bytes: int | None = None) ->
     """Open a file to read, without waiting: the open of a pipe that nobody writes to would never return.
 
     Raises:
-        NotRegularError: it is a pipe, a device or a socket.
-        TooLargeError: it has more than `most_bytes` now.
-        OSError: it cannot be opened; a folder is an IsADirectoryError.
-        ExhaustedError: too many files are open, which says nothing of this one.
+        NotRegularError: If it is a pipe, a device or a socket.
+        TooLargeError: If it has more than `most_bytes` now.
+        OSError: If it cannot be opened; a folder is an IsADirectoryError.
+        ExhaustedError: If too many files are open, which says nothing of this one.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))

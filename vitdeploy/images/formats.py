@@ -40,13 +40,13 @@ def unreadable(name: str, problem: str, **fields: Any) -> ImageError:
 
 def readable_formats() -> tuple[str, ...]:
     """The formats of `FORMATS` that Pillow can decode here, in the order in which they are to be tried."""
-    _register()
-    return tuple(name for name in FORMATS if name in Image.OPEN and _is_decoded(name))
+    decodable = _decodable()
+    return tuple(name for name in FORMATS if name in Image.OPEN and name in decodable)
 
 
 def image_endings() -> frozenset[str]:
     """The endings of their files, in lower case with the dot, as Pillow registers them."""
-    readable = {*readable_formats(), *(("MPO",) if _is_decoded("MPO") else ())}
+    readable = {*readable_formats(), *({"MPO"} & _decodable())}
     return frozenset(ending for ending, name in Image.EXTENSION.items() if name in readable)
 
 
@@ -56,18 +56,13 @@ def is_heif(begin: bytes) -> bool:
 
 
 @functools.cache
-def _register() -> None:
-    """Import the plugins of these formats alone, and pillow-heif where it is installed."""
+def _decodable() -> frozenset[str]:
+    """Import the plugins of these formats alone, and pillow-heif where it is installed; those with their library."""
     for module in FORMATS.values():
         with contextlib.suppress(ImportError):  # of a later Pillow
             if module is not None:
                 importlib.import_module(f"PIL.{module}")
     with contextlib.suppress(ImportError):
         importlib.import_module("pillow_heif").register_heif_opener()
-
-
-@functools.cache
-def _is_decoded(name: str) -> bool:
-    needed = _NEEDED.get(name)
-    known = needed in features.modules or needed in features.codecs  # an older Pillow may have the format of a plugin
-    return needed is None or not known or bool(features.check(needed))
+    known = {*features.modules, *features.codecs}  # an older Pillow may have the format of a plugin
+    return frozenset(name for name in FORMATS if (lib := _NEEDED.get(name)) not in known or features.check(lib))

@@ -49,33 +49,33 @@ def open_image(source: ImageSource, *, mode: Mode = "RGB", name: str | None = No
     the file, or scale the values.
 
     Args:
-        source: a path, an encoded image (bytes or a binary file object), a PIL image, or a uint8 array of shape
-            (H, W), (H, W, C) or (C, H, W) with C of 1 (gray), 3 (RGB) or 4 (RGBA).
-        mode: of the result; see `vitdeploy.specs.MODES` for the one that a model takes.
-        name: of the image in messages; by default its path.
+        source: A path, an encoded image (bytes or a binary file object), a PIL image, or a uint8 array of shape (H, W),
+            (H, W, C) or (C, H, W) with C of 1 (gray), 3 (RGB) or 4 (RGBA).
+        mode: Of the result; see `vitdeploy.specs.MODES` for the one that a model takes.
+        name: Of the image in messages; by default its path.
 
     Returns:
         An image of that mode, independent of `source`.
 
     Raises:
-        ImageError: the image is absent, unreadable, damaged, too large (see `vitdeploy.images.pixel_limit`), or has no
-            fixed range of values.
-        UsageError: `source` is none of the above.
+        ImageError: If the image is absent, unreadable, damaged, too large (see `vitdeploy.images.pixel_limit`), or has
+            no fixed range of values.
+        UsageError: If `source` is none of the above.
     """
     image = decode_image(source, mode, name or image_name(source))
     return image.copy() if isinstance(source, (Image.Image, np.ndarray)) else image
 
 
 def decode_image(
-    source: ImageSource, mode: Mode, name: str, check_sides: Callable[[int, int], None] = lambda _width, _height: None
+    source: ImageSource, mode: Mode, name: str, check_sides: Callable[[int, int], None] | None = None
 ) -> Image.Image:
     """`open_image` for reading only: the image may share its memory with `source`.
 
     Args:
-        source: see `open_image`.
-        mode: see `open_image`.
-        name: of the image in messages.
-        check_sides: called with the width and height in a file's header, before the limit of pixels is looked at.
+        source: See `open_image`.
+        mode: See `open_image`.
+        name: Of the image in messages.
+        check_sides: Called with the width and height in a file's header, before the limit of pixels is looked at.
     """
     if isinstance(source, np.ndarray):
         image = _from_array(source, name)
@@ -89,7 +89,8 @@ def decode_image(
     file = _encoded(source, name)
     quiet_libtiff()
     with limit_lifted(), _decoder_errors(name, file), Image.open(file, formats=readable_formats()) as opened:
-        check_sides(opened.width, opened.height)
+        if check_sides is not None:
+            check_sides(opened.width, opened.height)
         check_pixel_count(opened.width, opened.height, name)
         check_samples(opened, name)
         ImageOps.exif_transpose(opened, in_place=True)

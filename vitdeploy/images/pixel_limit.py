@@ -39,7 +39,7 @@ def max_pixels() -> int | None:
     Pillow warns of an image with more than its limit, and refuses one with more than twice as many.
 
     Raises:
-        UsageError: the variable is not a whole number from 1 up.
+        UsageError: If the variable is not a whole number from 1 up.
     """
     text = os.environ.get(MAX_PIXELS_VARIABLE)
     if text:
@@ -69,7 +69,7 @@ def check_resized_count(width: int, height: int, of_pixels: int, name: str) -> N
     both. The width and height are those of the resized image.
 
     Raises:
-        ImageError: it would have more.
+        ImageError: If it would have more.
     """
     limit = max_pixels()
     if limit is not None and not os.environ.get(MAX_PIXELS_VARIABLE):
@@ -96,9 +96,9 @@ def embedded_problem(count: int, channels: int, sides: tuple[EmbeddedSide, Embed
     take `MOST_EMBEDDED_BYTES`, or the need of an image of VITDEPLOY_MAX_IMAGE_PIXELS.
 
     Args:
-        count: of the images that run together.
-        channels: of each.
-        sides: height and width.
+        count: Of the images that run together.
+        channels: Of each.
+        sides: Height and width.
 
     Returns:
         The problem and its remedy, for the end of a message; None where there is none.
@@ -130,23 +130,8 @@ def embedded_side_problem(sides: tuple[EmbeddedSide, EmbeddedSide]) -> str | Non
     return None
 
 
-@contextlib.contextmanager
-def limit_lifted() -> Iterator[None]:
-    """Let Pillow open, without a warning, every image that `max_pixels` allows; in this time it refuses twice as many.
-
-    `PIL.Image.MAX_IMAGE_PIXELS` holds for the whole process. It is changed while images are being read, by any number
-    of threads, and set back after the last of them, unless it was set to something else meanwhile.
-    """
-    limit = max_pixels()
-    _lifted.enter(limit)
-    try:
-        yield
-    finally:
-        _lifted.leave()
-
-
 class _Lifted:
-    """Counts the readers."""
+    """Pillow's limit while images are read, and the number of readers."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -160,18 +145,26 @@ class _Lifted:
             now = Image.MAX_IMAGE_PIXELS
             return self._before if self._readers and now == self._during else now
 
-    def enter(self, limit: int | None) -> None:
+    @contextlib.contextmanager
+    def limit_lifted(self) -> Iterator[None]:
+        """Let Pillow open, without a warning, every image that `max_pixels` allows; meanwhile it refuses twice as many.
+
+        `PIL.Image.MAX_IMAGE_PIXELS` holds for the whole process. It is changed while images are being read, by any
+        number of threads, and set back after the last of them, unless it was set to something else meanwhile.
+        """
+        limit = max_pixels()
         with self._lock:
             if not self._readers or self._during != Image.MAX_IMAGE_PIXELS:
                 self._before = Image.MAX_IMAGE_PIXELS
             Image.MAX_IMAGE_PIXELS = self._during = limit
             self._readers += 1
-
-    def leave(self) -> None:
-        with self._lock:
-            self._readers -= 1
-            if not self._readers and self._during == Image.MAX_IMAGE_PIXELS:
-                Image.MAX_IMAGE_PIXELS = self._before
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._readers -= 1
+                if not self._readers and self._during == Image.MAX_IMAGE_PIXELS:
+                    Image.MAX_IMAGE_PIXELS = self._before
 
     def end_readers(self) -> None:
         """Forget the readers of the parent, whose threads a forked child does not have."""
@@ -182,4 +175,5 @@ class _Lifted:
 
 
 _lifted = _Lifted()
+limit_lifted = _lifted.limit_lifted
 first_in_child(_lifted.end_readers)

@@ -55,12 +55,12 @@ def parse(config: Mapping[str, Any], num_channels: int | None = None) -> dict[st
     One number as mean or standard deviation is for every channel, and a list has to be as long as there are channels.
 
     Args:
-        config: the settings.
-        num_channels: of the model; by default as many as there are means, and 3 where one number is for all.
+        config: The settings.
+        num_channels: Of the model; by default as many as there are means, and 3 where one number is for all.
 
     Raises:
-        InputError: the class is unknown, a value is not valid, a step is not implemented, or there is another number of
-            means than of channels.
+        InputError: If the class is unknown, a value is not valid, a step is not implemented, or there is another number
+            of means than of channels.
     """
     settings = complete(config)
     kind = settings["image_processor_type"]
@@ -89,7 +89,7 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings with their class's name and defaults where they have none, unread otherwise.
 
     Raises:
-        InputError: the class is unknown, or the settings are nested as in a processor_config.json.
+        InputError: If the class is unknown, or the settings are nested as in a processor_config.json.
     """
     if isinstance(config.get("image_processor"), Mapping) and not config.keys() & (APPLIED - _CLASS_KEYS):
         message = f"the settings are in 'image_processor', where only a {NESTED_FILE} has them"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vitdeploy.errors import InputError, shown
-from vitdeploy.files.file_kinds import NESTED_FILE, SETTINGS_FILE, is_lfs_pointer, lfs_advice
+from vitdeploy.files.file_kinds import NESTED_FILE, PROCESSOR_CONFIGS, SETTINGS_FILE, is_lfs_pointer, lfs_advice
 from vitdeploy.files.json_text import json_object, utf_8_json
 from vitdeploy.files.regular_file import read_regular
 from vitdeploy.images.preprocessor_config import CLASS_OF_MODEL, KNOWN, class_name
@@ -22,25 +22,28 @@ _MODEL_FILE = "config.json"
 _USUAL_CHANNELS = 3
 
 
-def read_folder(folder: Path) -> tuple[dict[str, Any], Path]:
-    """Find a model folder's settings, and the file that holds them.
+def find_settings(folder: Path, files: Mapping[str, bytes]) -> tuple[dict[str, Any], Path] | None:
+    """A model folder's settings, and the file that holds them; None where there are none.
 
     As transformers' AutoImageProcessor does: a processor_config.json that nests the settings goes first, and a file
     that does not name its class has the one that config.json names, or else that of config.json's model.
 
+    Args:
+        files: See `read_files`.
+
     Raises:
-        InputError: the folder has no image processor, or its file is not JSON.
+        InputError: If a file is not JSON.
     """
-    return read_settings(folder, read_files(folder))
-
-
-def read_settings(folder: Path, files: Mapping[str, bytes]) -> tuple[dict[str, Any], Path]:
-    """`read_folder`, of files that `read_files` has read."""
-    settings_and_path = _find_settings(folder, files)
-    if settings_and_path is None:
-        message = f"{folder} has no image processor: {SETTINGS_FILE} not found, nor one in {NESTED_FILE}"
-        raise InputError(message, where=folder, expected=SETTINGS_FILE)
-    settings, path = settings_and_path
+    path, settings = folder / NESTED_FILE, None
+    if NESTED_FILE in files:
+        settings = _parse(path, files[NESTED_FILE]).get("image_processor")
+    if settings is not None:
+        settings = _object(settings, path)
+    elif SETTINGS_FILE in files:
+        path = folder / SETTINGS_FILE
+        settings = _parse(path, files[SETTINGS_FILE])
+    else:
+        return None
     if class_name(settings) is None and _MODEL_FILE in files:
         model = _parse(folder / _MODEL_FILE, files[_MODEL_FILE])
         known = CLASS_OF_MODEL.get(str(model.get("model_type")))
@@ -49,15 +52,10 @@ def read_settings(folder: Path, files: Mapping[str, bytes]) -> tuple[dict[str, A
     return settings, path
 
 
-def find_settings(folder: Path) -> tuple[dict[str, Any], Path] | None:
-    """A model folder's settings as they are written, and their file; None without any, InputError as `read_file`."""
-    return _find_settings(folder, read_files(folder))
-
-
 def read_files(folder: Path) -> dict[str, bytes]:
     """The content of a folder's files on its image processor, by name; InputError if one cannot be read."""
-    names = [name for name in (NESTED_FILE, _MODEL_FILE) if (folder / name).is_file()]
-    names += [SETTINGS_FILE] if os.path.lexists(folder / SETTINGS_FILE) else []
+    names = [name for name in PROCESSOR_CONFIGS if os.path.lexists(folder / name)]  # a broken link is not absent
+    names += [_MODEL_FILE] if (folder / _MODEL_FILE).is_file() else []
     return {name: _content(folder / name) for name in names}
 
 
@@ -72,7 +70,7 @@ def channels_of_model(folder: Path, files: Mapping[str, bytes]) -> int | None:
     """The number of channels that the model of a folder takes; None where there is no config.json of a model.
 
     Raises:
-        InputError: the file is not JSON, or the number is not 1, 3 or 4.
+        InputError: If the file is not JSON, or the number is not 1, 3 or 4.
     """
     path = folder / _MODEL_FILE
     config = _parse(path, files[_MODEL_FILE]) if _MODEL_FILE in files else {}
@@ -98,16 +96,6 @@ def note_unknown_settings(files: Mapping[str, bytes]) -> None:
                 name,
                 ", ".join(key[:40] for key in unknown[:8]) + more,
             )
-
-
-def _find_settings(folder: Path, files: Mapping[str, bytes]) -> tuple[dict[str, Any], Path] | None:
-    if NESTED_FILE in files:
-        path = folder / NESTED_FILE
-        settings = _parse(path, files[NESTED_FILE]).get("image_processor")
-        if settings is not None:
-            return _object(settings, path), path
-    path = folder / SETTINGS_FILE
-    return (_parse(path, files[SETTINGS_FILE]), path) if SETTINGS_FILE in files else None
 
 
 def _content(path: Path) -> bytes:

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitdeploy.errors import InputError, UsageError, check_count
+from vitdeploy.files.file_kinds import NESTED_FILE, SETTINGS_FILE
 from vitdeploy.images.formats import readable_formats, unreadable
 from vitdeploy.images.open import ImageSource, decode_image, image_name
 from vitdeploy.images.pixel_limit import EmbeddedSide, check_resized_count, embedded_problem, embedded_side_problem
 from vitdeploy.images.preprocessor_config import ShortestEdge, Size, parse
-from vitdeploy.images.preprocessor_files import channels_of_model, read_files, read_settings
+from vitdeploy.images.preprocessor_files import channels_of_model, find_settings, read_files
 from vitdeploy.specs import MODES, Mode, PixelFormat, PixelStage
 from vitdeploy.system.cpu import recent_workers
 
@@ -37,13 +38,13 @@ class ImageProcessor:
     (RGBA).
 
     Attributes:
-        image_processor_type: the transformers class whose file this is.
-        size: the size that images are resized to.
-        resample: the filter, as Pillow numbers it (2 bilinear, 3 bicubic).
-        crop_size: the center crop; an image that is smaller is padded with zeros, which are black.
-        crop_rounding: where the crop begins when it cannot be centered: "floor" is transformers' PIL backend, and
+        image_processor_type: The transformers class whose file this is.
+        size: The size that images are resized to.
+        resample: The filter, as Pillow numbers it (2 bilinear, 3 bicubic).
+        crop_size: The center crop; an image that is smaller is padded with zeros, which are black.
+        crop_rounding: Where the crop begins when it cannot be centered: "floor" is transformers' PIL backend, and
             "half_even" is torchvision's CenterCrop, which timm uses. A key of our own, absent where it is "floor".
-        do_convert_rgb: kept for transformers. Here the number of channels decides (see `open_image`).
+        do_convert_rgb: Kept for transformers. Here the number of channels decides (see `open_image`).
     """
 
     image_processor_type: str = "ViTImageProcessor"
@@ -86,14 +87,18 @@ class ImageProcessor:
         The number of channels is by default that of the config.json in the folder.
 
         Raises:
-            InputError: there is no such file, or it asks for something that cannot be done exactly.
+            InputError: If there is no such file, or it asks for something that cannot be done exactly.
         """
         return cls.from_files(Path(folder), read_files(Path(folder)), num_channels=num_channels)
 
     @classmethod
     def from_files(cls, folder: Path, files: Mapping[str, bytes], *, num_channels: int | None = None) -> ImageProcessor:
         """`from_pretrained`, of files that `vitdeploy.images.preprocessor_files.read_files` has read."""
-        config, path = read_settings(folder, files)
+        found = find_settings(folder, files)
+        if found is None:
+            message = f"{folder} has no image processor: {SETTINGS_FILE} not found, nor one in {NESTED_FILE}"
+            raise InputError(message, where=folder, expected=SETTINGS_FILE)
+        config, path = found
         if num_channels is None:
             num_channels = channels_of_model(folder, files)
         try:
@@ -106,12 +111,12 @@ class ImageProcessor:
         """Read the content of a preprocessor_config.json; see `preprocessor_config.parse` for its rules.
 
         Args:
-            config: the content.
-            num_channels: of the model; by default as many as there are means, and 3 where one number is for all.
+            config: The content.
+            num_channels: Of the model; by default as many as there are means, and 3 where one number is for all.
 
         Raises:
-            InputError: the class is unknown, a value is not valid, a step is not implemented, or there is
-                another number of means than of channels.
+            InputError: If the class is unknown, a value is not valid, a step is not implemented, or there is another
+                number of means than of channels.
         """
         fields = parse(config, num_channels)
         try:
@@ -188,19 +193,18 @@ class ImageProcessor:
         """Read and preprocess one image or a batch.
 
         Args:
-            images: one image or a sequence of them; see `open_image`. An array with four
-                axes is a batch.
-            pixels: the format that the model takes; one that takes bytes does the remaining steps itself.
-            threads: images that are decoded at a time; by default one a CPU that the process's affinity and
-                cgroup quota allow, as they were at most a second ago.
-            first_index: the index of the first image, in messages about images without a path.
+            images: One image or a sequence of them; see `open_image`. An array with four axes is a batch.
+            pixels: The format that the model takes; one that takes bytes does the remaining steps itself.
+            threads: Images that are decoded at a time; by default one a CPU that the process's affinity and cgroup
+                quota allow, as they were at most a second ago.
+            first_index: The index of the first image, in messages about images without a path.
 
         Returns:
             (N, C, H, W) float32, contiguous, or what `pixels` says. The number of threads does not change a bit of it.
 
         Raises:
-            ImageError: an image cannot be read; the message names it.
-            UsageError: there is no image, one is of the wrong type, or the results differ in size.
+            ImageError: If an image cannot be read; the message names it.
+            UsageError: If there is no image, one is of the wrong type, or the results differ in size.
         """
         sources = as_batch(images)
         if not sources:

@@ -56,7 +56,7 @@ class ProcessorOptions:
     crop unless `crop_size` is given, and `rescale_factor` is 1/255, the default of every class of transformers.
 
     Raises:
-        UsageError: an option is wrong.
+        UsageError: If an option is wrong.
     """
 
     source: str | os.PathLike[str] | None = option(
@@ -136,7 +136,7 @@ class ProcessorOptions:
         """The settings that these lack to define a processor.
 
         Args:
-            sized: whether an image size is given that stands for `size` where there is no crop.
+            sized: Whether an image size is given that stands for `size` where there is no crop.
         """
         required = ["image_mean", "image_std", "size", "resample"]
         if sized and self.crop_size in (None, False):
@@ -149,10 +149,10 @@ class ProcessorOptions:
         """The content of a preprocessor_config.json with these settings.
 
         Args:
-            config: the content, with the defaults of its class; see `preprocessor_config.complete`.
+            config: The content, with the defaults of its class; see `preprocessor_config.complete`.
 
         Raises:
-            UsageError: a setting belongs to a step that is off, and the other settings of that step are not given.
+            UsageError: If a setting belongs to a step that is off, and the other settings of that step are not given.
         """
         changed = dict(config)
         for step in dict.fromkeys(STEP_OF.values()):

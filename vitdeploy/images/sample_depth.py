@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 from PIL import Image
 
@@ -24,15 +21,14 @@ def check_samples(image: Image.Image, name: str) -> None:
     """Refuse a TIFF file of samples that have no fixed range, or that Pillow reads as something else.
 
     Raises:
-        ImageError: samples are signed (Pillow reads those of 8 bits as unsigned), or have 16 bits in uncompressed
+        ImageError: If samples are signed (Pillow reads those of 8 bits as unsigned), or have 16 bits in uncompressed
             planes (of which Pillow 13 takes every byte for a sample).
     """
-    tags = _tags(image)
-    if _SIGNED in _numbers(tags, _SAMPLE_FORMAT):
+    if _SIGNED in _tag(image, _SAMPLE_FORMAT):
         hint = "scale them to 0..255 and save the image with 8 unsigned bits"
         raise unreadable(name, "signed samples have no fixed black and white", found="signed samples", hint=hint)
-    separate = _SEPARATE_PLANES in _numbers(tags, _PLANAR) and _UNCOMPRESSED in _numbers(tags, _COMPRESSION)
-    if separate and len(image.getbands()) > 1 and max(_numbers(tags, _BITS_PER_SAMPLE), default=0) > 8:
+    separate = _SEPARATE_PLANES in _tag(image, _PLANAR) and _UNCOMPRESSED in _tag(image, _COMPRESSION)
+    if separate and len(image.getbands()) > 1 and max(_tag(image, _BITS_PER_SAMPLE), default=0) > 8:
         hint = "save the image with 8 bits, or with its channels interleaved"
         raise unreadable(name, "Pillow misreads uncompressed planes of 16 bits", found="16-bit planes", hint=hint)
 
@@ -45,12 +41,12 @@ def to_8_bits(image: Image.Image, origin: Image.Image, name: str) -> Image.Image
     level that is transparent, in all of its 16 bits.
 
     Args:
-        image: of any mode.
-        origin: the image as Pillow opened it, which knows its file's format.
-        name: of the image in messages.
+        image: Of any mode.
+        origin: The image as Pillow opened it, which knows its file's format.
+        name: Of the image in messages.
 
     Raises:
-        ImageError: the range of the pixels is not known.
+        ImageError: If the range of the pixels is not known.
     """
     of_file = image.mode == "I" and origin.format in ("PNG", "PPM")  # 16 bits of these, in some versions of Pillow
     if not image.mode.startswith("I;16") and not of_file:
@@ -58,8 +54,7 @@ def to_8_bits(image: Image.Image, origin: Image.Image, name: str) -> Image.Image
             problem = f"32-bit pixels (mode {image.mode!r}) have no fixed range"
             raise unreadable(name, problem, found=image.mode, hint=_SCALE)
         return image
-    tags = _tags(origin)
-    bits = next(iter(_numbers(tags, _BITS_PER_SAMPLE)), None)
+    bits = next(iter(_tag(origin, _BITS_PER_SAMPLE)), None)
     if bits is None:
         if origin.format not in _FULL_RANGE:
             problem = f"the range of the 16-bit pixels of a {origin.format} file is not known"
@@ -68,7 +63,7 @@ def to_8_bits(image: Image.Image, origin: Image.Image, name: str) -> Image.Image
     values = np.asarray(image)  # (H, W)
     levels = np.empty(values.shape, np.uint8)
     np.right_shift(values, bits - 8, out=levels, casting="unsafe")
-    if _WHITE_IS_ZERO in _numbers(tags, _PHOTOMETRIC):  # Pillow inverts up to 8 bits alone
+    if _WHITE_IS_ZERO in _tag(origin, _PHOTOMETRIC):  # Pillow inverts up to 8 bits alone
         np.invert(levels, out=levels)
     gray, transparent = Image.fromarray(levels), image.info.get("transparency")
     if not isinstance(transparent, int):
@@ -76,11 +71,7 @@ def to_8_bits(image: Image.Image, origin: Image.Image, name: str) -> Image.Image
     return Image.merge("LA", (gray, Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))))
 
 
-def _tags(image: Image.Image) -> Mapping[int, Any]:
-    """The tags of a TIFF file; none of other images."""
-    return getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
-
-
-def _numbers(tags: Mapping[int, Any], tag: int) -> tuple[int, ...]:
-    value = tags.get(tag, ())
+def _tag(image: Image.Image, tag: int) -> tuple[int, ...]:
+    """The numbers of a tag of a TIFF file; none of other images."""
+    value = getattr(image, "tag_v2", {}).get(tag, ()) if image.format == "TIFF" else ()
     return tuple(value) if isinstance(value, (tuple, list)) else (value,)

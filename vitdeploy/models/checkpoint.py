@@ -63,7 +63,7 @@ def load_model(
     """`make_model` with the weights of safetensors or torch files, copied: the model may outlive them.
 
     Raises:
-        CheckpointError: a file cannot be read, or as `make_model`.
+        CheckpointError: If a file cannot be read, or as `make_model`.
     """
     files = tuple(map(OpenedFile.of, weights))
     origin = ", ".join(str(file.path) for file in files)
@@ -80,17 +80,17 @@ def make_model(
     Weights of other tasks' heads are left out.
 
     Args:
-        config: the hyper-parameters.
-        weights: tensors under transformers' names.
-        task: the head.
-        origin: the files that hold them, for errors.
-        attention: see `VisionTransformer`.
+        config: The hyper-parameters.
+        weights: Tensors under transformers' names.
+        task: The head.
+        origin: The files that hold them, for errors.
+        attention: See `VisionTransformer`.
 
     Raises:
-        CheckpointError: the family has no such task, or names and shapes are not those of the model.
+        CheckpointError: If the family has no such task, or names and shapes are not those of the model.
     """
-    if task not in config.family.tasks:
-        tasks = config.family.tasks
+    tasks = tuple(dict.fromkeys(config.family.architectures.values()))
+    if task not in tasks:
         message = f"a {config.model_type} model has no task {task}, only: {', '.join(tasks)}"
         raise CheckpointError(message, what="task", expected=tasks, found=task)
     tensors: dict[str, Tensor] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,23 @@ _OURS = ("position_antialias", "relative_position_interpolation")  # and those t
 _MAX_SIZE = 2**15
 _MAX_LAYERS = 2**10
 _MAX_PATCHES = 2**16  # the attention of one head among as many takes 16 GiB
+_OPTIONAL = ("head_dim", "pooler_output_size", "vocab_size")
+_SIZE = (int, 1, _MAX_SIZE, f"an integer from 1 to {_MAX_SIZE}")
+_COUNT = (int, 0, _MAX_LAYERS, f"an integer from 0 to {_MAX_LAYERS}")
+_SHARE = ((int, float), 0, 1, "a number from 0 to 1")
+_NUMBER = ((int, float), 0, sys.float_info.max, "a finite number from 0 up")
+_FLAG = (bool, False, True, "true or false")
+# The type, the least and the largest value of fields, and the same in words.
+_RANGES = {
+    **dict.fromkeys(
+        ("hidden_size", "num_attention_heads", "intermediate_size", "num_channels", "encoder_stride"), _SIZE
+    ),
+    **dict.fromkeys(_OPTIONAL, _SIZE),
+    **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), _SHARE),
+    **dict.fromkeys(("initializer_range", "layer_norm_eps"), _NUMBER),
+    **dict.fromkeys(("num_hidden_layers", "num_register_tokens"), _COUNT),
+    **dict.fromkeys(("qkv_bias", "position_antialias"), _FLAG),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,39 +52,39 @@ class ViTConfig:
     """Hyper-parameters of every family, those of ViT under the names and with the defaults of transformers.
 
     Attributes:
-        model_type: the family, one of `FAMILIES`.
-        hidden_dropout_prob: after the embeddings, the attention projection and the MLP; in training only.
-        attention_probs_dropout_prob: on the attention weights; in training only.
-        initializer_range: standard deviation of freshly drawn weights.
+        model_type: The family, one of `FAMILIES`.
+        hidden_dropout_prob: After the embeddings, the attention projection and the MLP; in training only.
+        attention_probs_dropout_prob: On the attention weights; in training only.
+        initializer_range: Standard deviation of freshly drawn weights.
         image_size: (height, width) in pixels that the position embeddings were made for.
         patch_size: (height, width) in pixels of one token.
-        qkv_bias: whether the query, key and value projections have a bias; the output projection always has.
-        head_dim: width of one attention head; by default hidden_size // num_attention_heads.
-        encoder_stride: pixels that one token is decoded to, on each side, in masked image modeling.
-        pooler_output_size: width of the pooler; by default hidden_size.
-        labels: class names in the order of the logits; none of them means that the head is the identity.
-        problem_type: of a classifier; by default it follows from the number of labels.
-        key_bias: whether the key projection has a bias where the query's and the value's have.
-        distillation_token: whether a second token, with a position of its own, follows the class token.
-        mask_token: whether the model has a mask token whatever its task, though only masked image modeling uses it.
-        num_register_tokens: tokens without positions between the class token and the patches.
-        layer_scale: whether a learned factor for each channel scales the residual branch of a block.
-        swiglu: whether the MLP gates with SiLU instead of applying `hidden_act`.
-        float32_softmax: whether eager attention takes its softmax in float32 whatever the model's type.
-        absolute_positions: whether tokens have position embeddings.
-        relative_positions: whether every layer has an attention bias by the offset of two patches.
-        shared_relative_positions: whether all layers share such a bias.
-        position_antialias: whether position embeddings are interpolated with antialiasing.
-        relative_position_interpolation: resizes those biases: "bilinear" as in transformers, or "geometric" as
-            in timm (see `vitdeploy.models.layers.geometric`), which takes no dynamic image size.
-        any_image_size: whether transformers' model takes images of every size without being asked to interpolate.
-        final_norm: whether a layer norm follows the last block.
-        classification_pooler: the tokens that are classified; see `vitdeploy.models.layers.heads`.
-        feature_pooler: the pooled output of feature extraction, if there is one.
-        vocab_size: number of visual tokens that masked image modeling predicts; None where it reconstructs pixels.
+        qkv_bias: Whether the query, key and value projections have a bias; the output projection always has.
+        head_dim: Width of one attention head; by default hidden_size // num_attention_heads.
+        encoder_stride: Pixels that one token is decoded to, on each side, in masked image modeling.
+        pooler_output_size: Width of the pooler; by default hidden_size.
+        labels: Class names in the order of the logits; none of them means that the head is the identity.
+        problem_type: Of a classifier; by default it follows from the number of labels.
+        key_bias: Whether the key projection has a bias where the query's and the value's have.
+        distillation_token: Whether a second token, with a position of its own, follows the class token.
+        mask_token: Whether the model has a mask token whatever its task, though only masked image modeling uses it.
+        num_register_tokens: Tokens without positions between the class token and the patches.
+        layer_scale: Whether a learned factor for each channel scales the residual branch of a block.
+        swiglu: Whether the MLP gates with SiLU instead of applying `hidden_act`.
+        float32_softmax: Whether eager attention takes its softmax in float32 whatever the model's type.
+        absolute_positions: Whether tokens have position embeddings.
+        relative_positions: Whether every layer has an attention bias by the offset of two patches.
+        shared_relative_positions: Whether all layers share such a bias.
+        position_antialias: Whether position embeddings are interpolated with antialiasing.
+        relative_position_interpolation: Resizes those biases: "bilinear" as in transformers, or "geometric" as in timm
+            (see `vitdeploy.models.layers.geometric`), which takes no dynamic image size.
+        any_image_size: Whether transformers' model takes images of every size without being asked to interpolate.
+        final_norm: Whether a layer norm follows the last block.
+        classification_pooler: The tokens that are classified; see `vitdeploy.models.layers.heads`.
+        feature_pooler: The pooled output of feature extraction, if there is one.
+        vocab_size: Number of visual tokens that masked image modeling predicts; None where it reconstructs pixels.
 
     Raises:
-        UsageError: a value is not valid.
+        UsageError: If a value is not valid.
     """
 
     model_type: str = "vit"
@@ -109,25 +126,22 @@ class ViTConfig:
     vocab_size: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "num_attention_heads", "intermediate_size", "num_channels", "encoder_stride"):
-            self._require(name, _is_size, f"an integer from 1 to {_MAX_SIZE}")
-        for name in ("head_dim", "pooler_output_size", "vocab_size"):
-            self._require(name, lambda value: value is None or _is_size(value), f"an integer from 1 to {_MAX_SIZE}")
+        values, wrong = vars(self), {}
+        for name, (kind, low, high, expected) in _RANGES.items():
+            if not (values[name] is None and name in _OPTIONAL) and not _is_within(values[name], kind, low, high):
+                wrong[name] = expected
         for name in ("image_size", "patch_size"):
-            self._require(name, _is_pair, f"an integer from 1 to {_MAX_SIZE}, or a pair of them")
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-            self._require(name, lambda value: _is_number(value, 1.0), "a number from 0 to 1")
-        for name in ("initializer_range", "layer_norm_eps"):
-            self._require(name, lambda value: _is_number(value, sys.float_info.max), "a finite number from 0 up")
-        for name in ("num_hidden_layers", "num_register_tokens"):
-            self._require(name, lambda value: _is_int(value, 0, _MAX_LAYERS), f"an integer from 0 to {_MAX_LAYERS}")
-        for name in ("qkv_bias", "position_antialias"):
-            self._require(name, lambda value: isinstance(value, bool), "true or false")
-        self._require(
-            "relative_position_interpolation", lambda value: value in ("bilinear", "geometric"), "bilinear or geometric"
-        )
+            size = values[name]
+            if not (isinstance(size, tuple) and len(size) == 2 and all(_is_within(edge, *_SIZE[:3]) for edge in size)):
+                wrong[name] = f"{_SIZE[3]}, or a pair of them"
+        if self.relative_position_interpolation not in ("bilinear", "geometric"):
+            wrong["relative_position_interpolation"] = "bilinear or geometric"
         for name in ("hidden_act", "pooler_act"):
-            self._require(name, lambda value: isinstance(value, str), "the name of an activation")
+            if not isinstance(values[name], str):
+                wrong[name] = "the name of an activation"
+        for name, expected in wrong.items():
+            message = f"{name} is {shown(values[name])}, expected {expected}"
+            raise UsageError(message, what=name, expected=expected, found=values[name])
         if min(self.grid_size) < 1:
             message = f"patch_size {self.patch_size} exceeds image_size {self.image_size}"
             raise UsageError(message, what="patch_size", expected=self.image_size, found=self.patch_size)
@@ -141,12 +155,6 @@ class ViTConfig:
             heads = self.num_attention_heads
             message = f"hidden_size {self.hidden_size} is less than num_attention_heads {heads}"
             raise UsageError(message, what="hidden_size", expected=heads, found=self.hidden_size)
-
-    def _require(self, name: str, holds: Callable[[object], bool], expected: str) -> None:
-        value = getattr(self, name)
-        if not holds(value):
-            message = f"{name} is {shown(value)}, expected {expected}"
-            raise UsageError(message, what=name, expected=expected, found=value)
 
     @property
     def grid_size(self) -> tuple[int, int]:
@@ -163,11 +171,6 @@ class ViTConfig:
         return 1 + self.distillation_token + self.num_register_tokens
 
     @property
-    def num_positions(self) -> int:
-        """Rows of the position table: one a token, but for registers."""
-        return 1 + self.distillation_token + self.num_patches
-
-    @property
     def family(self) -> Family:
         return FAMILIES[self.model_type]
 
@@ -180,7 +183,7 @@ class ViTConfig:
         """Read the content of a `config.json`; see `vitdeploy.models.config_keys` for every key.
 
         Raises:
-            CheckpointError: the model type is unknown, a value is not valid, or a key asks for something that is not
+            CheckpointError: If the model type is unknown, a value is not valid, or a key asks for something that is not
                 built.
         """
         model_type = data.get("model_type")
@@ -196,7 +199,8 @@ class ViTConfig:
                 values[name] = _pair(values[name])
         try:
             check_keys(model_type, data)
-            fields = {**family.sets, **values, **family.derive(data)}
+            derived = {} if family.derive is None else family.derive(data)
+            fields = {**family.sets, **values, **derived}
             return cls(
                 model_type=model_type, **fields, labels=class_names(data), problem_type=stated_problem_type(data)
             )
@@ -212,7 +216,7 @@ class ViTConfig:
         """The content of a `config.json` that `from_dict` and transformers read.
 
         Raises:
-            UsageError: the model is no plain ViT; the other families come with a `config.json` of their own.
+            UsageError: If the model is no plain ViT; the other families come with a `config.json` of their own.
         """
         if self.model_type != "vit":
             message = f"a config.json can be written for vit, not for {self.model_type}"
@@ -243,20 +247,9 @@ def read_json(path: Path) -> dict[str, Any]:
     return json_object(path, content, CheckpointError)
 
 
-def _is_int(value: object, low: int, high: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-
-
-def _is_size(value: object) -> bool:
-    return _is_int(value, 1, _MAX_SIZE)
-
-
-def _is_pair(value: object) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and all(map(_is_size, value))
-
-
-def _is_number(value: object, high: float) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= high
+def _is_within(value: Any, kind: Any, low: float, high: float) -> bool:
+    """Whether a value is of a type and within limits; true and false are no numbers."""
+    return isinstance(value, kind) and isinstance(value, bool) == (kind is bool) and low <= value <= high
 
 
 def _pair(value: Any) -> Any:

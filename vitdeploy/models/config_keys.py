@@ -123,22 +123,19 @@ OF_FAMILY: dict[str, dict[str, KeyRule]] = {
     "dinov2_with_registers": _DINOV2 | _rules((_APPLIED, "tokens", "num_register_tokens")),
 }  # fmt: skip
 
-
-def rules_of(model_type: str) -> dict[str, KeyRule]:
-    """The keys that a family's `config.json` may have."""
-    return COMMON | OF_FAMILY[model_type]
+RULES = {model_type: COMMON | rules for model_type, rules in OF_FAMILY.items()}  # of every key of a `config.json`
 
 
 def check_keys(model_type: str, config: Mapping[str, Any]) -> None:
     """Raise UsageError where a key would change the computation in a way that is not built."""
-    for key, rule in rules_of(model_type).items():
+    for key, rule in RULES[model_type].items():
         if rule.effect is Effect.REFUSED and config.get(key):
             raise UsageError(f"{key} {shown(config[key])} is not supported: {rule.why}", what=key, found=config[key])
 
 
 def note_unknown_keys(config: Mapping[str, Any]) -> None:
     """Log the keys that the family does not have in transformers, which have no effect there or here."""
-    unknown = sorted(config.keys() - rules_of(config["model_type"]).keys())
+    unknown = sorted(config.keys() - RULES[config["model_type"]].keys())
     if unknown:
         more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
         logger.warning(

@@ -12,11 +12,6 @@ from typing import Any
 from vitdeploy.errors import UsageError, shown
 from vitdeploy.specs import Task
 
-
-def _nothing(config: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG001  (one signature)
-    return {}
-
-
 # Our names of the parts of a layer -> those on disk. The Hub keeps transformers 4's names, which transformers 5 still
 # writes; the module names of transformers 5 are ours, and are read too.
 _ATTENTION = {
@@ -46,26 +41,22 @@ class Family:
     """One `model_type` of transformers.
 
     Attributes:
-        prefix: begins the names of the encoder's weights where a head stands beside it.
-        architectures: transformers' classes that are known here, and the task of each; the usual one of a task first.
-        sets: the fields of `ViTConfig` in which it departs from ViT, or from ViT's defaults.
-        derive: the fields that follow from other keys of its `config.json`.
-        layer_names: the parts of a layer by our names -> their names on disk.
-        other_names: the same for weights outside the layers.
-        head_norm: whether a head has a norm of its own, which only the missing prefix tells from the encoder's.
+        prefix: Begins the names of the encoder's weights where a head stands beside it.
+        architectures: Transformers' classes that are known here, and the task of each; the usual one of a task first.
+        sets: The fields of `ViTConfig` in which it departs from ViT, or from ViT's defaults.
+        derive: The fields that follow from other keys of its `config.json`.
+        layer_names: The parts of a layer by our names -> their names on disk.
+        other_names: The same for weights outside the layers.
+        head_norm: Whether a head has a norm of its own, which only the missing prefix tells from the encoder's.
     """
 
     prefix: str
     architectures: Mapping[str, Task]
     sets: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    derive: Callable[[Mapping[str, Any]], dict[str, Any]] = _nothing
+    derive: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
     layer_names: Mapping[str, str] = dataclasses.field(default_factory=lambda: _VIT_LAYER)
     other_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
     head_norm: bool = False
-
-    @property
-    def tasks(self) -> tuple[Task, ...]:
-        return tuple(dict.fromkeys(self.architectures.values()))
 
 
 def _beit(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,10 +24,10 @@ def storage_bytes(index: BinaryIO) -> int:
     does nothing.
 
     Args:
-        index: the begin of the file, in memory, so that no claimed length makes a read allocate more than there is.
+        index: The begin of the file, in memory, so that no claimed length makes a read allocate more than there is.
 
     Raises:
-        Exception: of any kind, as a corrupt pickle does; the index ends after those bytes, or it is no legacy file.
+        Exception: If of any kind, as a corrupt pickle does; the index ends after those bytes, or it is no legacy file.
     """
     for _ in range(_PICKLES_BEFORE):
         _Index(index).load()

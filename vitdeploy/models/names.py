@@ -17,7 +17,22 @@ def our_names(family: Family, names: Iterable[str]) -> dict[str, str]:
     """Each of a checkpoint's `names` -> the name in our modules; a name that is not known stays as it is."""
     names = tuple(names)
     beside_a_head = any(name.startswith(family.prefix) for name in names)
-    return {name: _our_name(family, name, beside_a_head=beside_a_head) for name in names}
+    tables = family.layer_names, family.other_names
+    of_layers, others = ({on_disk: ours for ours, on_disk in table.items()} for table in tables)
+    found = {}
+    for name in names:
+        usual = name
+        for pattern, replacement in _LEGACY:
+            usual = pattern.sub(replacement, usual)
+        bare = usual.removeprefix(family.prefix)
+        first = bare.partition(".")[0]
+        if first in _HEADS or (first == "layernorm" and family.head_norm and beside_a_head and bare == usual):
+            found[name] = f"head.{bare}"
+        elif (match := _LAYER.fullmatch(bare)) is not None:
+            found[name] = f"layers.{match[1]}.{_translated(match[2], of_layers)}"
+        else:
+            found[name] = _translated(bare, others)
+    return found
 
 
 def disk_name(family: Family, name: str, *, beside_a_head: bool) -> str:
@@ -32,26 +47,9 @@ def disk_name(family: Family, name: str, *, beside_a_head: bool) -> str:
     return f"{prefix}encoder.layer.{match[1]}.{_translated(match[2], family.layer_names)}"
 
 
-def _our_name(family: Family, name: str, *, beside_a_head: bool) -> str:
-    for pattern, replacement in _LEGACY:
-        name = pattern.sub(replacement, name)
-    bare = name.removeprefix(family.prefix)
-    first = bare.partition(".")[0]
-    if first in _HEADS or (first == "layernorm" and family.head_norm and beside_a_head and bare == name):
-        return f"head.{bare}"
-    match = _LAYER.fullmatch(bare)
-    if match is None:
-        return _translated(bare, _inverse(family.other_names))
-    return f"layers.{match[1]}.{_translated(match[2], _inverse(family.layer_names))}"
-
-
 def _translated(name: str, table: Mapping[str, str]) -> str:
     """`name` with the part that `table` has for its beginning."""
     for old, new in table.items():
         if name == old or name.startswith(f"{old}."):
             return new + name[len(old) :]
     return name
-
-
-def _inverse(table: Mapping[str, str]) -> dict[str, str]:
-    return {on_disk: ours for ours, on_disk in table.items()}

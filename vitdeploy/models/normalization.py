@@ -18,7 +18,7 @@ def fold_normalization(model: VisionTransformer, scale: np.ndarray, offset: np.n
     sum of w offset), at every patch. Both are computed in float64.
 
     Args:
-        model: takes scale * x + offset.
+        model: Takes scale * x + offset.
         scale: (C,) float64.
         offset: (C,) float64.
     """

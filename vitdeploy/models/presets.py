@@ -34,7 +34,7 @@ def preset_config(name: str) -> ViTConfig:
     Sizes in pairs are height x width.
 
     Raises:
-        UsageError: the name is not of that form, or a size in it is out of range.
+        UsageError: If the name is not of that form, or a size in it is out of range.
     """
     match = _NAME.fullmatch(name)
     if match is None:

@@ -27,18 +27,18 @@ class Served(nn.Module):
     """A model that is asked for certain outputs, at its own image size or at any.
 
     Args:
-        model: the reference; its weights are shared.
-        outputs: see `output_names`.
-        dynamic_image_size: whether it takes images of every size from one patch up, its positions interpolated.
-        pixels: the format of its images; see `vitdeploy.models.normalization` for a model that takes bytes.
-        io_dtype: the type of its outputs.
+        model: The reference; its weights are shared.
+        outputs: See `output_names`.
+        dynamic_image_size: Whether it takes images of every size from one patch up, its positions interpolated.
+        pixels: The format of its images; see `vitdeploy.models.normalization` for a model that takes bytes.
+        io_dtype: The type of its outputs.
 
     Attributes:
-        inputs: its input tensors.
-        outputs: its output tensors, in the order asked for.
+        inputs: Its input tensors.
+        outputs: Its output tensors, in the order asked for.
 
     Raises:
-        UsageError: there is no such output, or the image size cannot be dynamic; see `input_specs`.
+        UsageError: If there is no such output, or the image size cannot be dynamic; see `input_specs`.
     """
 
     def __init__(
@@ -90,13 +90,14 @@ def input_specs(
     """`pixel_values` (batch, C, H, W) and, for masked image modeling, a boolean `bool_masked_pos` (batch, patches).
 
     Args:
-        config: the model's.
-        task: the model's.
-        dynamic_image_size: whether height and width are free.
-        pixels: the order of the axes of an image, and its type.
+        config: The model's.
+        task: The model's.
+        dynamic_image_size: Whether height and width are free.
+        pixels: The order of the axes of an image, and its type.
 
     Raises:
-        UsageError: the image size cannot be dynamic: the model takes a mask, or its relative positions are "geometric".
+        UsageError: If the image size cannot be dynamic: the model takes a mask, or its relative positions are
+            "geometric".
     """
     relative = config.relative_positions or config.shared_relative_positions
     if dynamic_image_size and relative and config.relative_position_interpolation != "bilinear":
@@ -138,12 +139,12 @@ def example_inputs(
     """Zeros of what `input_specs` states, for images of `image_size`, by default the configured one.
 
     Args:
-        config: the model's.
-        task: the model's.
-        batch_size: number of images.
+        config: The model's.
+        task: The model's.
+        batch_size: Number of images.
         image_size: (height, width).
-        device: where the tensors are.
-        signature: of `input_specs`.
+        device: Where the tensors are.
+        signature: Of `input_specs`.
     """
     config = config if image_size is None else dataclasses.replace(config, image_size=image_size)
     return tuple(
@@ -156,11 +157,11 @@ def output_names(model: VisionTransformer, asked: Sequence[str] | None = None) -
     """The names of the outputs that are asked for.
 
     Args:
-        model: the model.
-        asked: names of outputs; "hidden_states" and "attentions" stand for those of all layers. By default the head's.
+        model: The model.
+        asked: Names of outputs; "hidden_states" and "attentions" stand for those of all layers. By default the head's.
 
     Raises:
-        UsageError: there is no such output, or one is asked for twice.
+        UsageError: If there is no such output, or one is asked for twice.
     """
     depth = model.config.num_hidden_layers
     groups = {

@@ -25,10 +25,10 @@ class VisionTransformer(nn.Module):
     traced graph stays true for other sizes.
 
     Args:
-        config: the hyper-parameters.
-        task: the head.
-        pooler: whether a feature-extraction model ends in its family's pooler.
-        teacher: whether a distilled classifier has the head of its teacher beside its own.
+        config: The hyper-parameters.
+        task: The head.
+        pooler: Whether a feature-extraction model ends in its family's pooler.
+        teacher: Whether a distilled classifier has the head of its teacher beside its own.
         attention: "sdpa" (torch's fused attention) or "eager" (separate operators, which can return the weights).
     """
 
@@ -81,10 +81,10 @@ class VisionTransformer(nn.Module):
         Args:
             pixel_values: (N, C, H, W) in the type of the weights, or converted to it.
             bool_masked_pos: (N, num_patches), true where a patch is masked; masked image modeling only.
-            interpolate_pos_encoding: accept images of any size from one patch up, with interpolated positions.
-            output_hidden_states: add `hidden_states.0` (the embeddings) to `hidden_states.L` (the last block, before
+            interpolate_pos_encoding: Accept images of any size from one patch up, with interpolated positions.
+            output_hidden_states: Add `hidden_states.0` (the embeddings) to `hidden_states.L` (the last block, before
                 the final layer norm), each (N, tokens, D).
-            output_attentions: add `attentions.0` ..., each (N, heads, tokens, tokens); needs eager attention.
+            output_attentions: Add `attentions.0` ..., each (N, heads, tokens, tokens); needs eager attention.
 
         Returns:
             The head's outputs and the hidden states and attentions asked for, by transformers' names.
@@ -131,7 +131,7 @@ class VisionTransformer(nn.Module):
         """Make the model one for images of `image_size` (height, width), its position tables interpolated once.
 
         Raises:
-            UsageError: the size is not a pair of positive integers, or smaller than one patch.
+            UsageError: If the size is not a pair of positive integers, or smaller than one patch.
         """
         self.config = dataclasses.replace(self.config, image_size=image_size)
         for module in list(self.modules()):

@@ -51,19 +51,20 @@ def read_weights(files: Iterable[Path | OpenedFile], *, copied: bool = False) ->
     without effect on inference (`_WITHOUT_EFFECT`) are left out.
 
     Args:
-        files: safetensors files, or torch files, which are opened with `weights_only=True`.
-        copied: whether every tensor is in memory of its own, so that the files may be changed or removed. By
-            default those of safetensors are the system's maps of the file: quicker, and half the memory where they are
+        files: Safetensors files, or torch files, which are opened with `weights_only=True`.
+        copied: Whether every tensor is in memory of its own, so that the files may be changed or removed. By default
+            those of safetensors are the system's maps of the file: quicker, and half the memory where they are
             converted or written anew, but whoever writes to the file later changes them.
 
     Raises:
-        CheckpointError: a file cannot be read, or a name occurs twice.
+        CheckpointError: If a file cannot be read, or a name occurs twice.
     """
     tensors: dict[str, Tensor] = {}
     spelling: dict[str, str] = {}
     for file in map(OpenedFile.of, files):
         path = file.path
-        for spelled, tensor in _read(file, copied=copied):
+        is_safe = path.suffix == ".safetensors"
+        for spelled, tensor in _read_safetensors(file, copied=copied) if is_safe else _read_torch(file):
             name = unwrapped(spelled)
             if any(pattern.fullmatch(name) for pattern in _WITHOUT_EFFECT):
                 continue
@@ -91,10 +92,6 @@ def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
     except safetensors.SafetensorError as exc:
         raise OSError(f"{path}: {exc}") from exc
     path.chmod(mode)  # safetensors makes files that only their owner can read
-
-
-def _read(file: OpenedFile, *, copied: bool) -> Iterator[tuple[str, Tensor]]:
-    return _read_safetensors(file, copied=copied) if file.path.suffix == ".safetensors" else _read_torch(file)
 
 
 def _read_safetensors(file: OpenedFile, *, copied: bool) -> Iterator[tuple[str, Tensor]]:

@@ -30,7 +30,7 @@ class TritonBackend(NamedTuple):
     Attributes:
         name: Triton's name of it.
         platform: Triton's name of what it runs.
-        model_file: the file that it opens in a version's folder.
+        model_file: The file that it opens in a version's folder.
     """
 
     name: str
@@ -63,7 +63,7 @@ def triton_backend(artifact_format: str) -> TritonBackend:
     """The backend for a format.
 
     Raises:
-        UsageError: there is none.
+        UsageError: If there is none.
     """
     if artifact_format not in TRITON_BACKENDS:
         instead = "tensorrt" if artifact_format == "tensorrt-rtx" else "onnx"
@@ -84,11 +84,11 @@ def model_config(
     zeros of the size that the artifact is fastest at.
 
     Args:
-        artifact: what is to be served.
-        name: of the model, and of its folder.
-        labeled: whether the file `LABELS` names the classes of `LABELED_OUTPUT`.
-        max_batch_size: the most images that run together; by default the most that an engine takes, and of ONNX as
-            many as an engine takes by default.
+        artifact: What is to be served.
+        name: Of the model, and of its folder.
+        labeled: Whether the file `LABELS` names the classes of `LABELED_OUTPUT`.
+        max_batch_size: The most images that run together; by default the most that an engine takes, and of ONNX as many
+            as an engine takes by default.
         device: "cpu" or "cuda"; by default "cuda" for an engine and in fp16, "cpu" for what was quantized for one, and
             else the GPUs where the server has some.
 

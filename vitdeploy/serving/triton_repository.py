@@ -25,7 +25,8 @@ from vitdeploy.bundle.staging import check_target
 from vitdeploy.errors import BundleError, InputError, UsageError
 from vitdeploy.exporters import EXPORTERS
 from vitdeploy.exporting.engine_validation import is_pending
-from vitdeploy.files.atomic import exclusive, replace_folder, staged_folder, sync
+from vitdeploy.files.atomic import replace_folder, staged_folder, sync
+from vitdeploy.files.locks import locked
 from vitdeploy.files.regular_file import read_regular
 from vitdeploy.serving.triton_config import LABELED_OUTPUT, LABELS, model_config, triton_backend
 from vitdeploy.specs import PixelFormat, Task, TensorSpec
@@ -44,10 +45,10 @@ class TritonModel:
     """A model in a repository.
 
     Attributes:
-        name: that clients ask for.
-        path: its folder.
-        artifact: what it serves.
-        files: in the folder, the configuration first.
+        name: That clients ask for.
+        path: Its folder.
+        artifact: What it serves.
+        files: In the folder, the configuration first.
     """
 
     name: str
@@ -76,18 +77,18 @@ def write_triton_model(
     altered since. The same artifact and arguments give the same bytes.
 
     Args:
-        bundle: the bundle; what is used of it is verified.
-        repository: the folder that Triton is given; it is made where there is none.
-        artifact: such as "onnx-fp16"; by default the only one.
-        name: of the model; by default the bundle's and the artifact's, such as "vit-onnx-fp16".
-        max_batch_size: see `vitdeploy.serving.triton_config.model_config`.
-        device: see there.
+        bundle: The bundle; what is used of it is verified.
+        repository: The folder that Triton is given; it is made where there is none.
+        artifact: Such as "onnx-fp16"; by default the only one.
+        name: Of the model; by default the bundle's and the artifact's, such as "vit-onnx-fp16".
+        max_batch_size: See `vitdeploy.serving.triton_config.model_config`.
+        device: See there.
 
     Raises:
-        BundleError: there is no bundle, or a file of it was altered.
+        BundleError: If there is no bundle, or a file of it was altered.
         UsageError: Triton cannot serve the artifact, or an argument is wrong, or what is at that place
             was not made by this function.
-        OutputError: the model cannot be written; what was there is untouched.
+        OutputError: If the model cannot be written; what was there is untouched.
     """
     opened = Bundle.open(bundle)
     chosen = artifact_named(opened, artifact)
@@ -119,7 +120,7 @@ def write_triton_model(
             if labels is not None:
                 (staging / LABELS).write_bytes(labels.encode())
             synced = sync(staging)  # which may take long: not while others wait
-            with exclusive(target):
+            with locked(target.parent):
                 _check_target(target)
                 replace_folder(staging, target, synced)
     return TritonModel(chosen_name, target, chosen.name, (CONFIG, *digests))
@@ -137,12 +138,12 @@ def check_place(
     """Whether an artifact that is to be made can have its model in a repository, as far as can be told before.
 
     Args:
-        bundle: where the artifact is to be; None where that is not known yet.
-        repository: the folder that Triton is given.
-        to: the artifact's format.
-        precision: its precision.
-        target: of int8 and fp8: what is to run the graph.
-        engine: what an engine is to be built for; None for the usual.
+        bundle: Where the artifact is to be; None where that is not known yet.
+        repository: The folder that Triton is given.
+        to: The artifact's format.
+        precision: Its precision.
+        target: Of int8 and fp8: what is to run the graph.
+        engine: What an engine is to be built for; None for the usual.
 
     Raises:
         UsageError: Triton cannot serve such an artifact, or its name cannot be a model's, or what is at that place was
@@ -165,11 +166,11 @@ def check_labels_of(folder: str | os.PathLike[str], task: str | None) -> None:
     What cannot be read is not judged: the export tells.
 
     Args:
-        folder: with the `config.json`.
-        task: that it is exported for; None for the one that it was made for.
+        folder: With the `config.json`.
+        task: That it is exported for; None for the one that it was made for.
 
     Raises:
-        UsageError: a name is not one line of text.
+        UsageError: If a name is not one line of text.
     """
     try:
         config = json.loads(read_regular(Path(folder).expanduser() / MODEL_CONFIG))

@@ -10,7 +10,7 @@ from vitdeploy.bundle.labels import class_names
 from vitdeploy.errors import CheckpointError, HubError, MissingDependencyError, UsageError
 from vitdeploy.models.checkpoint import task_of
 from vitdeploy.models.config import ViTConfig, read_json
-from vitdeploy.models.config_keys import Effect, rules_of
+from vitdeploy.models.config_keys import RULES, Effect
 from vitdeploy.models.families import FAMILIES, Family
 from vitdeploy.models.names import our_names
 from vitdeploy.models.weights import read_weights
@@ -43,10 +43,10 @@ class Adapter:
     """An adapter, of which the weights have not been read.
 
     Attributes:
-        files: where the adapter is.
-        base: where its base is; the same files where it lies beside the base's weights.
-        config: what its adapter_config.json says.
-        hub_options: of `vitdeploy.sources.hub.resolve`, for the base.
+        files: Where the adapter is.
+        base: Where its base is; the same files where it lies beside the base's weights.
+        config: What its adapter_config.json says.
+        hub_options: Of `vitdeploy.sources.hub.resolve`, for the base.
     """
 
     files: CheckpointFiles
@@ -59,8 +59,8 @@ class Adapter:
         """The adapter in `files`, with its base: the weights beside it, else the model that it names.
 
         Raises:
-            CheckpointError: the adapter cannot be merged, or names no base, or one that is not there.
-            HubError: the base is on the Hub, which cannot be reached.
+            CheckpointError: If the adapter cannot be merged, or names no base, or one that is not there.
+            HubError: If the base is on the Hub, which cannot be reached.
         """
         content = read_json(files.adapter[0])
         try:
@@ -107,11 +107,11 @@ class Adapter:
         replaces by one with another number of classes gets the names LABEL_0 ...
 
         Args:
-            config: the content of the base's config.json, of transformers or timm.
-            weights: the base's tensors, under the names of that library.
+            config: The content of the base's config.json, of transformers or timm.
+            weights: The base's tensors, under the names of that library.
 
         Raises:
-            CheckpointError: the adapter does not fit the base.
+            CheckpointError: If the adapter does not fit the base.
         """
         timm = is_timm(config)
         family = None if timm else _family(config)  # of the base, whatever the adapter says
@@ -249,7 +249,7 @@ def _of_transformers(config: dict[str, Any], stated: Mapping[str, Any]) -> dict[
         return config
     if stated.get("model_type", config["model_type"]) != config["model_type"]:
         raise _of_another_base("model_type", stated["model_type"], config["model_type"])
-    rules, base = rules_of(config["model_type"]), ViTConfig.from_dict(config)
+    rules, base = RULES[config["model_type"]], ViTConfig.from_dict(config)
     for key, value in stated.items():
         computes = key in rules and key not in _HEAD_KEYS and rules[key].effect is not Effect.CARRIED
         if computes and ViTConfig.from_dict({**config, key: value}) != base:
@@ -306,8 +306,8 @@ def _count_of_timm(config: Mapping[str, Any]) -> int:
 def _without(config: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
     """A config.json of timm without some keys, wherever it has them."""
 
-    def rest(values: Mapping[str, Any]) -> dict[str, Any]:
+    def kept(values: Mapping[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in values.items() if key not in keys}
 
-    nested = {key: rest(config[key]) for key in ("pretrained_cfg", "model_args") if isinstance(config.get(key), dict)}
-    return rest(config) | nested
+    nested = {key: kept(config[key]) for key in ("pretrained_cfg", "model_args") if isinstance(config.get(key), dict)}
+    return kept(config) | nested

@@ -30,9 +30,9 @@ class Files:
     """The files of a folder or a repository.
 
     Attributes:
-        label: its name in messages.
-        locate: turns a file's name into its path, after a download where needed; None where there is no such file.
-        names: lists all files.
+        label: Its name in messages.
+        locate: Turns a file's name into its path, after a download where needed; None where there is no such file.
+        names: Lists all files.
     """
 
     label: str
@@ -49,7 +49,7 @@ class Files:
         """As `locate`.
 
         Raises:
-            CheckpointError: the file is a Git LFS pointer.
+            CheckpointError: If the file is a Git LFS pointer.
         """
         path = self.locate(name)
         if path is not None and is_lfs_pointer(path):
@@ -61,8 +61,8 @@ class Choice(NamedTuple):
     """The files to use.
 
     Attributes:
-        paths: the weights (one file or all shards), or an image processor's configurations.
-        adapter: configuration and weights of a PEFT adapter, where there is one.
+        paths: The weights (one file or all shards), or an image processor's configurations.
+        adapter: Configuration and weights of a PEFT adapter, where there is one.
     """
 
     paths: tuple[Path, ...]
@@ -73,7 +73,7 @@ def choose_checkpoint(files: Files) -> Choice:
     """Locate the configurations, an adapter, and the preferred form of weights.
 
     Raises:
-        CheckpointError: a file is missing, or an index is malformed.
+        CheckpointError: If a file is missing, or an index is malformed.
     """
     config = files.get(CONFIG)
     adapter = _adapter(files)
@@ -94,7 +94,7 @@ def choose_processor(files: Files) -> Choice:
     """Locate the processor's configurations and config.json, which may name the processor's class, or be timm's.
 
     Raises:
-        CheckpointError: there are none.
+        CheckpointError: If there are none.
     """
     paths = tuple(path for path in map(files.locate, (*PROCESSOR_CONFIGS, CONFIG)) if path is not None)
     if not paths:
@@ -116,7 +116,7 @@ def _adapter(files: Files) -> tuple[Path, ...]:
     weights = next((path for name in _ADAPTER_WEIGHTS if (path := files.get(name)) is not None), None)
     if config is not None and weights is not None:
         return config, weights
-    if weights is None and "pytorch_adapter.bin" in files.names():
+    if weights is None and files.get("pytorch_adapter.bin") is not None:
         raise CheckpointError(
             f"{files.label} is an adapter of the adapters library",
             where=files.label, found="pytorch_adapter.bin",

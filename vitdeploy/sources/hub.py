@@ -24,6 +24,7 @@ from vitdeploy.sources.file_choice import ADAPTER_CONFIG, CONFIG, Choice, Files,
 from vitdeploy.sources.hub_calls import checked, listed, quiet, time_limits, within
 from vitdeploy.sources.hub_errors import hub_errors, is_refusal, network_errors, reason
 from vitdeploy.sources.hub_settings import check_connection, check_endpoint, check_token, without_password
+from vitdeploy.sources.other_names import check_other_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,13 +39,13 @@ class CheckpointFiles:
     """Where a checkpoint's files are.
 
     Attributes:
-        model_id: the Hub id, or the name of a local folder or file.
-        revision: the commit, for a checkpoint from the Hub.
-        folder: holds config.json, the weights and, where the checkpoint has them, the processor's configurations; a
+        model_id: The Hub id, or the name of a local folder or file.
+        revision: The commit, for a checkpoint from the Hub.
+        folder: Holds config.json, the weights and, where the checkpoint has them, the processor's configurations; a
             `.npz` file is a whole checkpoint, and what lies beside it is not of it.
-        weights: one form of weights: a single file, or all shards; none where the folder holds an adapter alone.
-        adapter: the configuration and the weights of an adapter of PEFT, where there is one.
-        cached: whether the files are those of the Hub's cache, and the Hub, which was not reached, may have more.
+        weights: One form of weights: a single file, or all shards; none where the folder holds an adapter alone.
+        adapter: The configuration and the weights of an adapter of PEFT, where there is one.
+        cached: Whether the files are those of the Hub's cache, and the Hub, which was not reached, may have more.
     """
 
     model_id: str
@@ -60,10 +61,10 @@ class ProcessorFiles:
     """Where an image processor's files are.
 
     Attributes:
-        name: the Hub id, or the name of a local folder or file.
-        revision: the commit, for one from the Hub.
-        path: the folder with the processor's configurations and config.json, or the one file.
-        cached: see `CheckpointFiles`.
+        name: The Hub id, or the name of a local folder or file.
+        revision: The commit, for one from the Hub.
+        path: The folder with the processor's configurations and config.json, or the one file.
+        cached: See `CheckpointFiles`.
     """
 
     name: str
@@ -88,18 +89,18 @@ def resolve(
     times huggingface_hub's own limits of 10 s, HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT.
 
     Args:
-        model: a local folder, a local `.npz` file, or a Hub id such as "google/vit-base-patch16-224".
-        revision: a branch, tag or commit on the Hub.
-        token: what the Hub asks for a private or gated model; by default the one of `hf auth login`.
-        cache_dir: the Hub's cache, by default the one of huggingface_hub.
-        offline: use the cache alone, as HF_HUB_OFFLINE=1 does.
-        endpoint: the Hub's address, by default HF_ENDPOINT or https://huggingface.co.
+        model: A local folder, a local `.npz` file, or a Hub id such as "google/vit-base-patch16-224".
+        revision: A branch, tag or commit on the Hub.
+        token: What the Hub asks for a private or gated model; by default the one of `hf auth login`.
+        cache_dir: The Hub's cache, by default the one of huggingface_hub.
+        offline: Use the cache alone, as HF_HUB_OFFLINE=1 does.
+        endpoint: The Hub's address, by default HF_ENDPOINT or https://huggingface.co.
 
     Raises:
-        CheckpointError: the checkpoint does not exist, or a file of it is absent, malformed or came damaged.
-        HubError: the Hub refuses, or cannot be reached and the cache has no complete copy.
-        OutputError: the cache cannot be written.
-        UsageError: an argument, or a variable for the Hub or the proxy, is malformed.
+        CheckpointError: If the checkpoint does not exist, or a file of it is absent, malformed or came damaged.
+        HubError: If the Hub refuses, or cannot be reached and the cache has no complete copy.
+        OutputError: If the cache cannot be written.
+        UsageError: If an argument, or a variable for the Hub or the proxy, is malformed.
     """
     path = local_path(model)
     if path is None:
@@ -130,13 +131,13 @@ def resolve_processor(
     """Find an image processor; of a Hub repository, download its processor's configurations and config.json alone.
 
     Args:
-        source: a local folder, a local file, or a Hub id, which may end in "@" and a branch, tag or commit.
-        token: see `resolve`, as for cache_dir, offline and endpoint.
+        source: A local folder, a local file, or a Hub id, which may end in "@" and a branch, tag or commit.
+        token: See `resolve`, as for cache_dir, offline and endpoint.
 
     Raises:
-        CheckpointError: there is no such folder, file or repository, or it holds no configuration.
-        HubError: the Hub refuses, or cannot be reached and the cache has no copy.
-        UsageError: the source is neither a path nor a Hub id.
+        CheckpointError: If there is no such folder, file or repository, or it holds no configuration.
+        HubError: If the Hub refuses, or cannot be reached and the cache has no copy.
+        UsageError: If the source is neither a path nor a Hub id.
     """
     name = os.fspath(source)
     try:
@@ -169,8 +170,8 @@ def local_path(model: str | Path) -> Path | None:
     """Return the folder or file that `model` names, or None where it can only be a Hub id.
 
     Raises:
-        CheckpointError: it names a path that does not exist, or a file that is no checkpoint.
-        UsageError: it is empty.
+        CheckpointError: If it names a path that does not exist, or a file that is no checkpoint.
+        UsageError: If it is empty.
     """
     name = str(model)
     if not name:
@@ -193,6 +194,7 @@ def local_path(model: str | Path) -> Path | None:
         raise CheckpointError(f"no such file: {name}", where=name, hint="check the path")
     if isinstance(model, Path) or _is_path(path, name):
         raise CheckpointError(f"no such folder: {name}", where=name, hint="a Hub id is 'name' or 'organization/name'")
+    check_other_names(name)
     return None
 
 

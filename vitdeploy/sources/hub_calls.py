@@ -33,8 +33,8 @@ class TimeLimits(NamedTuple):
     """Seconds until a call is given up.
 
     Attributes:
-        answer: until a listing has come, or a file is begun.
-        progress: until more of a file has come. huggingface_hub writes 10 MB at a time, and pauses between its retries.
+        answer: Until a listing has come, or a file is begun.
+        progress: Until more of a file has come. huggingface_hub writes 10 MB at a time, and pauses between its retries.
     """
 
     answer: float
@@ -59,13 +59,13 @@ def within(limits: TimeLimits, call: Callable[[], T], folder: Path | None = None
     and as long as one with `Retry-After` wants.
 
     Args:
-        limits: see `TimeLimits`.
-        call: the request.
-        folder: where it writes "*.incomplete" files.
+        limits: See `TimeLimits`.
+        call: The request.
+        folder: Where it writes "*.incomplete" files.
 
     Raises:
-        TimeoutError: nothing came within the limit.
-        ForeignAnswerError: the library cannot use what came.
+        TimeoutError: If nothing came within the limit.
+        ForeignAnswerError: If the library cannot use what came.
     """
     from huggingface_hub.errors import HFValidationError
 
@@ -106,7 +106,7 @@ def listed(info: Any) -> set[str]:
     """The names of the files in a model's description.
 
     Raises:
-        ForeignAnswerError: it is no description; huggingface_hub takes any JSON object with an `id`.
+        ForeignAnswerError: If it is no description; huggingface_hub takes any JSON object with an `id`.
     """
     names = None if info.siblings is None else [sibling.rfilename for sibling in info.siblings]
     if names is None or not all(isinstance(name, str) for name in (info.id, info.sha or "", *names)):
@@ -150,11 +150,11 @@ def checked(download: Callable[[], str], blobs: Path) -> Path:
     """The path of a file that `download` gives; the content of a new one is held to the checksum that names it.
 
     Args:
-        download: a call of hf_hub_download.
-        blobs: the folder of the cache where files are named by their ETags. Without symbolic links there are none.
+        download: A call of hf_hub_download.
+        blobs: The folder of the cache where files are named by their ETags. Without symbolic links there are none.
 
     Raises:
-        CheckpointError: the content is another one; it is removed from the cache.
+        CheckpointError: If the content is another one; it is removed from the cache.
     """
     _check_names()
     cached = {blob.name for blob in _files(blobs)}

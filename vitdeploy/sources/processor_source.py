@@ -18,9 +18,9 @@ from vitdeploy.images.processor_options import ProcessorOptions
 from vitdeploy.sources.written_processor import (
     Extent,
     WrittenProcessor,
+    checkpoint_processor,
     given_processor,
     not_found,
-    own_processor,
     whole_image,
 )
 
@@ -35,13 +35,13 @@ _FLAGS = {"size": "resize"}
 
 
 @dataclasses.dataclass(frozen=True)
-class FoundProcessor:
+class RecordedProcessor:
     """An image processor.
 
     Attributes:
-        processor: the processor.
-        origin: where it came from.
-        files: the JSON files that a bundle keeps of it, by name.
+        processor: The processor.
+        origin: Where it came from.
+        files: The JSON files that a bundle keeps of it, by name.
     """
 
     processor: ImageProcessor
@@ -51,7 +51,7 @@ class FoundProcessor:
 
 def preset_processor(
     model: ViTConfig, options: ProcessorOptions | None, image_size: Extent | None = None, **hub: Any
-) -> FoundProcessor:
+) -> RecordedProcessor:
     """The image processor of a model with random weights; see `find_processor`."""
     written = WrittenProcessor(whole_image(model).to_dict(), ProcessorOrigin("preset"))
     if options is not None and options.source is not None:
@@ -67,41 +67,41 @@ def find_processor(
     model: ViTConfig,
     image_size: Extent | None = None,
     **hub: Any,
-) -> FoundProcessor:
+) -> RecordedProcessor:
     """The image processor of a checkpoint: the given one or else its own, with the settings of the options.
 
     Args:
-        files: the checkpoint, or an adapter.
-        base: the adapter's base, whose processor counts where the adapter has none; else the same as `files`.
-        config: the content of config.json, with an adapter's merged.
-        options: what was asked for; None for the checkpoint's own processor as it is.
-        model: the configuration of the model, which decides the number of channels.
+        files: The checkpoint, or an adapter.
+        base: The adapter's base, whose processor counts where the adapter has none; else the same as `files`.
+        config: The content of config.json, with an adapter's merged.
+        options: What was asked for; None for the checkpoint's own processor as it is.
+        model: The configuration of the model, which decides the number of channels.
         image_size: (height, width) that the processor is changed to, after all settings.
-        hub: options of `vitdeploy.sources.hub.resolve_processor`.
+        hub: Options of `vitdeploy.sources.hub.resolve_processor`.
 
     Raises:
-        CheckpointError: the checkpoint has no processor, and the options do not define one.
-        InputError: a processor's file cannot be read, or asks for something that cannot be done exactly.
-        HubError: the Hub cannot be reached.
-        UsageError: the settings do not fit the processor, the model or the image size.
+        CheckpointError: If the checkpoint has no processor, and the options do not define one.
+        InputError: If a processor's file cannot be read, or asks for something that cannot be done exactly.
+        HubError: If the Hub cannot be reached.
+        UsageError: If the settings do not fit the processor, the model or the image size.
     """
     options = options or ProcessorOptions()
     if options.source is not None:
         given = given_processor(options.source, image_size, **hub)
         return _with_settings(given, options, image_size, model.num_channels)
-    missing = options.missing(sized=image_size is not None)
     try:
-        written = own_processor(files, config, image_size, model)
+        written = checkpoint_processor(files, config, image_size, model)
         if written is None and base is not files:
-            written = own_processor(base, config, image_size, model)
+            written = checkpoint_processor(base, config, image_size, model)
             if written is not None and written.origin == ProcessorOrigin("checkpoint"):
                 written = dataclasses.replace(written, origin=ProcessorOrigin("base"))
         if written is not None:
             return _with_settings(written, options, image_size, model.num_channels)
     except InputError as exc:
-        if missing:
+        if options.missing(sized=image_size is not None):
             raise
         logger.warning("the image processor is the one that was stated, since the model's own is of no use: %s", exc)
+    missing = options.missing(sized=image_size is not None)
     if missing:
         raise _no_processor(files, options, missing)
     stated = WrittenProcessor(ImageProcessor().to_dict(), ProcessorOrigin("options"))
@@ -110,12 +110,12 @@ def find_processor(
 
 def _with_settings(
     written: WrittenProcessor, options: ProcessorOptions, image_size: Extent | None, num_channels: int
-) -> FoundProcessor:
+) -> RecordedProcessor:
     """The processor with the settings of the options, then for another image size.
 
     Raises:
-        InputError: what is written asks for something that cannot be done exactly.
-        UsageError: the settings do not fit the processor, the model or the image size.
+        InputError: If what is written asks for something that cannot be done exactly.
+        UsageError: If the settings do not fit the processor, the model or the image size.
     """
     _check_channels(options, num_channels)
     try:
@@ -127,7 +127,7 @@ def _with_settings(
     stated = (*options.settings, *(() if image_size is None else ("image_size",)))
     origin = dataclasses.replace(written.origin, settings=tuple(dict.fromkeys((*written.origin.settings, *stated))))
     if not stated:
-        return FoundProcessor(processor, origin, dict(written.files) or _one_file(processor))
+        return RecordedProcessor(processor, origin, dict(written.files) or _one_file(processor))
     if image_size is not None and (options.size is not None or options.crop_size not in (None, False)):
         if processor.output_size != image_size:
             gives = "any size" if processor.output_size is None else _pixels(processor.output_size)
@@ -141,7 +141,7 @@ def _with_settings(
         processor = processor.resized(*image_size)
     if options.size is not None or options.crop_size is not None:
         _check_crop(processor)
-    return FoundProcessor(processor, origin, _one_file(processor))
+    return RecordedProcessor(processor, origin, _one_file(processor))
 
 
 def _one_file(processor: ImageProcessor) -> dict[str, bytes]:

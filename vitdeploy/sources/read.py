@@ -45,10 +45,10 @@ class Checkpoint:
     """A source, read.
 
     Attributes:
-        source: where it came from.
-        model: the reference.
-        processor: what makes its input.
-        files: the model repository's JSON files, by name.
+        source: Where it came from.
+        model: The reference.
+        processor: What makes its input.
+        files: The model repository's JSON files, by name.
     """
 
     source: Source
@@ -62,10 +62,10 @@ class _Content:
     """The content of a checkpoint of any layout, with transformers' names.
 
     Attributes:
-        config: the content of `config.json`.
-        weights: tensors under transformers' names.
-        written: the content of the `config.json` that was read, in the words of its library, with an adapter's merged.
-        any_image_size: whether the model becomes one of the processor's size, though its tables are of another: timm
+        config: The content of `config.json`.
+        weights: Tensors under transformers' names.
+        written: The content of the `config.json` that was read, in the words of its library, with an adapter's merged.
+        any_image_size: Whether the model becomes one of the processor's size, though its tables are of another: timm
             interpolates them where it evaluates at another size (`dynamic_img_size`).
     """
 
@@ -92,17 +92,17 @@ def read_checkpoint(
     made one of the processor's.
 
     Args:
-        model: see `vitdeploy.sources.hub.resolve`.
-        task: by default the one that the checkpoint was made for.
-        processor: another image processor than the checkpoint's, or settings of it.
+        model: See `vitdeploy.sources.hub.resolve`.
+        task: By default the one that the checkpoint was made for.
+        processor: Another image processor than the checkpoint's, or settings of it.
         image_size: (height, width) that model and processor are to be changed to.
-        dynamic_image_size: leave the model's size as it is, since others will be taken too.
-        hub_options: of `vitdeploy.sources.hub.resolve`; the revision is the model's.
+        dynamic_image_size: Leave the model's size as it is, since others will be taken too.
+        hub_options: Of `vitdeploy.sources.hub.resolve`; the revision is the model's.
 
     Raises:
-        CheckpointError: a file is missing or corrupt, there is no image processor, or it does not fit the model.
-        HubError: the Hub cannot be reached.
-        UsageError: the image size is smaller than a patch, or the settings of the processor contradict it.
+        CheckpointError: If a file is missing or corrupt, there is no image processor, or it does not fit the model.
+        HubError: If the Hub cannot be reached.
+        UsageError: If the image size is smaller than a patch, or the settings of the processor contradict it.
     """
     checkpoint = resolve(model, **hub_options)
     adapter = Adapter.find(checkpoint, hub_options) if checkpoint.adapter else None
@@ -162,8 +162,8 @@ def random_checkpoint(
     A preset is no one's checkpoint: its image processor is that of Google's Vision Transformers.
 
     Raises:
-        CheckpointError: the image processor does not fit the model.
-        UsageError: there is no such architecture.
+        CheckpointError: If the image processor does not fit the model.
+        UsageError: If there is no such architecture.
     """
     config = preset_config(preset)
     if image_size is not None and not dynamic_image_size:
@@ -211,7 +211,7 @@ def _fit(
     """Make the model one of the image size, or where it takes every size, of the processor's; else they must agree.
 
     Raises:
-        CheckpointError: they do not, or an image is not made of `whole_patches`.
+        CheckpointError: If they do not, or an image is not made of `whole_patches`.
     """
     given, config = processor.output_size, reference.config
     if processor.num_channels != config.num_channels:

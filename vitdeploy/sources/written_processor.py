@@ -13,9 +13,8 @@ from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import FileRecord, ProcessorOrigin
 from vitdeploy.errors import BundleError, CheckpointError, InputError
 from vitdeploy.files.file_kinds import PROCESSOR_CONFIGS, SETTINGS_FILE, file_kind, is_lfs_pointer, is_model_file_name
-from vitdeploy.files.regular_file import read_regular
 from vitdeploy.images.preprocessor_config import Size
-from vitdeploy.images.preprocessor_files import find_settings, read_file, read_folder
+from vitdeploy.images.preprocessor_files import find_settings, read_file, read_files
 from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.models.config import read_json
 from vitdeploy.sources.hub import resolve_processor
@@ -34,10 +33,10 @@ class WrittenProcessor:
     """The settings of an image processor as they are written, of which no value has been read.
 
     Attributes:
-        settings: the content of a preprocessor_config.json.
-        origin: where they came from.
-        place: the file that says them, for errors; empty where there is none.
-        files: the files that a bundle keeps where no setting is changed; none for one file with every setting.
+        settings: The content of a preprocessor_config.json.
+        origin: Where they came from.
+        place: The file that says them, for errors; empty where there is none.
+        files: The files that a bundle keeps where no setting is changed; none for one file with every setting.
     """
 
     settings: Mapping[str, Any]
@@ -46,44 +45,48 @@ class WrittenProcessor:
     files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
 
 
-def own_processor(
+def checkpoint_processor(
     files: CheckpointFiles, config: Mapping[str, Any], image_size: Extent | None, model: ViTConfig
 ) -> WrittenProcessor | None:
     """The processor that a checkpoint or an adapter brings; None where it has none.
 
     Args:
-        files: of the checkpoint or the adapter.
-        config: the content of config.json of the model, with an adapter's merged.
+        files: Of the checkpoint or the adapter.
+        config: The content of config.json of the model, with an adapter's merged.
         image_size: (height, width) of what timm's processor is to give; by default what its configuration states.
-        model: the configuration of the model.
+        model: The configuration of the model.
 
     Raises:
-        InputError: its file cannot be read, or timm's configuration is malformed.
+        InputError: If its file cannot be read, or timm's configuration is malformed.
     """
     if files.weights and files.weights[0].suffix == ".npz":  # a whole checkpoint: what lies beside it is not of it
         return WrittenProcessor(whole_image(model).to_dict(), ProcessorOrigin("npz"))
     if is_timm(config):
         return _timm_processor(files.folder / "config.json", config, image_size, ProcessorOrigin("timm"))
-    paths = {name: files.folder / name for name in PROCESSOR_CONFIGS}
-    content = {name: _read_bytes(path) for name, path in paths.items() if os.path.lexists(path)}
-    if find_settings(files.folder) is None:
+    try:
+        content = read_files(files.folder)
+    except InputError as exc:
+        raise exc.as_type(CheckpointError) from exc
+    own = find_settings(files.folder, content)
+    if own is None:
         return None
-    settings, path = read_folder(files.folder)
-    return WrittenProcessor(settings, _origin_in(files.folder, path), str(path), content)
+    settings, path = own
+    kept = {name: content[name] for name in PROCESSOR_CONFIGS if name in content}
+    return WrittenProcessor(settings, _origin_in(files.folder, path), str(path), kept)
 
 
 def given_processor(source: str | os.PathLike[str], image_size: Extent | None, **hub: Any) -> WrittenProcessor:
     """The processor of another folder or repository, or of a file.
 
     Args:
-        source: see `ProcessorOptions`.
-        image_size: see `own_processor`.
-        hub: options of `vitdeploy.sources.hub.resolve_processor`.
+        source: See `ProcessorOptions`.
+        image_size: See `checkpoint_processor`.
+        hub: Options of `vitdeploy.sources.hub.resolve_processor`.
 
     Raises:
-        CheckpointError: there is none.
-        InputError: it cannot be read.
-        HubError: the Hub cannot be reached.
+        CheckpointError: If there is none.
+        InputError: If it cannot be read.
+        HubError: If the Hub cannot be reached.
     """
     resolved = resolve_processor(source, **hub)
     origin = ProcessorOrigin("given", resolved.name, resolved.revision)
@@ -98,11 +101,12 @@ def given_processor(source: str | os.PathLike[str], image_size: Extent | None, *
         return _timm_processor(path, config, image_size, origin)
     if not resolved.path.is_dir():
         return WrittenProcessor(config, origin, str(path))
-    if find_settings(resolved.path) is None:
+    own = find_settings(resolved.path, read_files(resolved.path))
+    if own is None:
         message, hint = not_found(os.fspath(source), resolved.cached)
         hint += "name another folder, file or Hub id with --processor"
         raise CheckpointError(message, what="image processor", where=source, hint=hint)
-    settings, path = read_folder(resolved.path)
+    settings, path = own
     return WrittenProcessor(settings, origin, str(path))
 
 
@@ -166,12 +170,3 @@ def _check_kind(path: Path) -> None:
                 f"{path} configures a model, not an image processor",
                 where=path, found="model", hint=f"name its folder, or the {SETTINGS_FILE} beside it",
             )  # fmt: skip
-
-
-def _read_bytes(path: Path) -> bytes:
-    if not path.is_file():  # a broken link, for example: what is there must not be taken for absent
-        raise CheckpointError(f"{path} is not a file", where=path, hint="download or copy it again")
-    try:
-        return read_regular(path)
-    except OSError as exc:
-        raise CheckpointError(f"cannot read {path}: {exc.strerror}", where=path, found=exc.strerror) from exc

@@ -15,6 +15,7 @@ import re
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import PurePosixPath
 
 from vitdeploy.errors import UsageError
 
@@ -43,9 +44,9 @@ class Cpus:
     """The CPUs that the calling thread, and every thread that it starts, may use.
 
     Attributes:
-        logical: those in the affinity mask, which a cpuset limits too; the machine's where the system has no masks.
-        online: the machine's.
-        cores: the physical cores that `logical` are on: SMT siblings count once. None if unknown.
+        logical: Those in the affinity mask, which a cpuset limits too; the machine's where the system has no masks.
+        online: The machine's.
+        cores: The physical cores that `logical` are on: SMT siblings count once. None if unknown.
         quota: CPU time per wall time, the lowest limit of the process's cgroup and of those above it. None for no
             limit.
     """
@@ -91,15 +92,17 @@ def usable_cpus(root: str = "", mask: frozenset[int] | None = None) -> Cpus:
     kept. See `recent_workers` for less.
 
     Args:
-        root: the folder that holds `/proc` and `/sys`.
-        mask: the numbers of the CPUs in the affinity mask; by default the calling thread's.
+        root: The folder that holds `/proc` and `/sys`.
+        mask: The numbers of the CPUs in the affinity mask; by default the calling thread's.
     """
     mask = _affinity() if mask is None else mask
     if mask is None:
         count = getattr(os, "process_cpu_count", os.cpu_count)() or 1  # process_cpu_count: since Python 3.13
         return Cpus(count, max(count, os.cpu_count() or 1))
     cores, online = _topology(root, mask)
-    return Cpus(len(mask), online, cores, _quota(root))
+    limits = (_limit(folder, version) for folder, version in _limit_folders(root, _read(f"{root}/proc/self/cgroup")))
+    quota = min((limit for limit in limits if limit is not None), default=None)
+    return Cpus(len(mask), online, cores, quota)
 
 
 def recent_workers() -> int:
@@ -115,7 +118,7 @@ def session_threads(asked: int = 0) -> ThreadCount:
     """The threads inside an operator of an ONNX Runtime session.
 
     Args:
-        asked: the number that the caller wants; 0 for `ORT_INTRA_OP_NUM_THREADS`, or if that is not set (or 0), for one
+        asked: The number that the caller wants; 0 for `ORT_INTRA_OP_NUM_THREADS`, or if that is not set (or 0), for one
             thread a physical core of the affinity mask within the cgroup quota.
 
     Returns:
@@ -123,7 +126,7 @@ def session_threads(asked: int = 0) -> ThreadCount:
         physical cores itself.
 
     Raises:
-        UsageError: the variable is no number of threads.
+        UsageError: If the variable is no number of threads.
     """
     if asked:
         return ThreadCount(asked, "as asked for")
@@ -199,12 +202,6 @@ def _list_length(text: str) -> int:
         return 0
 
 
-def _quota(root: str) -> float | None:
-    """The lowest limit in force; a nested cgroup may state more than those above it allow."""
-    limits = (_limit(folder, version) for folder, version in _limit_folders(root, _read(f"{root}/proc/self/cgroup")))
-    return min((limit for limit in limits if limit is not None), default=None)
-
-
 def _limit(folder: str, version: int) -> float | None:
     """CPUs that a cgroup is limited to."""
     if version == 2:
@@ -235,14 +232,14 @@ def _limit_folders(root: str, memberships: str) -> tuple[tuple[str, int], ...]:
 
 def _folders_up(mounts: Iterable[tuple[str, str]], path: str) -> Iterator[str]:
     """The folders of a cgroup and of all above it, in every mount (the cgroup at its top, its folder) that has them."""
-    names = _names(path)
-    if names[:1] == [".."]:  # not in its namespace, so that the mounts show others
+    cgroup = PurePosixPath(path)
+    if cgroup.parts[1:2] == ("..",):  # not in its namespace, so that the mounts show others
         return
-    below = [(point, names[len(_names(top)) :]) for top, point in mounts if names[: len(_names(top))] == _names(top)]
+    below = [(point, cgroup.relative_to(top)) for top, point in mounts if cgroup.is_relative_to(top)]
     # Else the mount is from outside of the namespace, and its top, "/..", is above the process.
-    for point, parts in below or [(point, []) for _, point in mounts]:
-        for depth in range(len(parts), -1, -1):
-            yield "/".join([point, *parts[:depth]])
+    for point, child in below or [(point, PurePosixPath()) for _, point in mounts]:
+        for folder in (child, *child.parents):
+            yield str(PurePosixPath(point, folder))
 
 
 def _cgroup_mounts(text: str) -> Iterator[tuple[int, str, str]]:
@@ -252,16 +249,9 @@ def _cgroup_mounts(text: str) -> Iterator[tuple[int, str, str]]:
         fields, (filesystem, _, options) = place.split(" "), (*kind.split(" "), "", "", "")[:3]
         version = {"cgroup2": 2, "cgroup": 1 if "cpu" in options.split(",") else None}.get(filesystem)
         if version is not None and len(fields) > 4:
-            yield version, _unescaped(fields[3]), _unescaped(fields[4])
-
-
-def _unescaped(path: str) -> str:
-    r"""A path of mountinfo, which has blanks and backslashes in octal: "\040"."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), path)
-
-
-def _names(path: str) -> list[str]:
-    return [name for name in path.split("/") if name]
+            # In a path, blanks and backslashes are in octal: "\\040".
+            top, point = (re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), path) for path in fields[3:5])
+            yield version, top, point
 
 
 def _read(path: str) -> str:

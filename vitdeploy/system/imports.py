@@ -12,14 +12,14 @@ def load_package(name: str, what: str, extra: str, instead: str = "") -> Any:
     """Import another library's module.
 
     Args:
-        name: the module's.
-        what: the feature that needs it, such as "the tensorrt backend".
-        extra: the extra of vitdeploy that installs it.
-        instead: the alternative where it cannot be had.
+        name: The module's.
+        what: The feature that needs it, such as "the tensorrt backend".
+        extra: The extra of vitdeploy that installs it.
+        instead: The alternative where it cannot be had.
 
     Raises:
-        MissingDependencyError: it is not installed.
-        UnavailableError: it is installed, and does not load.
+        MissingDependencyError: If it is not installed.
+        UnavailableError: If it is installed, and does not load.
     """
     try:
         return importlib.import_module(name)
@@ -33,14 +33,14 @@ def load_target(target: str, what: str, extra: str, package: str = "package") ->
     """The object that "module:name" stands for.
 
     Args:
-        target: of vitdeploy.
-        what: the feature that needs it, such as "the torch backend".
-        extra: the extra of vitdeploy that installs what its module imports.
-        package: the import name of what that is.
+        target: Of vitdeploy.
+        what: The feature that needs it, such as "the torch backend".
+        extra: The extra of vitdeploy that installs what its module imports.
+        package: The import name of what that is.
 
     Raises:
-        MissingDependencyError: a library that it needs is not installed.
-        UnavailableError: one is installed, and does not load.
+        MissingDependencyError: If a library that it needs is not installed.
+        UnavailableError: If one is installed, and does not load.
     """
     module, name = target.split(":")
     try:

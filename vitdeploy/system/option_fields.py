@@ -1,4 +1,4 @@
-"""Fields of option values: default, range and help are stated once, for Python, the command line and the README."""
+"""Fields of option values: default, range and help, defined once for Python, the command line and the documentation."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ _KEY = "option"
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """A field that users set.
+    """A user option: the metadata of a dataclass field.
 
     Attributes:
-        help: one or two sentences.
-        choices: the texts that it may have.
-        typed_choices: the same on the command line, where Python has other forms too.
-        limits: the smallest and the largest integer that it may be.
-        path: whether it is the path of a file or folder.
-        names: whether it is a tuple of texts; a list becomes one.
-        read: reads the text that was typed, where the type does not tell how.
-        variants: classes of its values by the name that each has on the command line.
-        nested: the class of its value, whose fields are options of their own.
-        typed: its name on the command line, where it is another one.
-        shared: whether another class has the command line's option of that name.
-        off: the name of a flag that makes it False.
-        envvar: the environment variable that the command line reads instead.
-        repeated: whether it is given once for each item, not as a list with commas.
-        metavar: stands for its value in the command line's help.
-        unset: the default in words, where that is None or empty.
-        hints: what to do about a value that is no choice, by the value.
-        group: heading in the command line's help; by default the class's.
+        help: Help text, one or two sentences.
+        choices: Allowed texts.
+        typed_choices: Allowed texts on the command line, if Python takes other types too.
+        limits: Smallest and largest integer allowed.
+        path: True for the path of a file or folder.
+        names: True for a tuple of texts; a list becomes one.
+        read: Parser of the command-line text, if the type does not define one.
+        variants: Value classes, by their names on the command line.
+        nested: Class of its value, whose fields are separate options.
+        typed: Name on the command line, if different.
+        shared: True if another class defines the command-line option of that name.
+        off: Name of the flag that sets it to False.
+        envvar: Environment variable that the command line reads if the option is not given.
+        repeated: True if the option is repeated for each item, instead of a comma-separated list.
+        metavar: Placeholder for the value in the command line's help.
+        unset: Description of a default that is None or empty.
+        hints: Remedies by invalid value.
+        group: Heading in the command line's help. Default: the class's.
     """
 
     help: str
@@ -58,20 +58,8 @@ class Option:
     hints: Mapping[str, str] = dataclasses.field(default_factory=dict)
     group: str | None = None
 
-    def check(self, field: dataclasses.Field[Any], value: Any, annotation: Any) -> None:
-        """Raise UsageError unless the field can have the value."""
-        name = field.name
-        if value is None and field.default is None:
-            return
-        problem = self._problem(value)
-        if problem is not None:
-            hint = self.hints.get(value) if isinstance(value, str) else None
-            raise UsageError(f"{name} takes {problem}, got {shown(value, 80)}", what=name, found=value, hint=hint)
-        if self.read is None and not (self.choices or self.variants):
-            check_type(name, value, annotation, secret=not field.repr)
-
-    def _problem(self, value: Any) -> str | None:
-        """The values that are right, where this one is not."""
+    def problem(self, value: Any) -> str | None:
+        """The valid values, if this one is invalid; else None."""
         if self.choices and (not isinstance(value, str) or value not in self.choices):
             return f"one of {', '.join(self.choices)}" if len(self.choices) > 1 else self.choices[0]
         if self.limits and not (type(value) is int and self.limits[0] <= value <= self.limits[1]):
@@ -84,41 +72,49 @@ class Option:
 
 
 def option(default: Any, text: str, *, secret: bool = False, **settings: Any) -> Any:
-    """A dataclass field with its default, its help, and the other attributes of `Option`; no repr shows a secret."""
+    """A dataclass field with a default, a help text and other attributes of `Option`; its repr omits a secret."""
     return dataclasses.field(default=default, repr=not secret, metadata={_KEY: Option(text, **settings)})
 
 
 def options_in(kind: Any) -> Iterator[tuple[dataclasses.Field[Any], Option]]:
-    """The fields of a class, or of a value, that users set."""
+    """The user options of a class or value."""
     return ((field, field.metadata[_KEY]) for field in dataclasses.fields(kind) if _KEY in field.metadata)
 
 
 def check_options(value: Any, *, skip: str | None = None) -> None:
-    """Make lists of names tuples, and raise UsageError for the first field that is wrong, but for the one to skip."""
+    """Convert lists of names to tuples, and raise UsageError for the first invalid field, except the one to skip."""
     kind: Any = type(value)
     hints = hints_of(kind)
     for field, details in options_in(value):
-        if details.names and isinstance(getattr(value, field.name), list):
-            object.__setattr__(value, field.name, tuple(getattr(value, field.name)))
-        if field.name != skip:
-            details.check(field, getattr(value, field.name), hints[field.name])
+        name, given = field.name, getattr(value, field.name)
+        if details.names and isinstance(given, list):
+            given = tuple(given)
+            object.__setattr__(value, name, given)
+        if name == skip or (given is None and field.default is None):
+            continue
+        problem = details.problem(given)
+        if problem is not None:
+            hint = details.hints.get(given) if isinstance(given, str) else None
+            raise UsageError(f"{name} takes {problem}, got {shown(given, 80)}", what=name, found=given, hint=hint)
+        if details.read is None and not (details.choices or details.variants):
+            check_type(name, given, hints[name], secret=not field.repr)
 
 
 def changed(value: Any) -> dict[str, Any]:
-    """The fields of an option value that differ from their defaults."""
+    """Fields of an option value that differ from their defaults."""
     defaults = {field.name: field.default for field in dataclasses.fields(value)}
     return {name: getattr(value, name) for name in defaults if getattr(value, name) != defaults[name]}
 
 
 def default_text(field: dataclasses.Field[Any], details: Option) -> str | None:
-    """The default of a field in words; None where it is plain that there is none."""
+    """Description of a field's default; None for an obvious one."""
     if details.unset is not None or field.default in (None, (), "", dataclasses.MISSING):
         return details.unset
     return "off" if field.default is False else "on" if field.default is True else str(field.default)
 
 
 def described(kind: type[T]) -> type[T]:
-    """Add the help of each field to the docstring of its class."""
+    """Append the help of each field to the docstring of its class."""
     if kind.__doc__ is not None:
         texts = (f"{field.name}: {details.help}{_ending(field, details)}" for field, details in options_in(kind))
         kind.__doc__ = "\n        ".join([f"{kind.__doc__.rstrip()}\n\n    Attributes:", *texts]) + "\n"

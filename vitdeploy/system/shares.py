@@ -32,10 +32,10 @@ def read_share(
     """Read a share of a whole: 0.005, "0.005" and "0.5%" are the same one.
 
     Raises:
-        UsageError: it is no share, or a number that is one only if it counts percent, such as 99.
+        UsageError: If it is no share, or a number that is one only if it counts percent, such as 99.
     """
-    number = _number(value)
-    share = number / 100 if number is not None and _is_percent(value) else number
+    number, is_percent = _number(value)
+    share = number / 100 if number is not None and is_percent else number
     if share is None or not allowed(float(share)):
         counts_percent = number is not None and number is share and 1 < number <= 100 and allowed(float(number / 100))
         hint = f"write {_plain(number)}% or {_plain(number / 100)}" if counts_percent and number is not None else None
@@ -51,10 +51,10 @@ def read_drop(value: object, what: str, *, none: bool = True) -> Share:
     Numbers from 0.1 to 1 are refused without a percent sign: 0.5 could be half a percent, or half of all images.
 
     Raises:
-        UsageError: it is none, or ambiguous.
+        UsageError: If it is none, or ambiguous.
     """
-    number = _number(value)
-    if number is not None and not _is_percent(value) and not isinstance(value, Share) and 1 <= 10 * number <= 10:
+    number, is_percent = _number(value)
+    if number is not None and not is_percent and not isinstance(value, Share) and 1 <= 10 * number <= 10:
         hint = f"write {_plain(number)}%" + (f" or {_plain(100 * number)}%" if number < 1 else "")
         raise UsageError(f"{what} {_plain(number)} is ambiguous", what=what, found=value, hint=hint)
     expected = f"a share {'from 0' if none else 'above 0'} and below 1, such as 0.005 or 0.5%"
@@ -66,22 +66,19 @@ def read_tolerance(value: object) -> Share:
     return read_share(value, "tolerance", "a finite number from 0 up, such as 1e-4 or 0.01%", lambda share: share >= 0)
 
 
-def _number(value: object) -> decimal.Decimal | None:
-    """The number that a value or a text is, a percent sign left out; None for others, and where it is not finite."""
+def _number(value: object) -> tuple[decimal.Decimal | None, bool]:
+    """The number that a value or a text is, None for others and where it is not finite; and whether it is percent."""
     import decimal
 
+    is_percent = isinstance(value, str) and value.endswith("%")
     if isinstance(value, bool) or not isinstance(value, (str, numbers.Real)):
-        return None
+        return None, is_percent
     try:
         number = decimal.Decimal(value.removesuffix("%") if isinstance(value, str) else repr(float(value)))
-        return number if number.is_finite() and abs(number) < 10**300 else None
+        return number if number.is_finite() and abs(number) < 10**300 else None, is_percent
     except (ArithmeticError, ValueError):
-        return None
+        return None, is_percent
 
 
 def _plain(number: decimal.Decimal) -> str:
     return f"{number.normalize():f}"
-
-
-def _is_percent(value: object) -> bool:
-    return isinstance(value, str) and value.endswith("%")

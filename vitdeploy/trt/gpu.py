@@ -15,8 +15,8 @@ class Gpu:
 
     Attributes:
         index: CUDA's number of it.
-        compute_capability: such as "8.9".
-        driver: the newest CUDA version that the driver supports, such as "13.0".
+        compute_capability: Such as "8.9".
+        driver: The newest CUDA version that the driver supports, such as "13.0".
     """
 
     index: int
@@ -29,7 +29,7 @@ def cuda_runtime() -> Any:
     """cuda-python's module of the CUDA runtime, whose functions give an error code and then their results.
 
     Raises:
-        MissingDependencyError: it is not installed.
+        MissingDependencyError: If it is not installed.
     """
     return load_package("cuda.bindings.runtime", "using a GPU without torch", "cuda")
 
@@ -38,10 +38,10 @@ def check(what: str, result: tuple[Any, ...]) -> Any:
     """The result of a call of the CUDA runtime: none, one value, or several.
 
     Args:
-        what: the action, such as "reserve device memory".
+        what: The action, such as "reserve device memory".
 
     Raises:
-        DeviceError: it failed.
+        DeviceError: If it failed.
     """
     code, *values = result
     if int(code) != 0:
@@ -54,8 +54,8 @@ def find_gpus() -> list[Gpu]:
     """Every GPU of this machine.
 
     Raises:
-        MissingDependencyError: cuda-python is not installed.
-        DeviceError: there is no driver, or no GPU.
+        MissingDependencyError: If cuda-python is not installed.
+        DeviceError: If there is no driver, or no GPU.
     """
     cuda = cuda_runtime()
     try:

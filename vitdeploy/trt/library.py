@@ -13,8 +13,8 @@ class Library(NamedTuple):
     """One row of the table of libraries.
 
     Attributes:
-        package: its import name.
-        instead: advice where it, or a GPU for it, is absent.
+        package: Its import name.
+        instead: Advice where it, or a GPU for it, is absent.
     """
 
     package: str
@@ -32,12 +32,12 @@ def load_library(name: str, what: str) -> Any:
     """Import a library.
 
     Args:
-        name: of `LIBRARIES`.
-        what: the feature that needs it, such as "the tensorrt backend".
+        name: Of `LIBRARIES`.
+        what: The feature that needs it, such as "the tensorrt backend".
 
     Raises:
-        MissingDependencyError: it is not installed.
-        UnavailableError: it does not load.
+        MissingDependencyError: If it is not installed.
+        UnavailableError: If it does not load.
     """
     row = LIBRARIES[name]
     return load_package(row.package, what, name, row.instead)
@@ -92,21 +92,21 @@ def make_builder(trt: Any, name: str, logger: Any) -> Any:
     """The library's builder.
 
     Raises:
-        DeviceError: it needs a GPU, and there is none.
+        DeviceError: If it needs a GPU, and there is none.
     """
-    return _made(trt.Builder, name, logger, "build")
+    return _create(trt.Builder, name, logger, "build")
 
 
 def make_runtime(trt: Any, name: str, logger: Any) -> Any:
     """The library's runtime, which loads engines.
 
     Raises:
-        DeviceError: it needs a GPU, and there is none.
+        DeviceError: If it needs a GPU, and there is none.
     """
-    return _made(trt.Runtime, name, logger, "run")
+    return _create(trt.Runtime, name, logger, "run")
 
 
-def _made(kind: Any, name: str, logger: Any, verb: str) -> Any:
+def _create(kind: Any, name: str, logger: Any, verb: str) -> Any:
     try:
         return kind(logger)
     except (TypeError, RuntimeError) as exc:  # pybind11's answer to a null pointer

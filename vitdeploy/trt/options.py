@@ -28,7 +28,7 @@ class EngineOptions:
     Each range of batch sizes, with each range of image sizes, is an optimization profile.
 
     Raises:
-        UsageError: an option is wrong.
+        UsageError: If an option is wrong.
     """
 
     batch: tuple[AxisRange, ...] = option(
@@ -118,8 +118,8 @@ class EngineOptions:
         """Raise UsageError unless there are limits for the sizes of images where they are free, and only there.
 
         Args:
-            free: whether the ONNX artifact takes several sizes.
-            limited: whether it has limits of its own.
+            free: Whether the ONNX artifact takes several sizes.
+            limited: Whether it has limits of its own.
         """
         if self.image_sizes and not free:
             raise UsageError(
@@ -138,12 +138,12 @@ class EngineOptions:
         """The sizes of every free axis, for each range of batch and of image sizes.
 
         Args:
-            inputs: what the engine takes, images first.
-            pixels: what it takes for an image.
-            axes: the sizes of images that the ONNX artifact takes, where they are free and limited.
+            inputs: What the engine takes, images first.
+            pixels: What it takes for an image.
+            axes: The sizes of images that the ONNX artifact takes, where they are free and limited.
 
         Raises:
-            UsageError: there are no limits for free sizes, or they are not within those that are taken.
+            UsageError: If there are no limits for free sizes, or they are not within those that are taken.
         """
         names = pixels.free_size(inputs[0].shape)
         limits = {name: axes[name] for name in names if name in axes}

@@ -25,7 +25,7 @@ class Extremes:
         highest: (C,) float32.
         mean: (C,) float32, over images of the mean of an image.
         mean_square: (C,) float32, over images of the mean square of an image.
-        images: how many.
+        images: How many.
     """
 
     lowest: NDArray[np.float32]
@@ -47,21 +47,17 @@ class Extremes:
     def joined(self, other: Extremes) -> Extremes:
         """Those of the images of both."""
         images = self.images + other.images
-
-        def mean(own: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:
-            total = own.astype(np.float64) * self.images + others.astype(np.float64) * other.images
-            return np.asarray(total / images, np.float32)
-
         lowest, highest = np.minimum(self.lowest, other.lowest), np.maximum(self.highest, other.highest)
-        means = mean(self.mean, other.mean), mean(self.mean_square, other.mean_square)
-        return Extremes(lowest, highest, *means, images)
+        own, others = (np.stack([each.mean, each.mean_square]).astype(np.float64) for each in (self, other))
+        mean, mean_square = ((own * self.images + others * other.images) / images).astype(np.float32)
+        return Extremes(lowest, highest, mean, mean_square, images)
 
     def range_of(self, scales: NDArray[np.float32] | None = None, margin: float = 0) -> Range:
         """The range of the activation when each channel is divided by (C,) scales.
 
         Args:
-            scales: above 0; None for 1.
-            margin: share by which the range is wider than the values seen.
+            scales: Above 0; None for 1.
+            margin: Share by which the range is wider than the values seen.
         """
         by = np.float32(1) if scales is None else scales
         low, high = float((self.lowest / by).min()), float((self.highest / by).max())

@@ -22,8 +22,8 @@ class Histogram:
 
     Attributes:
         counts: (BINS,) how many values are in each bin.
-        limit: where the last bin ends, and the first begins with its negative; a power of two.
-        seen: the smallest and the largest value; None before the first.
+        limit: Where the last bin ends, and the first begins with its negative; a power of two.
+        seen: The smallest and the largest value; None before the first.
     """
 
     def __init__(self) -> None:

@@ -29,7 +29,7 @@ class Percentile:
     """The range without the lowest and the highest values, equally many of both.
 
     Attributes:
-        kept: percent of all values.
+        kept: Percent of all values.
     """
 
     name = "percentile"
@@ -51,7 +51,7 @@ class Mse:
     """The cut-off, the same for either sign, with the least mean squared error of what is represented.
 
     Attributes:
-        candidates: how many cut-offs are tried, at even distances up to the largest magnitude.
+        candidates: How many cut-offs are tried, at even distances up to the largest magnitude.
     """
 
     name = "mse"
@@ -73,8 +73,8 @@ class Entropy:
     The rule of TensorRT's calibrator: Migacz 2017, "8-bit Inference with TensorRT", NVIDIA GTC S7310.
 
     Attributes:
-        levels: of magnitudes that the quantized distribution has.
-        step: of the bins that are tried as the last one.
+        levels: Of magnitudes that the quantized distribution has.
+        step: Of the bins that are tried as the last one.
     """
 
     name = "entropy"
@@ -99,7 +99,7 @@ class HistogramReducer:
     """Reduces activations, image by image, to their ranges. Memory holds one image's values and a histogram of each.
 
     Attributes:
-        number_format: that the activations are to have.
+        number_format: That the activations are to have.
     """
 
     method: Method

@@ -16,19 +16,16 @@ class CpuInt8:
     head, which are 1 % of the work, and Gelu, LayerNorm and softmax.
 
     Attributes:
-        per_channel: whether each output channel of a weight has its own scale.
+        per_channel: Whether each output channel of a weight has its own scale.
         reduce_range: 7 bits for weights, for x86 processors without VNNI: there two products are added in 16 bits, and
             what exceeds these is lost.
     """
 
     target: ClassVar[str] = "cpu"
+    operators: ClassVar[tuple[str, ...]] = ("MatMul",)
 
     per_channel: bool = True
     reduce_range: bool = False
-
-    @property
-    def operators(self) -> tuple[str, ...]:
-        return ("MatMul",)
 
     @property
     def weight(self) -> NumberFormat:

@@ -19,10 +19,10 @@ def use_integer_matmul(
     bias that is added behind it, to one operator, MatMulIntegerToFloat.
 
     Args:
-        model: in float32.
+        model: In float32.
         nodes: MatMul nodes with a weight.
-        weight: the format of weights, symmetric.
-        per_channel: whether each output channel of a weight has its own scale.
+        weight: The format of weights, symmetric.
+        per_channel: Whether each output channel of a weight has its own scale.
     """
     graph = model.graph
     weights = Weights(graph, weight, per_channel=per_channel)

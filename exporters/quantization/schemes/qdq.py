@@ -28,12 +28,12 @@ def insert_qdq(
     3. Nothing else changes: not the names of the nodes' outputs, not what other nodes take.
 
     Args:
-        model: in float32.
-        nodes: of it, see `weighted_nodes`.
-        ranges: of the activations that they take, by name.
-        activation: the format of activations.
-        weight: the format of weights, symmetric.
-        per_channel: whether each output channel of a weight has its own scale.
+        model: In float32.
+        nodes: Of it, see `weighted_nodes`.
+        ranges: Of the activations that they take, by name.
+        activation: The format of activations.
+        weight: The format of weights, symmetric.
+        per_channel: Whether each output channel of a weight has its own scale.
     """
     graph = model.graph
     weights = Weights(graph, weight, per_channel=per_channel)

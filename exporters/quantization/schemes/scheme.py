@@ -16,12 +16,12 @@ class Scheme(Protocol):
     """One way to compute in 8 bits; its options are the fields of a frozen dataclass.
 
     Attributes:
-        target: runtime that the graph is built for, "cpu" or "tensorrt".
-        static: number format of activations with fixed ranges; None where the graph measures them as it runs.
-        operators: types of the nodes that compute in 8 bits, where they have a weight.
-        min_opset: the first that has the operators which are written.
-        per_channel: whether each output channel of a weight has its own scale.
-        weight: number format of weights, symmetric.
+        target: Runtime that the graph is built for, "cpu" or "tensorrt".
+        static: Number format of activations with fixed ranges; None where the graph measures them as it runs.
+        operators: Types of the nodes that compute in 8 bits, where they have a weight.
+        min_opset: The first that has the operators which are written.
+        per_channel: Whether each output channel of a weight has its own scale.
+        weight: Number format of weights, symmetric.
     """
 
     name: ClassVar[str]
@@ -42,9 +42,9 @@ class Scheme(Protocol):
         """Make `nodes` compute in 8 bits, in place.
 
         Args:
-            model: in float32.
-            nodes: some of `weighted_nodes(model, self.operators)`.
-            ranges: of the activations that they take, by name; not used where `static` is None.
+            model: In float32.
+            nodes: Some of `weighted_nodes(model, self.operators)`.
+            ranges: Of the activations that they take, by name; not used where `static` is None.
         """
 
 
@@ -52,11 +52,11 @@ def quantizable(model: ir.Model, scheme: Scheme, keep: Collection[str] = ()) -> 
     """The nodes that a scheme quantizes, in the order of the graph.
 
     Args:
-        model: in float32.
-        keep: nodes that stay in float32, by the names of their first outputs.
+        model: In float32.
+        keep: Nodes that stay in float32, by the names of their first outputs.
 
     Raises:
-        UsageError: the graph has no node to quantize, or no such node to keep.
+        UsageError: If the graph has no node to quantize, or no such node to keep.
     """
     nodes = weighted_nodes(model, scheme.operators)
     if not nodes:

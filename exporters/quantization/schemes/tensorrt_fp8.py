@@ -23,19 +23,16 @@ class TensorRTFp8:
     The patch projection, the head and all that `TensorRTInt8` leaves in float32 stay so.
 
     Attributes:
-        per_channel: whether each output channel of a weight has its own scale.
+        per_channel: Whether each output channel of a weight has its own scale.
     """
 
     name: ClassVar[str] = "static-e4m3"
     target: ClassVar[str] = "tensorrt"
     static: ClassVar[NumberFormat | None] = FP8
+    operators: ClassVar[tuple[str, ...]] = ("MatMul",)
     min_opset: ClassVar[int] = 21  # whose QuantizeLinear TensorRT takes with this type
 
     per_channel: bool = True
-
-    @property
-    def operators(self) -> tuple[str, ...]:
-        return ("MatMul",)
 
     @property
     def weight(self) -> NumberFormat:

@@ -22,8 +22,8 @@ class TensorRTInt8:
     LayerNorm, Gelu, softmax, attention's products of activations and the classifier stay float32.
 
     Attributes:
-        per_channel: whether each output channel of a weight has its own scale.
-        quantize_patches: whether convolutions compute in 8 bits: the patch projection, which works on the image itself,
+        per_channel: Whether each output channel of a weight has its own scale.
+        quantize_patches: Whether convolutions compute in 8 bits: the patch projection, which works on the image itself,
             and the head of masked image modeling.
     """
 

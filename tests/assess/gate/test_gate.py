@@ -25,6 +25,7 @@ from vitdeploy.assess.gate.rules import GateRules, Rules
 from vitdeploy.assess.metrics.accuracy import Predictions
 from vitdeploy.assess.metrics.latency import Benchmark, Latency, NotMeasured
 from vitdeploy.assess.metrics.shares import images_needed, mcnemar_power, smallest_bound
+from vitdeploy.assess.metrics.status import overall
 from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
 from vitdeploy.assess.runs.targets import Selected
 from vitdeploy.assets import held_out_images
@@ -247,11 +248,15 @@ def test_what_was_skipped_or_is_gone_or_new_never_passes() -> None:
     accepted = baseline_of(before)
     gone = dataclasses.replace(accepted, wrong={**accepted.wrong, "tensorrt fp16": ()})
     new = dataclasses.replace(accepted, wrong={"torch fp32": ()})
-    for baseline, rule, subject in ((gone, "in_bundle", "tensorrt fp16"), (new, "max_drop", ONNX)):
+    for baseline, rule, subject, status in (
+        (gone, "in_bundle", "tensorrt fp16", "skipped"), (new, "max_drop", ONNX, "new")
+    ):  # fmt: skip
         planned = plan(BUNDLE, GateRules(), baseline, 50, None)
         (chosen,) = [each for each in planned if (each.rule, each.subject) == (rule, subject)]
         measured = Measured(RUNTIMES, data_of(before), before, baseline, planned, SILENT, 32)
-        assert judge(chosen, measured).status == "skipped"
+        check = judge(chosen, measured)
+        assert check.status == status
+        assert overall([check.status, "passed"]) == "skipped"
     assert "in_bundle" not in [each.rule for each in plan(BUNDLE, GateRules(), gone, 50, ["torch", "onnxruntime"])]
 
 

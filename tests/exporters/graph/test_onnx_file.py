@@ -17,9 +17,7 @@ from vitdeploy.exporters.graph.onnx_file import (
     ALIGNMENT,
     MAX_BYTES,
     _field,
-    _field_size,
-    _tensor_header,
-    _varint,
+    _initializer_header,
     write_onnx,
 )
 
@@ -172,9 +170,11 @@ def decode(data: bytes) -> int:
 
 @pytest.mark.parametrize("exponent", range(0, 64, 7))
 @pytest.mark.parametrize("offset", [-1, 0, 1])
-def test_varints(exponent: int, offset: int) -> None:
+def test_lengths_of_fields(exponent: int, offset: int) -> None:
     value = max(2**exponent + offset, 0)
-    data = _varint(value)
+    tag, *length = _field(5, value)
+    assert tag == 5 << 3 | 2
+    data = bytes(length)
     assert decode(data) == value
     assert all(byte & 0x80 for byte in data[:-1])
     assert not data[-1] & 0x80
@@ -191,11 +191,12 @@ class Huge:
 
 def test_lengths_beyond_2_gib() -> None:
     huge: Any = Huge()
-    header, size = _tensor_header("w", huge)
-    assert size == len(header) + huge.nbytes
+    begin = _initializer_header("w", huge)
+    header = begin[1 + 5 :]
+    assert begin[: 1 + 5] == _field(5, len(header) + huge.nbytes)
+    assert decode(begin[1 : 1 + 5]) == len(header) + huge.nbytes
     assert header.endswith(_field(9, huge.nbytes))
     assert decode(header[-5:]) == huge.nbytes
-    assert _field_size(5, size) == 1 + 5 + size
     parsed = onnx.TensorProto.FromString(header[:-6])
     assert (parsed.name, parsed.data_type, list(parsed.dims)) == ("w", onnx.TensorProto.FLOAT, [3, 2**30])
     assert MAX_BYTES < 2**31

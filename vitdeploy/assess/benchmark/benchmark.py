@@ -1,4 +1,4 @@
-"""Latency of every artifact of a bundle side by side, each alone in its process."""
+"""Latency of every artifact of a bundle, each in its own process."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from vitdeploy.assess.benchmark.environment import machine
 from vitdeploy.assess.benchmark.worker import MOST_WINDOWS, WINDOW, WITHIN, Job, Opened, Round, check_threads, worker
 from vitdeploy.assess.data.folder_listing import LeftOut, list_images
 from vitdeploy.assess.data.images import synthetic_images
+from vitdeploy.assess.environment.machine import machine
 from vitdeploy.assess.metrics.latency import Benchmark, Latency, NotMeasured
-from vitdeploy.assess.runs.targets import Selected, select
+from vitdeploy.assess.runs.targets import REFERENCE, Selected, select
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.retry import retry_if_changed
-from vitdeploy.errors import NotFiniteError, UnavailableError, UsageError, check_count, readable
+from vitdeploy.errors import MissingDependencyError, NotFiniteError, UnavailableError, UsageError, check_count, readable
 from vitdeploy.files.regular_file import MOST_IMAGE_BYTES, read_regular
 from vitdeploy.images.open import open_image
 from vitdeploy.predictor import check_batch_size, load_processor
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-# (height, width) of the files that are made where none are given: VGA photographs, as they come from many cameras.
+# (height, width) of the synthetic image files: VGA photographs, as many cameras write them.
 _SYNTHETIC_SIZE = (480, 640)
 _JPEG_QUALITY = 90
-_MOST_SYNTHETIC = 64  # larger batches have some of them again
+_MOST_SYNTHETIC = 64  # larger batches repeat them
 
 
 @typed
@@ -48,29 +48,28 @@ def benchmark(
     runs: int = 10,
     progress: Progress = SILENT,
 ) -> Benchmark:
-    """Time every artifact and the reference, in turns, each in a process of its own.
+    """Time every artifact and the reference, in turns, each in its own process.
 
-    The backends take turns in every round; in its turn, one runs every batch size on ready input, and then from the
-    bytes of image files. What cannot be measured here is among `skipped`, and the others go on. The processes are
-    spawned, so a script that calls this needs the usual `if __name__ == "__main__":`. None of them outlives the call,
-    however it ends.
+    The backends take turns in every round. In its turn, a backend runs every batch size on preprocessed input and then
+    from encoded image files. Backends that cannot be measured here are listed in `skipped`. The processes are spawned,
+    so a script that calls this needs the usual `if __name__ == "__main__":`. No process outlives the call.
 
     Args:
-        bundle: the bundle or its folder.
-        batch_sizes: images a run, from 1 to 2**20.
-        backends: such as "onnxruntime:fp16", see `select`; by default the reference and every artifact.
+        bundle: The bundle or its folder.
+        batch_sizes: Images per run, 1 to 2**20.
+        backends: Backends such as "onnxruntime:fp16", see `select`. Default: the reference and every artifact.
         device: "cpu", "cuda" or "cuda:1".
-        threads: of each backend, up to 1024; 0 for the default: of ONNX Runtime see
-            `vitdeploy.system.cpu.session_threads`, of torch its own choice, within the cgroup quota.
-        images: a folder, every image below it; by default JPEG files of 640x480 synthetic pixels.
-        rounds: turns that each backend gets.
-        runs: timed runs of each kind and batch size a turn.
-        progress: told each step, and how far it has come.
+        threads: Threads per backend, up to 1024; 0 for the default: `vitdeploy.system.cpu.session_threads` for ONNX
+            Runtime, torch's choice within the cgroup quota for torch.
+        images: Folder of images, searched recursively. Default: synthetic JPEG files of 640x480 pixels.
+        rounds: Turns per backend.
+        runs: Timed runs per turn, of each kind and batch size.
+        progress: Receives each step and its progress.
 
     Raises:
-        UsageError: an argument is wrong.
-        BundleError: the bundle, or an artifact of it, is absent or was altered.
-        InputError: there are no images, or one cannot be read.
+        UsageError: If an argument is invalid.
+        BundleError: If the bundle or an artifact is missing or was altered.
+        InputError: If there are no images, or one cannot be read.
     """
     sizes = tuple(dict.fromkeys(batch_sizes))
     if not sizes:
@@ -82,11 +81,16 @@ def benchmark(
     bundle = Bundle.of(bundle)
     selection = select(bundle, backends)
     check_threads(threads, selection)
-    load_processor(bundle)  # or say what is wrong with it, before a process is made
+    load_processor(bundle)  # or raises before a process is started
     encoded, kind, left_out = _encoded(images, max(sizes))
     with contextlib.ExitStack() as stack:
         timed = [
-            _Timed(selected, stack.enter_context(worker(Job(bundle, selected, device, threads, encoded))), sizes)
+            _Timed(
+                selected,
+                stack.enter_context(worker(Job(bundle, selected, device, threads, encoded))),
+                sizes,
+                asked=backends is not None or selected.artifact != REFERENCE,
+            )
             for selected in selection
         ]
         for backend in timed:
@@ -118,10 +122,10 @@ def benchmark(
 
 
 class _Timed:
-    """A backend's process, and what it took so far."""
+    """A backend's process and its measurements; `asked` is set for a reference that was named."""
 
-    def __init__(self, selected: Selected, ask: Callable[..., Any], sizes: Sequence[int]) -> None:
-        self.selected = selected
+    def __init__(self, selected: Selected, ask: Callable[..., Any], sizes: Sequence[int], *, asked: bool) -> None:
+        self.selected, self._asked = selected, asked
         self.skipped: list[NotMeasured] = []
         self._ask = ask
         self._sizes = list(sizes)
@@ -134,6 +138,8 @@ class _Timed:
     def open(self) -> None:
         try:
             self._opened = self._ask("open")
+        except MissingDependencyError as exc:
+            self._give_up(str(exc), "skipped" if self._asked else "left out")
         except UnavailableError as exc:
             self._give_up(str(exc))
         for size in sorted(self._sizes):
@@ -155,7 +161,7 @@ class _Timed:
                 self._give_up(str(exc))
 
     def latency(self, size: int) -> list[Latency]:
-        """The measured times at a batch size; None without any."""
+        """Measured times at a batch size; None without any."""
         if size not in self._sizes or self._opened is None:
             return []
         rounds = self._rounds[size]
@@ -176,12 +182,12 @@ class _Timed:
         ]
 
     def _at(self, size: int, *request: Any) -> Any:
-        """The process's answer, unless the backend was given up; a size that cannot be run is left out from here on."""
+        """The process's answer, unless the backend was given up; a batch size that cannot run is dropped."""
         if size not in self._sizes:
             return None
         try:
             return self._ask(*request)
-        except UsageError as exc:  # the artifact takes other sizes
+        except UsageError as exc:  # the artifact has other sizes
             self._sizes.remove(size)
             self.skipped.append(NotMeasured(*self.selected, size, str(exc)))
         except NotFiniteError as exc:
@@ -190,13 +196,13 @@ class _Timed:
             self._give_up(str(exc))
         return None
 
-    def _give_up(self, reason: str, status: Literal["failed", "skipped"] = "skipped") -> None:
+    def _give_up(self, reason: str, status: Literal["failed", "skipped", "left out"] = "skipped") -> None:
         self._sizes.clear()
         self.skipped.append(NotMeasured(*self.selected, None, reason, status))
 
 
 def _encoded(images: str | os.PathLike[str] | None, count: int) -> tuple[tuple[bytes, ...], str, LeftOut | None]:
-    """The bytes of image files, their kind, and the files of the folder that are no images."""
+    """Encoded image files, their kind, and the files of the folder that are not images."""
     if images is not None:
         listing = list_images(images)
         files = listing.files[:count]
@@ -211,7 +217,7 @@ def _encoded(images: str | os.PathLike[str] | None, count: int) -> tuple[tuple[b
 
 
 def _read(file: Path) -> bytes:
-    """The bytes of an image that can be decoded."""
+    """Read an image file that can be decoded."""
     with readable(file, "an image"):
         encoded = read_regular(file, MOST_IMAGE_BYTES)
     open_image(encoded, name=repr(str(file)))

@@ -1,12 +1,13 @@
-"""Images without labels: those of a folder, or of a labelled data set."""
+"""Images without labels, from a folder or from a labelled data set."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitdeploy.assess.data.dataset import chosen_names, file_reader, read_csv, read_parquet
+from vitdeploy.assess.data.dataset import chosen_names, read_csv, read_image, read_parquet
 from vitdeploy.assess.data.folder_listing import check_folder, list_folder, with_images
 from vitdeploy.files.label_tables import SEPARATORS
 
@@ -20,13 +21,13 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageSet:
-    """N images, which are read when they are asked for.
+    """N images, read on access.
 
     Attributes:
-        source: the folder or file.
-        names: of the images, each its own, with forward slashes.
-        load: gives the file's bytes of the image at a position from 0 to N - 1; may be called from several threads.
-        left_out: the files of the folder that are not among the images; None where no folder was listed.
+        source: Folder or file.
+        names: Unique image names, with forward slashes.
+        load: Returns the encoded image at a position from 0 to N - 1; thread-safe.
+        left_out: Files of the folder that are not among the images; None if no folder was listed.
     """
 
     source: str
@@ -43,24 +44,23 @@ class ImageSet:
         return len(self.names)
 
     def subset(self, limit: int | None, seed: int = 0) -> ImageSet:
-        """Some of the images; see `LabelledData.subset`."""
+        """A subset of the images; see `LabelledData.subset`."""
         return self.at(chosen_names(self.names, limit, seed))
 
     def at(self, positions: Sequence[int]) -> ImageSet:
-        """The images at these positions, in this order."""
         names = tuple(self.names[index] for index in positions)
         return ImageSet(self.source, names, lambda position: self.load(positions[position]), self.left_out)
 
 
 def open_images(path: str | os.PathLike[str]) -> ImageSet:
-    """Every image below a folder, or of a data set that `open_data` reads; labels are not needed, and not looked at.
+    """Open every image below a folder, or in a data set of `open_data`'s formats; labels are ignored.
 
     Args:
-        path: a folder of images; or a .csv, .tsv or .parquet file, or a folder of .parquet files.
+        path: Folder of images; or a .csv, .tsv or .parquet file, or a folder of .parquet files.
 
     Raises:
-        InputError: there are no images, or a file is damaged.
-        MissingDependencyError: pyarrow is not installed, for parquet files.
+        InputError: If there are no images, or a file is damaged.
+        MissingDependencyError: If pyarrow is not installed, for parquet files.
     """
     source = Path(path)
     kind = source.suffix.lower()
@@ -68,14 +68,14 @@ def open_images(path: str | os.PathLike[str]) -> ImageSet:
         return _of_parquet(source, None)
     if kind in SEPARATORS and not source.is_dir():
         names, _ = read_csv(source, labelled=False)
-        return ImageSet(str(source), names, file_reader([source.parent / name for name in names]))
+        return ImageSet(str(source), names, functools.partial(read_image, [source.parent / name for name in names]))
     check_folder(source)
     images, tables = list_folder(source)
     if tables.files:
         return _of_parquet(source, tables)
     listing = with_images(source, images)
     names = tuple(file.relative_to(source).as_posix() for file in listing.files)
-    return ImageSet(str(source), names, file_reader(listing.files), listing.left_out)
+    return ImageSet(str(source), names, functools.partial(read_image, listing.files), listing.left_out)
 
 
 def _of_parquet(source: Path, listing: FolderListing | None) -> ImageSet:

@@ -1,4 +1,4 @@
-"""A bundle's graph in a lower precision, any node of which can be kept in float32."""
+"""Mixed-precision variants of a bundle's graph: a lower precision, with any nodes kept in float32."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from vitdeploy.errors import UsageError, shown
-from vitdeploy.specs import QUANTIZED, PixelStage, Precision
+from vitdeploy.specs import QUANTIZED, ExportSpec, PixelStage, Precision
 from vitdeploy.system.imports import load_target
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ class GraphNode:
     """A node that can be kept in float32.
 
     Attributes:
-        name: of its first output, which is its name for `vitdeploy.export(keep_fp32=...)`.
-        op_type: its operator.
+        name: Name of its first output, as in `vitdeploy.export(keep_fp32=...)`.
+        op_type: Operator.
         part: "embeddings", "layers.0" ..., "head".
     """
 
@@ -39,9 +39,9 @@ class GraphNode:
 
 @dataclasses.dataclass(frozen=True)
 class LowerPrecision:
-    """The graph: `artifact` is the quantized one, or what `export` would make in half precision.
+    """The graph in the lower precision: the quantized `artifact`, or the result of `export` in half precision.
 
-    `variants` writes the graph that keeps some of `nodes`, which are those that can be kept, part by part.
+    `variants` writes the graph with some of `nodes` kept in float32; `nodes` are all that can be kept, part by part.
     """
 
     artifact: Artifact
@@ -50,20 +50,22 @@ class LowerPrecision:
 
     @classmethod
     def of(cls, bundle: Bundle, precision: str, what: str) -> LowerPrecision:
-        """For fp16 and bf16 that of the bundle's `onnx-fp32`; for int8 and fp8 the artifact, made from its `onnx-fp32`.
+        """Open the graph of the bundle's `onnx-fp32` for fp16 and bf16, or of the quantized artifact for int8 and fp8.
 
-        In half precision no node is kept for what was observed, and every rounding is done, also those that ONNX
-        Runtime leaves out on a CPU.
+        Variants of a quantized artifact are its `onnx-fp32`, quantized with the artifact's recorded ranges. In half
+        precision, no node is kept because of observed values, and every rounding is done, including those that ONNX
+        Runtime omits on a CPU.
 
         Args:
-            bundle: the bundle.
-            precision: one of `PRECISIONS`.
-            what: what needs it, such as "debug bisect".
+            bundle: The bundle.
+            precision: One of `PRECISIONS`.
+            what: The caller, such as "debug bisect", for messages.
 
         Raises:
-            UsageError: there is no such precision, or the bundle has not the artifacts that are needed.
-            BundleError: an artifact was altered, or is no valid ONNX model.
-            MissingDependencyError: onnx is not installed.
+            UsageError: If the precision is unknown, or the required artifacts are missing or were exported with
+                different options.
+            BundleError: If an artifact was altered, or its ONNX model is invalid.
+            MissingDependencyError: If onnx is not installed.
         """
         if precision not in PRECISIONS:
             raise UsageError(
@@ -94,16 +96,23 @@ def _variants(bundle: Bundle, artifact: Artifact, float_file: OpenedFile, what: 
 
     variants: Variants
     if artifact.precision in QUANTIZED:
-        make = load_target(
-            "vitdeploy.exporters.quantization.quantized_variants:quantized_variants", what, _EXTRA, _PACKAGE
+        make = load_target("vitdeploy.exporters.quantization.requantization:recorded_variants", what, _EXTRA, _PACKAGE)
+        options = artifact.options
+        spec = ExportSpec(
+            Precision(artifact.precision),
+            pixels=artifact.pixels,
+            keep_fp32=tuple(options.get("float32_nodes", ())),
+            target=options.get("target"),
+            scheme=options.get("scheme"),
+            reduce_range=options.get("reduce_range", False),
         )
         with bundle.opened_artifact(artifact) as (file, *_):
             _loaded(file, what)
             with valid_onnx(file):
-                variants = make(file, float_file)
+                variants = make(file, float_file, spec)
     else:
         make = load_target("vitdeploy.exporters.graph.variants:half_variants", what, _EXTRA, _PACKAGE)
-        with valid_onnx(float_file):  # weights in a file of their own are read only here
+        with valid_onnx(float_file):  # external weights are read only here
             variants = make(float_file, Precision(artifact.precision))
     return variants
 
@@ -114,7 +123,7 @@ def _loaded(file: OpenedFile, what: str) -> Loaded:
 
 
 def _in_parts(loaded: Loaded, names: Collection[str]) -> tuple[GraphNode, ...]:
-    """The nodes of these names, part by part."""
+    """The named nodes, part by part."""
     from vitdeploy.assess.inspection.onnx_parts import nodes_by_part
 
     wanted = set(names)

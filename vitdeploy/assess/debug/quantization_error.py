@@ -1,8 +1,9 @@
-"""Relative error of mixed-precision variants of a graph, on a few images."""
+"""Relative error of a graph's mixed-precision variants on a few images."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,12 +25,12 @@ if TYPE_CHECKING:
 
 
 class Closeness(NamedTuple):
-    """How near a graph's outputs are to the reference's, for the worst output.
+    """Similarity of a graph's worst output to the reference's.
 
     Attributes:
-        error: the length of the difference over that of what is expected, of all images together; from 0 up.
-        mean_cosine: the mean of the images' cosine similarities; None, as the next, for the logits of a regression.
-        p5_cosine: their 5th percentile.
+        error: L2 norm of the difference over that of the expected output, over all images; 0 or more.
+        mean_cosine: Mean cosine similarity over images; None for the logits of a regression, as is `p5_cosine`.
+        p5_cosine: 5th percentile of the cosine similarity.
     """
 
     error: float
@@ -37,84 +38,76 @@ class Closeness(NamedTuple):
     p5_cosine: float | None
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class VariantErrors:
-    """Runs variants of a graph, and holds of them no more than what one batch gives.
+    """Runs variants of a graph, and keeps the outputs of one batch only.
 
-    Args:
-        pixel_values: batches of images, as the graph takes them.
-        expected: what the reference gives for all of them, (N, ...), by the names of the outputs that count.
-        folder: where a graph may lie meanwhile; the system's for temporary files by default.
-        problem_type: of the model.
+    Attributes:
+        pixel_values: Batches in the graph's input format.
+        expected: The reference's outputs for all of them, (N, ...), by name; only these outputs are compared.
+        folder: Temporary folder for graphs. Default: the system's.
+        problem_type: The model's problem type.
     """
 
-    def __init__(
-        self,
-        pixel_values: Sequence[np.ndarray],
-        expected: Mapping[str, np.ndarray],
-        folder: Path | None = None,
-        problem_type: ProblemType = ProblemType.SINGLE_LABEL,
-    ) -> None:
-        self._pixel_values, self._expected, self._folder = pixel_values, expected, folder
-        self._problem_type = problem_type
+    pixel_values: Sequence[np.ndarray]
+    expected: Mapping[str, np.ndarray]
+    folder: Path | None = None
+    problem_type: ProblemType = ProblemType.SINGLE_LABEL
 
     def error(self, variants: Variants, kept: Collection[str]) -> float:
-        """The `RelativeError` of the variant that keeps these nodes in float32, of all images together.
+        """`RelativeError` of the variant with these nodes in float32, over all images.
 
-        Of several outputs, and of a regression's values, it is the largest; infinite where a value is not finite.
+        The largest over several outputs or a regression's values; infinite for non-finite values.
         """
-        return max(sums.error for sums in self._sums(variants, kept, one_by_one=False).values())
+        return max(sums.error.value for sums in self._sums(variants, kept, one_by_one=False).values())
 
     def closeness(self, variants: Variants, kept: Collection[str], *, one_by_one: bool) -> Closeness:
-        """The relative error, as `error` gives it, and the cosines of the images, of the output with the largest error.
+        """The relative error as in `error`, and the cosines, of the output with the largest error.
 
-        With `one_by_one` each image is run alone.
+        With `one_by_one`, each image runs alone.
         """
         sums = self._sums(variants, kept, one_by_one=one_by_one)
-        output = max(sums, key=lambda name: sums[name].error)
-        worst = sums[output]
-        if has_own_scales(output, self._problem_type):
-            return Closeness(worst.error, None, None)
-        return Closeness(worst.error, float(np.mean(worst.cosines)), float(np.percentile(worst.cosines, 5)))
+        errors = {name: of_one.error.value for name, of_one in sums.items()}
+        output = max(errors, key=errors.__getitem__)
+        if has_own_scales(output, self.problem_type):
+            return Closeness(errors[output], None, None)
+        similarities = sums[output].cosines
+        return Closeness(errors[output], float(np.mean(similarities)), float(np.percentile(similarities, 5)))
 
     def _sums(self, variants: Variants, kept: Collection[str], *, one_by_one: bool) -> dict[str, _Sums]:
-        sums = {name: _Sums(has_own_scales(name, self._problem_type)) for name in self._expected}
-        with opened_variant(variants, kept, self._folder) as runtime:
+        sums = {name: _Sums(RelativeError(has_own_scales(name, self.problem_type))) for name in self.expected}
+        with opened_variant(variants, kept, self.folder) as runtime:
             first = 0
-            for batch in self._pixel_values:
+            for batch in self.pixel_values:
                 for pixels in np.split(batch, len(batch)) if one_by_one else (batch,):
                     outputs = runtime.run(feeds(runtime.inputs, pixels))
                     rows = slice(first, first := first + len(pixels))
-                    for name, wanted in self._expected.items():
+                    for name, wanted in self.expected.items():
                         sums[name].add(wanted[rows], outputs[name])
         return sums
 
 
+@dataclasses.dataclass
 class _Sums:
     """Sums over the images of one output."""
 
-    def __init__(self, by_output: bool) -> None:
-        self._error = RelativeError(by_output)
-        self.cosines: list[float] = []
+    error: RelativeError
+    cosines: list[float] = dataclasses.field(default_factory=list)
 
     def add(self, wanted: np.ndarray, given: np.ndarray) -> None:
-        """(N, ...) of some images."""
-        self._error.add(wanted, given)
+        """Add some images, (N, ...)."""
+        self.error.add(wanted, given)
         self.cosines += cosines(wanted, given).tolist()
-
-    @property
-    def error(self) -> float:
-        """The length of the difference over that of what is wanted."""
-        return self._error.value
 
 
 @contextlib.contextmanager
 def opened_variant(
     variants: Variants, kept: Collection[str], folder: Path | None, pixels: PixelFormat | None = None
 ) -> Iterator[OnnxRuntime]:
-    """The variant that keeps these nodes in float32, in ONNX Runtime.
+    """Open the variant with these nodes in float32, in ONNX Runtime.
 
-    Its file lies in `folder` meanwhile, by default the system's for temporary files. It takes `pixels` for an image, by
-    default what the image processor gives.
+    `folder` is a temporary folder for its file, by default the system's; `pixels` is its input format, by default the
+    image processor's output.
     """
     from vitdeploy.runtimes.onnxrt import OnnxRuntime
     from vitdeploy.runtimes.onnxrt_options import OnnxRuntimeOptions
@@ -134,10 +127,9 @@ def sensitivities(
     progress: Progress,
     layers: Mapping[str, Collection[str]] | None = None,
 ) -> dict[str, float]:
-    """The error with one layer alone in the lower precision, for each: how sensitive the outputs are to it.
+    """Sensitivity of each layer: the error with that layer alone in the lower precision.
 
-    `error` is of the variant that keeps these nodes in float32. `layers` has the nodes of each by its name; by default
-    each node is one.
+    `error` takes the nodes that stay in float32. `layers` maps layer names to nodes; by default, each node is a layer.
     """
     if layers is None:
         layers = {node: (node,) for node in variants.nodes}

@@ -1,9 +1,10 @@
-"""The checks of a gate: what each measures, and what it says."""
+"""The checks of a gate: measurement, bound and message of each."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from vitdeploy.assess.gate.baseline import labels_sha256, processor_sha256
@@ -24,10 +25,11 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One rule held against one subject, such as "onnxruntime fp32", or "bundle".
+    """The result of one rule for one subject, such as "onnxruntime fp32" or "bundle".
 
-    `value`, what was measured (None where nothing was), and `bound`, what is allowed, are in the rule's unit; `status`
-    is "passed", "failed" or "skipped", and `message` says in one line what was found.
+    `value` (measured, or None) and `bound` (allowed) are in the rule's unit. `status` is "passed", "failed", "skipped",
+    or "new" for an artifact that the baseline lacks. `message` is a one-line result. `seconds` is the time of the
+    check, including measurements that it was the first to request; it is ignored by `==`.
     """
 
     rule: str
@@ -36,13 +38,21 @@ class Check:
     bound: float
     status: str
     message: str
+    seconds: float = dataclasses.field(default=0.0, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """The check without its time, so that equal gates give equal JSON."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "seconds"}
 
 
 def judge(planned: Planned, measured: Measured) -> Check:
-    """Make one check."""
+    """Run one check."""
+    begin = time.perf_counter()
+    check = _judged(planned, measured)
+    return dataclasses.replace(check, seconds=time.perf_counter() - begin)
+
+
+def _judged(planned: Planned, measured: Measured) -> Check:
     selected = planned.selected
     if selected is None:
         value, status, message = _OF_BUNDLE[planned.rule](planned, measured)
@@ -171,7 +181,7 @@ def _share(planned: Planned, accuracy: Accuracy, what: str) -> _Outcome:
 
 def _max_drop(planned: Planned, measured: Measured, selected: Selected) -> _Outcome:
     if planned.subject not in measured.accepted.wrong:
-        return None, "skipped", "the baseline does not have it; accept it with --update"
+        return None, "new", "not in the baseline; run with --update to accept it"
     old, new = (
         {*measured.accepted.wrong[planned.subject]},
         {*measured.classified.top1(measured.predictions[selected]).wrong},

@@ -1,4 +1,4 @@
-"""The outcome of an assessment in Markdown, for the summary of a CI job."""
+"""An assessment's outcome in Markdown, for the summary of a CI job."""
 
 from __future__ import annotations
 
@@ -16,34 +16,41 @@ if TYPE_CHECKING:
     from vitdeploy.assess.metrics.status import Judged
     from vitdeploy.assess.report.tables import Table
 
-_MARKS = {"passed": "✅ passed", "failed": "❌ failed", "skipped": "⚠️ skipped"}
+_MARKS = {"passed": "✅ passed", "failed": "❌ failed", "skipped": "⚠️ skipped", "new": "🆕 new", "error": "❌ error"}
+_ALWAYS = ("passed", "failed", "skipped")  # shown even if zero
+_ORDER = ("error", "failed", "new", "skipped", "passed")
 
 
-def markdown(result: Judged | Measured) -> str:
-    """A heading with the outcome, and tables: of what did not pass before what did, or of what was measured."""
+def markdown(result: Judged | Measured, *, seconds: float | None = None) -> str:
+    """A heading with the outcome, and tables: of failed checks, then passed ones, or of measurements.
+
+    `seconds` is the total duration; omitted by default.
+    """
     lines = [f"### {_MARKS[result.status]}: {_cell(result.bundle)}", ""]
     if result.processor is not None:
         lines += [f"Image processor: {_cell(result.processor)}", ""]
+    if seconds is not None:
+        lines += [f"Time: {seconds:.1f} s", ""]
     lines += _tables(tables(result)) if isinstance(result, Measured) else _check_results(result)
     if result.left_out is not None:
         lines += ["", _cell(str(result.left_out))]
     return "\n".join(lines) + "\n"
 
 
-def write_markdown(path: str | os.PathLike[str], result: Judged | Measured) -> None:
-    """Write `markdown`; a file that exists is replaced whole or not at all. Raises as `write_result`."""
-    write_result(path, markdown(result).encode(), result)
+def write_markdown(path: str | os.PathLike[str], result: Judged | Measured, *, seconds: float | None = None) -> None:
+    """Write `markdown` atomically; replaces an existing file. Raises as `write_result`."""
+    write_result(path, markdown(result, seconds=seconds).encode(), result)
 
 
 def _check_results(result: Judged) -> list[str]:
     checks = result.check_results
-    order = ["failed", "skipped", "passed"]
     rows = [
         (_MARKS[check.status], *map(_cell, (check.subject, check.name, check.message)))
-        for check in sorted(checks, key=lambda check: order.index(check.status))
+        for check in sorted(checks, key=lambda check: _ORDER.index(check.status))
     ]
+    counts = {status: sum(check.status == status for check in checks) for status in _MARKS}
     lines = [
-        ", ".join(f"{sum(check.status == status for check in checks)} {status}" for status in _MARKS),
+        ", ".join(f"{count} {status}" for status, count in counts.items() if count or status in _ALWAYS),
         "",
         *_table(("outcome", "subject", "check", "found"), rows),
     ]
@@ -68,7 +75,7 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def _cell(text: str) -> str:
-    """Text in which no table, link or tag begins or ends."""
+    """Text escaped so that no table, link or tag begins or ends in it."""
     line = html.escape(" ".join(writable(text).split()), quote=False)
     for mark in "\\|`*_[]~":
         line = line.replace(mark, f"\\{mark}")

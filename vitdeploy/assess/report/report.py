@@ -1,4 +1,4 @@
-"""The content of a report, made from the result of any assessment."""
+"""The content of a report, from the result of any assessment."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from vitdeploy.assess.benchmark.environment import machine
 from vitdeploy.assess.compare.results import Comparison
 from vitdeploy.assess.debug.layer_results import LayerComparison
 from vitdeploy.assess.debug.sensitivity import Sensitivity
+from vitdeploy.assess.environment.machine import machine
 from vitdeploy.assess.evaluate.evaluate import Evaluation
 from vitdeploy.assess.gate.gate import GateResult
 from vitdeploy.assess.metrics.latency import Benchmark
@@ -26,19 +26,19 @@ Assessed: TypeAlias = "Comparison | LayerComparison | Sensitivity | Evaluation |
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Report:
-    """The content of a report; a part that is absent is left out.
+    """The content of a report; absent parts are omitted.
 
     Attributes:
-        title: of the page.
-        source: the model and its artifacts, as names and values.
-        machine: where the figures were measured, as names and values.
-        gate: its checks.
-        comparison: the artifacts against the reference.
-        layers: the same, part by part.
-        sensitivity: the effect of each layer alone in a lower precision.
-        evaluation: accuracy on labelled images.
-        benchmark: latencies; the first of each batch size is what the others are compared with.
-        examples: images with predictions, in groups by heading.
+        title: Title of the page.
+        source: Model and artifacts, as names and values.
+        machine: Machine that measured the figures, as names and values.
+        gate: Result of a gate.
+        comparison: Comparison of artifacts with the reference.
+        layers: The same, part by part.
+        sensitivity: Effect of each layer alone in a lower precision.
+        evaluation: Accuracy on labelled images.
+        benchmark: Latencies; the first of each batch size is the baseline of the others.
+        examples: Images with predictions, in groups by heading.
     """
 
     title: str
@@ -65,9 +65,9 @@ class Report:
 
 
 def report_of(result: Assessed) -> Report:
-    """The report of one result: with what a gate measured, and with the worst images of an evaluation or a comparison.
+    """Make the report of a result, with a gate's measurements and the worst images of an evaluation or comparison.
 
-    UsageError where it is no result of an assessment.
+    UsageError if it is not the result of an assessment.
     """
     kinds = {
         Comparison: ("comparison", "Comparison with the reference"),
@@ -99,7 +99,7 @@ def report_of(result: Assessed) -> Report:
 
 
 def source_of(folder: str) -> dict[str, str]:
-    """Names and values that say what a bundle holds; its folder alone, where it is gone."""
+    """Names and values that describe a bundle; only its folder if it is gone."""
     facts = {"bundle": folder}
     try:
         manifest = Bundle.open(folder).manifest

@@ -1,4 +1,4 @@
-"""The images that a quantized artifact is calibrated on, and measured on before it is written."""
+"""Calibration images, split into parts for ranges, for choosing a candidate, and for judging the artifact."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from vitdeploy.assess.data.loader import prepare
 from vitdeploy.assess.metrics.agreement import Agreement
 from vitdeploy.assess.metrics.features import FEWEST_SEARCHED, same_neighbours, searched, with_cls
 from vitdeploy.assess.metrics.outputs import LOGITS, RelativeError, centred, compare_outputs, has_own_scales
+from vitdeploy.assess.runs.reference import run_batches
 from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.errors import check_count
 from vitdeploy.system.cpu import usable_cpus
@@ -38,15 +39,16 @@ if TYPE_CHECKING:
     Source = tuple[str | os.PathLike[str], ImageProcessor, int | None, int, Progress]
 
 FEW = 32
-BATCH = 8  # images of one shape that are run together
-FEWEST_APART = 16  # of fewer, no part would be worth its name
-MOST_JUDGED = 64  # which tell a 5th percentile; more would take longer than they add
-_AHEAD = 2  # images a core that may be ready before they are run
+BATCH = 8  # images of one shape in a batch
+FEWEST_APART = 16  # with fewer, the parts would be too small
+MOST_JUDGED = 64  # enough for a 5th percentile; more would take longer than they add
+PARTS = ("ranges", "choice", "judge")
+_AHEAD = 2  # images per core that may wait, preprocessed
 
 
 @dataclasses.dataclass(frozen=True)
 class CalibrationImages:
-    """A seeded part of a data set, gone through an image at a time."""
+    """A seeded sample of a data set, iterated image by image."""
 
     images: ImageSet
     processor: ImageProcessor
@@ -57,15 +59,15 @@ class CalibrationImages:
     def open(
         cls, path: str | os.PathLike[str], processor: ImageProcessor, limit: int | None, seed: int, progress: Progress
     ) -> CalibrationImages:
-        """The images whose SHA-256 of seed and name comes first.
+        """Open the images, ordered by the SHA-256 of seed and name.
 
         Args:
-            path: see `open_images`.
-            limit: how many, at most; None for all.
+            path: See `open_images`.
+            limit: Maximum number of images; None for all.
 
         Raises:
-            UsageError: the limit is no number of images.
-            InputError: there are no images.
+            UsageError: If the limit is not a valid number of images.
+            InputError: If there are no images.
         """
         if limit is not None:
             check_count("calibration_images", limit)
@@ -73,46 +75,43 @@ class CalibrationImages:
 
     @functools.cached_property
     def contents(self) -> tuple[bytes, ...]:
-        """The SHA-256 of each image's bytes, which tells copies under other names."""
+        """SHA-256 of each image file, which identifies copies under other names."""
         return tuple(hashlib.sha256(self.images.load(position)).digest() for position in range(len(self.images)))
 
     def sha256(self) -> str:
-        """Hash of the bytes of the images, in order, and of what makes pixels of them."""
+        """Hash of the image files, in order, and of the preprocessing."""
         digest = hashlib.sha256(json.dumps([self.processor.to_dict(), PIL.__version__], sort_keys=True).encode())
         for content in self.contents:
             digest.update(content)
         return digest.hexdigest()
 
     def parts(self) -> CalibrationParts:
-        """Take the images apart: a quarter to judge, a quarter to choose by, and the rest to measure ranges on.
+        """Split the images: a quarter to judge, a quarter to choose by, and the rest to measure ranges on.
 
-        Which image is for what depends on its name and the seed. Copies of an image are left out: one in each of two
-        parts would judge what it made. Of fewer than `FEWEST_APART` images all are for all.
+        The split depends on the names and the seed. Duplicates are dropped: the same image must not be in two parts.
+        With fewer than `FEWEST_APART` images, every part has all images.
         """
         distinct = sorted({content: position for position, content in reversed([*enumerate(self.contents)])}.values())
         if len(distinct) < len(self.images):
             return self.at(distinct).parts()
         count = len(self.images)
+        quiet = dataclasses.replace(self, progress=SILENT)  # repeated measurements
         if count < FEWEST_APART:
-            return CalibrationParts(self, self._quiet(range(count)), self, self, held_out=False)
+            return CalibrationParts(self, quiet, self, self, held_out=False)
         judged, chosen_by = min(count // 4, MOST_JUDGED), min(count // 4, FEW)
         names = self.images.names
         judge = chosen_names(names, judged, self.seed)
         choice = sorted({*chosen_names(names, judged + chosen_by, self.seed)}.difference(judge))
         ranges = sorted({*range(count)}.difference(judge, choice))
         measured = self.at(sorted([*ranges, *choice]))
-        return CalibrationParts(self.at(ranges), self._quiet(choice), self.at(judge), measured, held_out=True)
+        return CalibrationParts(self.at(ranges), quiet.at(choice), self.at(judge), measured, held_out=True)
 
     def at(self, positions: Sequence[int]) -> CalibrationImages:
-        """Some of them, in this order."""
+        """A subset of the images, in this order."""
         return dataclasses.replace(self, images=self.images.at(positions))
 
-    def _quiet(self, positions: Sequence[int]) -> CalibrationImages:
-        """For what is measured again and again; their progress is not told."""
-        return dataclasses.replace(self.at(positions), progress=SILENT)
-
     def pixels(self, *formats: PixelFormat) -> Iterator[dict[PixelFormat, np.ndarray]]:
-        """Each image in these formats, (1, ...)."""
+        """Yield each image in these formats, (1, ...)."""
         threads = usable_cpus().workers
         stream = prepare(self.images, self.processor, set(formats), threads=threads, ahead=_AHEAD * threads)
         with contextlib.closing(stream):
@@ -121,7 +120,7 @@ class CalibrationImages:
                 self.progress.advance(done, len(self.images))
 
     def batches(self, count: int, *formats: PixelFormat) -> Iterator[dict[PixelFormat, np.ndarray]]:
-        """Images in these formats, (N, ...), as many together as have one shape, and at most `count`."""
+        """Yield batches in these formats, (N, ...): images of one shape, at most `count`."""
         waiting: list[dict[PixelFormat, np.ndarray]] = []
         for image in self.pixels(*formats):
             if waiting and (
@@ -134,7 +133,7 @@ class CalibrationImages:
             yield _joined(waiting)
 
     def run(self, path: Path, pixels: PixelFormat) -> Iterator[Mapping[str, np.ndarray]]:
-        """Run an ONNX file, which takes pixels of this format, on each image; the outputs of each, by name."""
+        """Run an ONNX file with inputs of this format on each image; yield the outputs by name."""
         from vitdeploy.runtimes.onnxrt import OnnxRuntime
         from vitdeploy.runtimes.onnxrt_options import OnnxRuntimeOptions
 
@@ -150,12 +149,11 @@ class CalibrationImages:
         *,
         one_by_one: bool,
     ) -> list[Agreement]:
-        """Compare what the artifact gives for each image with what the reference gives, an entry an output.
+        """Compare the artifact's outputs with the reference's on each image; one entry per output.
 
         Args:
-            problem_type: of the model, whose logits have a best class in a single-label classifier alone.
-            one_by_one: whether the artifact must not take several images in one batch, because it quantizes a batch by
-                one range.
+            problem_type: The model's problem type; only a single-label classifier has a best class.
+            one_by_one: True for batches of one image, if the artifact quantizes each batch with a single range.
         """
         ranked = problem_type is ProblemType.SINGLE_LABEL
         error = None if ranked else RelativeError(by_output=has_own_scales(LOGITS, problem_type))
@@ -166,7 +164,9 @@ class CalibrationImages:
         by: str | None = None
         for images in self.batches(BATCH, reference.pixels, artifact.pixels):
             wanted = with_cls(reference.run(feeds(reference.inputs, images[reference.pixels])))
-            given = with_cls(_run(artifact, images[artifact.pixels], 1 if one_by_one else BATCH))
+            pixels, together = images[artifact.pixels], 1 if one_by_one else BATCH
+            parts = (pixels[at : at + together] for at in range(0, len(pixels), together))
+            given = with_cls(run_batches(artifact, (feeds(artifact.inputs, part) for part in parts)))
             by = searched(wanted)
             if by is not None:
                 compared.append((wanted[by], given[by]))
@@ -177,7 +177,7 @@ class CalibrationImages:
                 errors.setdefault(name, RelativeError(by_output=False)).add(
                     *(map(centred, pair) if ranked and name == LOGITS else pair)
                 )
-            for row in range(len(images[artifact.pixels])):
+            for row in range(len(pixels)):
                 one = ({name: value[row : row + 1] for name, value in of.items()} for of in (wanted, given))
                 for difference in compare_outputs(*one, problem_type=problem_type):
                     cosines.setdefault(difference.output, []).append(difference.min_cosine)
@@ -197,14 +197,14 @@ class CalibrationImages:
 
 @dataclasses.dataclass(frozen=True)
 class CalibrationParts:
-    """Images apart by what they are for.
+    """Calibration images by purpose.
 
     Attributes:
-        ranges: activations are measured on these.
-        choice: candidates are compared on these.
-        judge: the artifact is judged on these.
-        measured: those of the ranges and of the choice, whose activations the artifact's ranges hold.
-        held_out: whether no image is in two parts.
+        ranges: Images for measuring activations.
+        choice: Images for comparing candidates.
+        judge: Images for judging the artifact.
+        measured: `ranges` and `choice` together, whose activations the artifact's final ranges cover.
+        held_out: True if the parts are disjoint.
     """
 
     ranges: CalibrationImages
@@ -213,16 +213,6 @@ class CalibrationParts:
     measured: CalibrationImages
     held_out: bool
 
-    def counts(self) -> dict[str, int]:
-        """How many images are in each part."""
-        return {name: len(getattr(self, name).images) for name in ("ranges", "choice", "judge")}
-
 
 def _joined(images: Sequence[Mapping[PixelFormat, np.ndarray]]) -> dict[PixelFormat, np.ndarray]:
     return {name: np.concatenate([image[name] for image in images]) for name in images[0]}
-
-
-def _run(runtime: Runtime, pixels: np.ndarray, batch: int) -> dict[str, np.ndarray]:
-    """Run images (N, ...), at most so many together."""
-    parts = [runtime.run(feeds(runtime.inputs, pixels[at : at + batch])) for at in range(0, len(pixels), batch)]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -1,12 +1,15 @@
-"""Calibration images of an export, and the checks of its artifact on those that had no part in it."""
+"""The calibration run of an export, and the checks of its artifact on held-out images."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from vitdeploy.exporting.quantization.accuracy_target import open_target, split_target
-from vitdeploy.exporting.quantization.calibration_images import CalibrationImages, CalibrationParts
+from vitdeploy.exporting.options import MinCosine
+from vitdeploy.exporting.quantization.accuracy_target import split_target
+from vitdeploy.exporting.quantization.calibration_images import PARTS, CalibrationImages, CalibrationParts
+from vitdeploy.exporting.quantization.cosine_target import open_cosine_target
+from vitdeploy.exporting.quantization.top1_target import open_top1_target
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,18 +25,18 @@ if TYPE_CHECKING:
     from vitdeploy.runtimes.base import Runtime
     from vitdeploy.system.progress import Progress
 
-DYNAMIC = "dynamic"  # the scheme that quantizes a batch by one range
+DYNAMIC = "dynamic"  # the scheme that quantizes each batch with a single range
 
 
 @dataclasses.dataclass(frozen=True)
 class QuantizationRun:
-    """The reference, and the images that it and a quantized artifact run on.
+    """The reference, and the images for it and for the quantized artifact.
 
     Attributes:
-        parts: which of them are for what.
-        cache: a folder that keeps what was measured on them; None for none.
-        accuracy: target of the search for layers that stay in float32; None where there is no bound.
-        held_out: the same on images that no search sees, on which the artifact is judged; None where there are none.
+        parts: The images by purpose.
+        cache: Folder of cached measurements; None for no cache.
+        accuracy: Target of the mixed-precision search; None without a bound.
+        held_out: The same target on held-out images, for judging the artifact; None if there are none.
     """
 
     reference: Runtime
@@ -54,14 +57,15 @@ class QuantizationRun:
         problem_type: ProblemType,
         progress: Progress,
     ) -> QuantizationRun:
-        """Read the images, and run the reference on those of the accuracy target.
+        """Read the images, and run the reference on the accuracy target's.
 
         Args:
-            options: with calibration images.
+            options: Options with calibration images, which are also the accuracy bound's unless others are named.
 
         Raises:
-            UsageError: an argument is wrong, or a bound does not fit the model.
-            InputError: there are no images, or they have no labels.
+            UsageError: If an argument is invalid, or a bound does not fit the model.
+            InputError: If there are no images or no labels.
+            CheckpointError: If the reference's outputs are not finite.
         """
         asked = options.calibration
         if asked is None:
@@ -72,15 +76,22 @@ class QuantizationRun:
         copies = len(calibration.images) - len({*calibration.contents})
         if copies:
             progress.step(f"{copies} of {len(calibration.images)} images are copies of others and are left out")
-        accuracy = open_target(options, reference, processor, labels, problem_type, progress)
-        held_out = None
-        if accuracy is not None:
-            accuracy, held_out = split_target(accuracy, parts)
+        bound, own = options.accuracy, options.accuracy_data
+        path, limit = (asked.images, asked.count) if own is None else (own, None)
+        source = path, processor, limit, asked.seed, progress
+        if bound is not None:
+            progress.step(f"running the reference on the images of {path}")
+        target: AccuracyTarget | None = None
+        if isinstance(bound, MinCosine):
+            target = open_cosine_target(bound, reference, problem_type, source)
+        elif bound is not None:
+            target = open_top1_target(bound, reference, problem_type, labels, source)
+        accuracy, held_out = (None, None) if target is None else split_target(target, parts)
         return cls(reference, calibration, parts, asked.cache_folder, accuracy, held_out, problem_type)
 
     @property
     def left_out(self) -> dict[str, LeftOut]:
-        """The files of each folder that are not among its images, by the argument that named the folder."""
+        """Files in each folder that are not among its images, by the argument that named the folder."""
         listed = {"calibration_data": self.calibration.images.left_out}
         if self.accuracy is not None and self.accuracy.images.images.source != self.calibration.images.source:
             listed["accuracy_data"] = self.accuracy.images.images.left_out
@@ -89,17 +100,17 @@ class QuantizationRun:
     def check(
         self, runtime: Runtime, artifact: Artifact, bound: CosineBound | None, progress: Progress
     ) -> dict[str, Any]:
-        """Measure the artifact on images that neither ranges nor the choice come from.
+        """Measure the artifact on images that were used neither for ranges nor for the choice.
 
         Args:
-            artifact: with the options that it was made with.
-            bound: how near it must be to the reference; None for any nearness.
+            artifact: The artifact, with its export options.
+            bound: Smallest cosine similarity with the reference; None for no bound.
 
         Returns:
-            The record of it, for the manifest.
+            The record for the manifest.
 
         Raises:
-            CheckFailedError: it is too far from the reference, or not accurate enough.
+            CheckFailedError: If the artifact is too far from the reference, or not accurate enough.
         """
         name, judge, held_out = artifact.name, self.parts.judge, self.parts.held_out
         progress.step(f"comparing {name} with the reference on {len(judge.images)} images")
@@ -111,7 +122,7 @@ class QuantizationRun:
         record: dict[str, Any] = {
             "calibration_sha256": self.calibration.sha256(),
             "calibration_seed": self.calibration.seed,
-            "calibration_parts": self.parts.counts(),
+            "calibration_parts": {name: len(getattr(self.parts, name).images) for name in PARTS},
             "calibration_bound": None if bound is None else dataclasses.asdict(bound),
             "calibration_images": [{**output.to_dict(), "held_out": held_out} for output in agreements],
         }

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from vitdeploy.exporting.quantization.calibration_images import Source
     from vitdeploy.runtimes.base import Runtime
 
-# Share of the allowed distance, 1 - cosine, that a search may use up: images that it did not see are farther or nearer
-# by chance, by about the rest for the 30 of a folder of 120.
+# Fraction of the allowed distance, 1 - cosine, that a search may use: images outside the search are farther or nearer
+# by chance, by about the remaining fraction for the 30 held-out images of a folder of 120.
 SEARCHED = 0.75
 
 
 @dataclasses.dataclass(frozen=True)
 class LowestCosine:
-    """The output of an artifact with the lowest 5th percentile; `too_long` says why the lengths differ too much."""
+    """The output with the lowest 5th percentile of the cosine; `too_long` says how vector lengths differ too much."""
 
     nearness: Nearness
     too_long: str | None = None
@@ -50,8 +50,8 @@ class CosineTarget:
     """See `AccuracyTarget`.
 
     Attributes:
-        bound: a MinCosine.
-        images: N of them.
+        bound: The lowest cosine allowed.
+        images: N images.
     """
 
     bound: AccuracyBound
@@ -63,7 +63,7 @@ class CosineTarget:
         """The reference's vectors (N, D) by name, see `vitdeploy.assess.metrics.features.vectors`.
 
         Raises:
-            CheckpointError: it gives values that are not finite.
+            CheckpointError: If the reference's outputs are not finite.
         """
         rows_of = _vectors(self.images, self.reference)
         for name, of_one in rows_of.items():
@@ -77,12 +77,11 @@ class CosineTarget:
 
     @property
     def minimum(self) -> float:
-        """The lowest 5th percentile allowed."""
         return self.bound.limit
 
     @property
     def aim(self) -> float:
-        """The lowest 5th percentile with which a search may end."""
+        """The lowest 5th percentile at which a search may end."""
         return 1 - SEARCHED * (1 - self.minimum)
 
     def at(self, positions: Sequence[int]) -> CosineTarget:
@@ -135,11 +134,11 @@ class CosineTarget:
 def open_cosine_target(
     bound: AccuracyBound, reference: Runtime, problem_type: ProblemType, source: Source
 ) -> CosineTarget:
-    """Open the images; the reference runs on them when an artifact is measured.
+    """Open the images; the reference runs on them at the first measurement.
 
     Raises:
-        UsageError: the logits are not those of a single-label classifier.
-        InputError: there are no images.
+        UsageError: If the model has logits but is not a single-label classifier.
+        InputError: If there are no images.
     """
     if problem_type is not ProblemType.SINGLE_LABEL:
         raise UsageError(
@@ -150,7 +149,7 @@ def open_cosine_target(
 
 
 def _vectors(images: CalibrationImages, runtime: Runtime) -> dict[str, NDArray[Any]]:
-    """The vectors of all images (N, D), by name."""
+    """The vectors of all images, (N, D), by name."""
     rows_of: dict[str, list[NDArray[Any]]] = {}
     for batch in images.batches(BATCH, runtime.pixels):
         for name, rows in vectors(runtime.run(feeds(runtime.inputs, batch[runtime.pixels]))).items():

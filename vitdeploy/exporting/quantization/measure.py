@@ -1,4 +1,4 @@
-"""Run graphs on images, and reduce what they give."""
+"""Run graphs on images, and reduce their outputs."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ R = TypeVar("R")
 
 
 class Images(Protocol):
-    """Images that a graph can be run on."""
+    """Images that a graph can run on."""
 
     def sha256(self) -> str:
-        """Hash of their bytes, and of what makes pixels of them."""
+        """Hash of the image files and of the preprocessing."""
 
     def run(self, path: Path, pixels: PixelFormat) -> Iterator[Mapping[str, np.ndarray]]:
-        """Run an ONNX file, which takes pixels of this format, on each image; the outputs of each, by name."""
+        """Run an ONNX file with inputs of this format on each image; yield the outputs by name."""
 
 
 class Reducer(Protocol[R]):
-    """Reduces the values of each output, image by image, to one result.
+    """Reduces each output, image by image, to one result.
 
     Attributes:
-        key: all that the results depend on, beside graph and images.
+        key: Identifies the reduction; with graph and images, it determines the results.
     """
 
     @property
@@ -60,23 +60,23 @@ def measure(
     cache: Path | None,
     folder: Path,
 ) -> dict[str, R]:
-    """Run a graph on images, one by one, and reduce each of its outputs.
+    """Run a graph on images, one by one, and reduce each output.
 
-    Results are kept by what they depend on: the graph with its weights, the images, their processor, the reducer, and
-    the version of ONNX Runtime, which runs the graph.
+    The cache key has everything that results depend on: the graph with its weights, the images, their processor, the
+    reducer, and the version of ONNX Runtime, which runs the graph.
 
     Args:
-        graph: a copy of a float32 graph.
-        pixels: format of the images that the graph takes.
-        cache: a folder that keeps results; None for none.
-        folder: for the graph's file, for a while.
+        graph: A copy of a float32 graph.
+        pixels: Input format of the graph.
+        cache: Folder of cached results; None for no cache.
+        folder: Temporary folder for the graph's file.
 
     Returns:
-        The results, by the names of the values that were measured.
+        The results by value name.
 
     Raises:
-        CheckFailedError: a value is not finite.
-        OSError: a file cannot be written.
+        CheckFailedError: If a value is not finite.
+        OSError: If a file cannot be written.
     """
     import onnxruntime as ort
 
@@ -112,12 +112,12 @@ def measure(
 
 
 def observe(graph: MeasuredGraph, samples: Iterable[Sample], pixels: PixelFormat, folder: Path) -> dict[str, float]:
-    """The largest magnitude of each value on samples, by name; infinite where a value is not finite.
+    """The largest magnitude of each value on samples, by name; infinite for a non-finite value.
 
     Args:
-        graph: gives a magnitude of each value.
-        pixels: format of the images that the graph takes.
-        folder: for the graph's file, for a while.
+        graph: A graph whose outputs are magnitudes of values.
+        pixels: Input format of the graph.
+        folder: Temporary folder for the graph's file.
     """
     from vitdeploy.exporters.graph.onnx_file import write_onnx
     from vitdeploy.runtimes.onnxrt import OnnxRuntime
@@ -129,7 +129,7 @@ def observe(graph: MeasuredGraph, samples: Iterable[Sample], pixels: PixelFormat
         write_onnx(graph.model, path)
         with OnnxRuntime(path) as runtime:
             for sample in samples:
-                for image in sample.pixel_values(pixels):  # one by one: large ones take much memory
+                for image in sample.pixel_values(pixels):  # one by one: large images take much memory
                     for output, value in runtime.run(feeds(runtime.inputs, image[None])).items():
                         seen = float(value) if np.isfinite(value) else np.inf
                         largest[graph.names[output]] = max(largest[graph.names[output]], seen)

@@ -1,4 +1,4 @@
-"""Measurements on disk, by the content that they were made from."""
+"""Content-addressed cache of measurements on disk."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from vitdeploy.errors import OutputError
 from vitdeploy.files.atomic import write_file
 from vitdeploy.files.regular_file import open_regular
 
-_VERSION = 3  # of the files: another one reads nothing of what this one wrote
+_VERSION = 3  # format of the files: no other version reads them
 
 
 class MeasurementCache:
-    """One file: a line with the SHA-256 of its key and of what follows, and the content.
+    """One cache file: a line with the SHA-256 of the key and of the content, then the content.
 
-    A file that cannot be read, or whose checksum is another, because it is damaged or lies under another's name, counts
-    as absent, so that it is measured again.
+    A file that is unreadable, or whose checksum differs because it is damaged or misnamed, counts as absent; the
+    measurement is repeated.
 
     Args:
-        folder: of all such files.
-        parts: all that the measurement depends on.
+        folder: The cache folder.
+        parts: Everything that the measurement depends on; the key is their hash.
     """
 
     def __init__(self, folder: Path, parts: Iterable[str]) -> None:
@@ -32,7 +32,7 @@ class MeasurementCache:
         self.path = folder / key
 
     def read(self) -> bytes | None:
-        """The content; None where there is none, or it is damaged."""
+        """The content; None if it is absent or damaged."""
         try:
             with open_regular(self.path) as file:
                 checksum, _, content = file.read().partition(b"\n")
@@ -41,10 +41,10 @@ class MeasurementCache:
         return content if checksum == self._checksum(content) else None
 
     def write(self, content: bytes) -> None:
-        """Keep it, whole or not at all; nothing is written to what is no file, such as a pipe that nobody reads."""
+        """Write the content atomically; never to something that is not a file, such as a pipe without a reader."""
         if self.path.exists() and not self.path.is_file():
             return
-        with contextlib.suppress(OutputError):  # a full or read-only disk costs time alone
+        with contextlib.suppress(OutputError):  # a full or read-only disk only costs time
             write_file(self.path, self._checksum(content) + b"\n" + content)
 
     def _checksum(self, content: bytes) -> bytes:

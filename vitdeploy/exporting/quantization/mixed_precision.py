@@ -1,4 +1,4 @@
-"""Mixed-precision search: keep as few layers of a quantized graph in float32 as an accuracy bound takes."""
+"""Mixed-precision search: keep as few layers of a quantized graph in float32 as an accuracy bound allows."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _NAMED = 8  # layers in a message
 def keep_layers(
     variants: Variants, target: AccuracyTarget, images: ChoiceImages, progress: Progress
 ) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """Find layers that must stay in float32, the most sensitive ones first.
+    """Find the layers that must stay in float32, the most sensitive ones first.
 
     Args:
-        images: on which the sensitivity of layers is measured.
+        images: Images for measuring the layers' sensitivity.
 
     Returns:
-        The nodes, by the names of their first outputs, and what was measured, for the manifest.
+        The nodes, named by their first outputs, and the measurements for the manifest.
 
     Raises:
-        CheckFailedError: the graph is not accurate enough with any node in 8 bits.
+        CheckFailedError: If no mix is accurate enough, even with a single node in 8 bits.
     """
     labels, count = variants.labels, len(variants.nodes)
     layer_effects: dict[str, float] = {}

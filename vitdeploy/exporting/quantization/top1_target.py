@@ -1,4 +1,4 @@
-"""Accuracy target by the best class of each image: its label, or the reference's best class."""
+"""Accuracy target by the top-1 class of each image: its label, or the reference's top-1 class."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Top1Target:
     """See `AccuracyTarget`.
 
     Attributes:
-        bound: a MaxDrop or a MinAgreement.
-        images: N of them.
-        wanted: (N,) int32, the class of each: its label, or the reference's best class.
-        right: (N,) whether the reference gives that class.
+        bound: MaxDrop or MinAgreement.
+        images: N images.
+        wanted: Class of each image, (N,) int32: its label, or the reference's top-1 class.
+        right: True where the reference predicts that class, (N,) bool.
     """
 
     bound: AccuracyBound
@@ -44,28 +44,23 @@ class Top1Target:
     right: NDArray[np.bool_]
 
     @property
-    def reference(self) -> int:
-        """Number of images whose class the reference gives."""
-        return int(self.right.sum())
-
-    @property
     def minimum(self) -> int:
-        """Number of images whose class an artifact must give."""
-        # of 1000 images, 0.99 asks for 990, not for 991, as 0.99 in binary would
+        """Number of images for which an artifact must give that class."""
+        # of 1000 images, 0.99 requires 990, not 991 as its binary value would
         return max(not isinstance(self.bound, MaxDrop), int(np.ceil(round(self._share * len(self.right), 6))))
 
     @property
     def _share(self) -> float:
-        """Share of images whose class an artifact must give."""
+        """Share of images for which an artifact must give that class."""
         limit = self.bound.limit
-        return self.reference / len(self.right) - limit if isinstance(self.bound, MaxDrop) else limit
+        return float(self.right.mean()) - limit if isinstance(self.bound, MaxDrop) else limit
 
     def at(self, positions: Sequence[int]) -> Top1Target:
         chosen = list(positions)
         return Top1Target(self.bound, self.images.at(chosen), self.wanted[chosen], self.right[chosen])
 
     def measure(self, runtime: Runtime) -> Accuracy:
-        """Count the images whose class an artifact gives."""
+        """Count the images for which the artifact gives that class."""
         best = _best(self.images, runtime)
         return Accuracy(int((best == self.wanted).sum()), len(best))
 
@@ -82,7 +77,7 @@ class Top1Target:
         return {"bound": str(self.bound), **self._record(accuracy)}
 
     def check_held_out(self, name: str, accuracy: Accuracy) -> dict[str, Any]:
-        """See `AccuracyTarget`; a few images fail the bound if the upper end of their 95 % interval is below it."""
+        """See `AccuracyTarget`; few images fail the bound only if the upper end of their 95 % interval is below it."""
         if accuracy.interval[1] < self._share:
             raise CheckFailedError(
                 f"{name} does not reach {self.bound} on {accuracy.total} held-out images: {accuracy}, "
@@ -103,7 +98,7 @@ class Top1Target:
             "low": round(low, 4),
             "high": round(high, 4),
             "at_least": self.minimum,
-            "reference": self.reference,
+            "reference": int(self.right.sum()),
         }
 
     def __str__(self) -> str:
@@ -113,12 +108,12 @@ class Top1Target:
 def open_top1_target(
     bound: AccuracyBound, reference: Runtime, problem_type: ProblemType, labels: Sequence[str], source: Source
 ) -> Top1Target:
-    """Run the reference on the images; for MaxDrop, they have labels.
+    """Run the reference on the images, which must have labels for MaxDrop.
 
     Raises:
-        UsageError: the model gives no logits of an image, or none of them is the image's class.
-        InputError: there are no images, or they have no labels.
-        CheckpointError: the reference gives values that are not finite.
+        UsageError: If the model has no logits, or none for an image's class.
+        InputError: If there are no images or no labels.
+        CheckpointError: If the reference's outputs are not finite.
     """
     names = [spec.name for spec in reference.outputs]
     if not any(spec.name == LOGITS and len(spec.shape) == 2 for spec in reference.outputs):
@@ -142,7 +137,7 @@ def open_top1_target(
 
 
 def _best(images: CalibrationImages, runtime: Runtime) -> NDArray[np.int32]:
-    """(N,) the best class of each image."""
+    """The top-1 class of each image, (N,)."""
     classes = [
         best_classes(runtime.run(feeds(runtime.inputs, image[runtime.pixels]))[LOGITS], 1)[0][0, 0]
         for image in images.pixels(runtime.pixels)
@@ -151,7 +146,7 @@ def _best(images: CalibrationImages, runtime: Runtime) -> NDArray[np.int32]:
 
 
 def _finite(classes: NDArray[np.int32], images: CalibrationImages) -> NDArray[np.int32]:
-    """The classes; CheckpointError if the reference's logits of an image are not finite."""
+    """The classes; raises CheckpointError if the reference's logits for an image are not finite."""
     for name, best in zip(images.images.names, classes, strict=True):
         if best == NOT_FINITE:
             raise CheckpointError(

@@ -78,11 +78,11 @@ def activation(name: str, key: str) -> Activation:
     """The function that transformers' ACT2FN names `name`; those with weights of their own are not supported.
 
     Args:
-        name: the value in the configuration.
-        key: the configuration's key, for the error.
+        name: The value in the configuration.
+        key: The configuration's key, for the error.
 
     Raises:
-        CheckpointError: the name is not known.
+        CheckpointError: If the name is not known.
     """
     try:
         return ACTIVATIONS[name]

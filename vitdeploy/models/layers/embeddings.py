@@ -22,7 +22,7 @@ class Embeddings(nn.Module):
         size = config.hidden_size
         self.grid_size = config.grid_size
         self.antialias = config.position_antialias
-        self.num_positioned = config.num_positions - config.num_patches  # prefix tokens with a position
+        self.num_positioned = 1 + config.distillation_token  # prefix tokens with a position
         self.patch_embeddings = nn.ModuleDict(  # a level of its own, as in the checkpoints' names
             {"projection": nn.Conv2d(config.num_channels, size, config.patch_size, config.patch_size)}
         )
@@ -35,7 +35,9 @@ class Embeddings(nn.Module):
             nn.Parameter(torch.zeros((1, size) if config.mask_token else (1, 1, size))) if mask_token else None
         )
         self.position_embeddings = (
-            nn.Parameter(torch.zeros(1, config.num_positions, size)) if config.absolute_positions else None
+            nn.Parameter(torch.zeros(1, self.num_positioned + config.num_patches, size))
+            if config.absolute_positions
+            else None
         )
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -47,8 +49,8 @@ class Embeddings(nn.Module):
         Args:
             pixel_values: (N, C, H, W).
             bool_masked_pos: (N, gh * gw), true where the mask token replaces the patch.
-            interpolate: resize the position embeddings to the image's grid, whatever its size; otherwise the image
-                must have the configured size.
+            interpolate: Resize the position embeddings to the image's grid, whatever its size; otherwise the image must
+                have the configured size.
 
         Returns:
             The tokens (N, P + gh * gw, D) and the grid (gh, gw).
@@ -64,7 +66,10 @@ class Embeddings(nn.Module):
             x = x * (1.0 - mask) + self.mask_token * mask
         # The prefix is added where the patches have left room: the same sum as after expanding it to the batch, but an
         # exported graph need not ask for the batch's size, which ONNX Runtime does on the CPU alone.
-        prefix, positions = self._prefix(), self._positions(grid if interpolate else None)
+        prefix = self._prefix()
+        positions: Tensor | None = self.position_embeddings
+        if interpolate and positions is not None:
+            positions = self.interpolated_positions(grid)
         x = F.pad(x, (0, 0, prefix.shape[1], 0))  # (N, P + gh * gw, D)
         if positions is None:
             added = F.pad(prefix, (0, 0, 0, grid[0] * grid[1]))
@@ -91,11 +96,6 @@ class Embeddings(nn.Module):
             trained, positions = self.position_embeddings.requires_grad, self.interpolated_positions(grid)
             self.position_embeddings = nn.Parameter(positions, requires_grad=trained)
         self.grid_size = grid
-
-    def _positions(self, grid: tuple[int, int] | None) -> Tensor | None:
-        if grid is None or self.position_embeddings is None:
-            return self.position_embeddings
-        return self.interpolated_positions(grid)
 
     def _prefix(self) -> Tensor:
         """The tokens before the patches, with their positions, which do not depend on the image: (1, P, D)."""

@@ -44,11 +44,11 @@ class RelativePositionBias(nn.Module):
         """The bias of every pair of tokens.
 
         Args:
-            index: of `relative_position_index`, for the grid.
+            index: Of `relative_position_index`, for the grid.
             grid: (down, across) that the table is interpolated to; None for the configured one.
 
         Raises:
-            UsageError: the table is to be interpolated, but not bilinearly.
+            UsageError: If the table is to be interpolated, but not bilinearly.
         """
         offsets, special = self._parts()
         if grid is not None:

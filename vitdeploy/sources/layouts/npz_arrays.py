@@ -30,7 +30,7 @@ def open_npz(path: Path) -> Iterator[zipfile.ZipFile]:
     """The archive, of which only the list of arrays has been read.
 
     Raises:
-        CheckpointError: the file cannot be read, or is not a zip archive.
+        CheckpointError: If the file cannot be read, or is not a zip archive.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -50,7 +50,7 @@ def array_shape(archive: zipfile.ZipFile, key: str) -> tuple[tuple[int, ...], in
     """Shape and bytes of an array, from its header alone, which must fit the bytes behind it.
 
     Raises:
-        CheckpointError: the array is not one of floating-point numbers, or is damaged.
+        CheckpointError: If the array is not one of floating-point numbers, or is damaged.
     """
     try:
         shape, dtype, size_bytes = array_header(archive, key, _CODECS)
@@ -68,7 +68,7 @@ def read_tensor(archive: zipfile.ZipFile, key: str) -> Tensor:
     """An array as a tensor of its own type; the two-byte void that JAX's bfloat16 turns into is bfloat16 again.
 
     Raises:
-        CheckpointError: its bytes are damaged.
+        CheckpointError: If its bytes are damaged.
     """
     try:
         array = read_array(archive, key)

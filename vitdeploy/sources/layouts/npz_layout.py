@@ -93,12 +93,12 @@ def read_npz(path: Path, task: Task | None = None) -> tuple[dict[str, Any], dict
     follows: such a checkpoint gives features only, and its head is left out.
 
     Args:
-        path: the checkpoint; keys may stand below `params/` or `opt/target/`, and blocks may be stacked in one array.
-        task: what the model is for; by default classification where there is a head and no `pre_logits`, else features.
+        path: The checkpoint; keys may stand below `params/` or `opt/target/`, and blocks may be stacked in one array.
+        task: What the model is for; by default classification where there is a head and no `pre_logits`, else features.
 
     Raises:
-        CheckpointError: the file cannot be read, or is not a plain Vision Transformer with a class token and a square
-            grid of learned position embeddings, or has no head for `task`.
+        CheckpointError: If the file cannot be read, or is not a plain Vision Transformer with a class token and a
+            square grid of learned position embeddings, or has no head for `task`.
     """
     with open_npz(path) as archive:
         keys = _spelled(path, archive.namelist())

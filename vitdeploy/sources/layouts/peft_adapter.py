@@ -41,9 +41,9 @@ class Merged:
     """A model with its adapter merged.
 
     Attributes:
-        weights: all tensors of the model, under the names that its base has.
-        adapted: the canonical names of the weights that a product was added to.
-        replaced: those of the tensors that the adapter has whole.
+        weights: All tensors of the model, under the names that its base has.
+        adapted: The canonical names of the weights that a product was added to.
+        replaced: Those of the tensors that the adapter has whole.
     """
 
     weights: dict[str, Tensor]
@@ -60,14 +60,14 @@ def merge(
     tensor of the adapter is used. What changes is computed in float64 and kept in float32.
 
     Args:
-        base: the base's weights, by name.
-        adapter: the adapter's.
-        config: the adapter's.
-        canonical: gives each of some names the one that all spellings of the same weight share.
-        origin: the adapter's file, for errors.
+        base: The base's weights, by name.
+        adapter: The adapter's.
+        config: The adapter's.
+        canonical: Gives each of some names the one that all spellings of the same weight share.
+        origin: The adapter's file, for errors.
 
     Raises:
-        CheckpointError: the adapter does not fit the base or its own configuration.
+        CheckpointError: If the adapter does not fit the base or its own configuration.
     """
     factors, whole = _sorted_out(adapter, config, origin)
     spelled = canonical([*(f"{module}.{leaf}" for leaf in ("weight", "bias") for module in factors), *whole])

@@ -42,18 +42,18 @@ class LoraConfig:
     """The content of an adapter_config.json.
 
     Attributes:
-        base: the Hub id or path of the model that the adapter was trained on; empty where it is not said.
-        base_revision: its revision on the Hub.
-        model_class: the name of that model's class; empty where it is not said.
-        rank: of the modules that `rank_pattern` does not name.
-        alpha: the numerator of the scale of the modules that `alpha_pattern` does not name.
-        rank_pattern: ranks by regular expressions for the ends of modules' names.
-        alpha_pattern: the same for `alpha`.
-        rslora: whether the scale is alpha / sqrt(rank) instead of alpha / rank.
-        bias: whose biases were trained: "none", "all" or "lora_only".
-        lora_bias: whether the second factor of every product has a bias.
-        dora: whether weights are split into a magnitude and a direction (DoRA, arXiv:2402.09353).
-        saved_modules: the ends of the names of modules that were trained whole.
+        base: The Hub id or path of the model that the adapter was trained on; empty where it is not said.
+        base_revision: Its revision on the Hub.
+        model_class: The name of that model's class; empty where it is not said.
+        rank: Of the modules that `rank_pattern` does not name.
+        alpha: The numerator of the scale of the modules that `alpha_pattern` does not name.
+        rank_pattern: Ranks by regular expressions for the ends of modules' names.
+        alpha_pattern: The same for `alpha`.
+        rslora: Whether the scale is alpha / sqrt(rank) instead of alpha / rank.
+        bias: Whose biases were trained: "none", "all" or "lora_only".
+        lora_bias: Whether the second factor of every product has a bias.
+        dora: Whether weights are split into a magnitude and a direction (DoRA, arXiv:2402.09353).
+        saved_modules: The ends of the names of modules that were trained whole.
     """
 
     base: str
@@ -74,7 +74,7 @@ class LoraConfig:
         """Read the content of an adapter_config.json.
 
         Raises:
-            CheckpointError: it is no LoRA, or has a feature that cannot be merged exactly, or a value is malformed.
+            CheckpointError: If it is no LoRA, or has a feature that cannot be merged exactly, or a value is malformed.
         """
         kind = data.get("peft_type")
         if kind is None:

@@ -28,9 +28,9 @@ def is_merged(weights: Mapping[str, Tensor], merged: Merged, *, dora: bool) -> b
     independent of W.
 
     Args:
-        weights: by canonical name.
-        merged: what merging into them gives, by canonical names too.
-        dora: whether the adapter is one of DoRA.
+        weights: By canonical name.
+        merged: What merging into them gives, by canonical names too.
+        dora: Whether the adapter is one of DoRA.
     """
     if merged.replaced:
         return all(_is_rounded(merged.weights[name], weights.get(name)) for name in merged.replaced)

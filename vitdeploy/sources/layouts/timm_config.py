@@ -44,19 +44,19 @@ class TimmConfig:
     """The settings of a timm model, by its config.json.
 
     Attributes:
-        beit: whether it is a BEiT.
-        distilled: whether it has DeiT's second token and second head.
-        gated: whether its MLP is SwiGLU.
-        num_heads: of every attention.
+        beit: Whether it is a BEiT.
+        distilled: Whether it has DeiT's second token and second head.
+        gated: Whether its MLP is SwiGLU.
+        num_heads: Of every attention.
         image_size: (height, width) in pixels that the position tables were made for.
-        dynamic: whether the tables are interpolated to each image, whose sides must be multiples of the patch's.
+        dynamic: Whether the tables are interpolated to each image, whose sides must be multiples of the patch's.
         evaluation_size: (height, width) in pixels that timm evaluates at; `image_size` unless `dynamic`.
         num_classes: 0 where there is no head.
         global_pool: "token" or "avg"; "" where a model without a head does not pool.
-        late_norm: whether the last norm follows the pooling (`fc_norm`), instead of the last block (`norm`).
-        label_offset: rows of the classifier before those of the classes, which timm leaves out.
-        labels: the keys of a Hugging Face config.json that state the classes and how they are scored.
-        arguments: constructor arguments to compare with the tensors.
+        late_norm: Whether the last norm follows the pooling (`fc_norm`), instead of the last block (`norm`).
+        label_offset: Rows of the classifier before those of the classes, which timm leaves out.
+        labels: The keys of a Hugging Face config.json that state the classes and how they are scored.
+        arguments: Constructor arguments to compare with the tensors.
     """
 
     beit: bool
@@ -78,7 +78,7 @@ def read_config(config: Mapping[str, Any]) -> TimmConfig:
     """Read the content of a config.json.
 
     Raises:
-        CheckpointError: a value is malformed, or the model has no equivalent among Hugging Face's.
+        CheckpointError: If a value is malformed, or the model has no equivalent among Hugging Face's.
     """
     arguments, cfg = model_args(config), pretrained_cfg(config)
     name = _architecture(config.get("architecture"))
@@ -129,7 +129,7 @@ def image_size(config: Mapping[str, Any]) -> tuple[int, int]:
     It is `input_size`, or `img_size` of a model whose size is fixed (timm `_parse_model_cfg`, `resolve_data_config`).
 
     Raises:
-        CheckpointError: a value is malformed, or the model does not take images of that size.
+        CheckpointError: If a value is malformed, or the model does not take images of that size.
     """
     arguments = model_args(config)
     given = pair("image_size", _input_size(config)[1:])
@@ -149,7 +149,7 @@ def num_channels(config: Mapping[str, Any]) -> int:
     """The model's, of model_args; pretrained_cfg often keeps the 3 channels of the model that this one was made from.
 
     Raises:
-        CheckpointError: it is not 1, 3 or 4.
+        CheckpointError: If it is not 1, 3 or 4.
     """
     channels = model_args(config).get("in_chans", _input_size(config)[0])
     if type(channels) is not int or channels not in MODES:

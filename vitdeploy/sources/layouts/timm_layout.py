@@ -35,15 +35,15 @@ def from_timm(
     where the norm comes after the mean (`fc_norm`), a DINOv2 where it comes before.
 
     Args:
-        config: the content of timm's config.json, or of that of transformers' wrapper around timm.
-        tensors: the weights under timm's names, with or without the wrapper's prefix "timm_model.".
-        task: what the model is for; by default what it was made for.
+        config: The content of timm's config.json, or of that of transformers' wrapper around timm.
+        tensors: The weights under timm's names, with or without the wrapper's prefix "timm_model.".
+        task: What the model is for; by default what it was made for.
 
     Returns:
         The content of the Hugging Face config.json, and the tensors under the names that transformers writes.
 
     Raises:
-        CheckpointError: the model has no equivalent, or the files are malformed or do not fit each other.
+        CheckpointError: If the model has no equivalent, or the files are malformed or do not fit each other.
     """
     stated = read_config(config)
     if all(name.startswith("timm_model.") for name in tensors):

@@ -26,7 +26,7 @@ def model_args(config: Mapping[str, Any]) -> dict[str, Any]:
     timm hands nulls on to the constructor, of whose arguments few may be null. transformers' wrapper leaves them out.
 
     Raises:
-        CheckpointError: one is not known, or has a value under which the model has no equivalent.
+        CheckpointError: If one is not known, or has a value under which the model has no equivalent.
     """
     stated = mapping("model_args", config.get("model_args") or {})
     arguments = {key: value for key, value in stated.items() if value is not None}
@@ -46,7 +46,7 @@ def pretrained_cfg(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """`pretrained_cfg`; timm's first configurations have its keys at the top level, among others.
 
     Raises:
-        CheckpointError: it is no object, or a key is not known or refused.
+        CheckpointError: If it is no object, or a key is not known or refused.
     """
     if "pretrained_cfg" not in config and not is_wrapper(config):
         cfg: Mapping[str, Any] = {key: config[key] for key in PRETRAINED_CFG if key in config}
@@ -64,7 +64,7 @@ def pair(key: str, value: object) -> tuple[int, int]:
     """Read 224 or [224, 224].
 
     Raises:
-        CheckpointError: it is neither.
+        CheckpointError: If it is neither.
     """
     if isinstance(value, Sequence) and len(value) == 2:
         return count(key, value[0]), count(key, value[1])

@@ -22,14 +22,14 @@ def processor_config(config: Mapping[str, Any], size: tuple[int, int] | None = N
     center and normalises (`timm.data.create_transform`). Keys that are absent or null have timm's defaults.
 
     Args:
-        config: the content of timm's config.json.
+        config: The content of timm's config.json.
         size: (height, width) in pixels of what comes out; by default what timm evaluates at.
 
     Returns:
         Settings of which the numbers of channels have not been compared with the model's.
 
     Raises:
-        CheckpointError: a value is malformed, or the transform has no equivalent.
+        CheckpointError: If a value is malformed, or the transform has no equivalent.
     """
     cfg = pretrained_cfg(config)
     height, width = size or image_size(config)

@@ -1,0 +1,1 @@
+"""Describe this machine and installation: CPU, GPUs, backends, extras, licenses and caches."""

@@ -1,0 +1,73 @@
+"""CPU support for fast computation in lower precisions."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from pathlib import Path
+from typing import Any
+
+_CPUINFO = "/proc/cpuinfo"
+# By Linux's names in /proc/cpuinfo: arch/x86/include/asm/cpufeatures.h, Documentation/arch/arm64/elf_hwcaps.rst.
+_INSTRUCTIONS = {
+    "int8": {
+        "amx_int8": "AMX",
+        "avx512_vnni": "AVX-512 VNNI",
+        "avx_vnni": "AVX-VNNI",
+        "avx_vnni_int8": "AVX-VNNI-INT8",
+        "i8mm": "Arm I8MM",
+        "asimddp": "Arm dot product",
+    },
+    "bf16": {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 BF16", "bf16": "Arm BF16"},
+}
+_ABSENT = {"int8": "no VNNI, AMX or dot product: often no faster than fp32", "bf16": "no instructions for it"}
+
+
+@dataclasses.dataclass(frozen=True)
+class FastPrecision:
+    """CPU support for one precision.
+
+    Attributes:
+        precision: "int8" or "bf16".
+        fast: True if the CPU has fast instructions; None if the system does not report them.
+        instructions: Available instruction sets.
+    """
+
+    precision: str
+    fast: bool | None
+    instructions: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if self.fast is None:
+            return "unknown (this system does not list the CPU's instructions)"
+        return f"yes ({', '.join(self.instructions)})" if self.fast else f"no ({_ABSENT[self.precision]})"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "instructions": list(self.instructions)}
+
+
+def fast_precisions(cpuinfo: str = _CPUINFO) -> tuple[FastPrecision, ...]:
+    """Precisions below float32 whose speed depends on the CPU."""
+    flags = cpu_flags(cpuinfo)
+    return tuple(
+        FastPrecision(precision, bool(found) if flags else None, found)
+        for precision, names in _INSTRUCTIONS.items()
+        for found in [tuple(instructions for flag, instructions in names.items() if flag in flags)]
+    )
+
+
+def cpu_flags(cpuinfo: str = _CPUINFO) -> frozenset[str]:
+    """Instruction sets of the first CPU, by kernel name; empty if the system does not report them."""
+    return frozenset((_cpu_info(cpuinfo, "flags") or _cpu_info(cpuinfo, "Features")).split())
+
+
+def cpu_name(cpuinfo: str = _CPUINFO) -> str:
+    """The CPU's model name."""
+    return _cpu_info(cpuinfo, "model name") or platform.processor() or "unknown"
+
+
+def _cpu_info(cpuinfo: str, key: str) -> str:
+    path = Path(cpuinfo)
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    pairs = (line.partition(":") for line in lines)
+    return next((value.strip() for name, _, value in pairs if name.strip() == key), "")
