@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from documents import add_images, blocks, commands, section
 from environments import ROOT, environment, run
 
 import vitdeploy
@@ -127,6 +128,21 @@ print(json.dumps({"best": [p.to_dict() for p in best], "modules": sorted(sys.mod
         assert found["best"] == [prediction.to_dict() for prediction in predictor.predict(photograph, top_k=3)[0]]
 
 
+def test_the_first_minutes_of_an_application(installed: Path, digits: Bundle, tmp_path: Path) -> None:
+    """The guide's code, on a bundle that came from elsewhere."""
+    python = environment("embedded")
+    guide = (ROOT / "docs" / "guides" / "applications.md").read_text(encoding="utf-8")
+    code = next(block.code for block in blocks(guide) if block.language == "python")
+    add_images(tmp_path)
+    (tmp_path / "vit").symlink_to(digits.path)
+    printed = run(
+        python, "-W", "error", "-c", f"import os\nos.chdir({str(tmp_path)!r})\n{code}", PYTHONPATH=str(installed)
+    )
+    with vitdeploy.load(digits.path, backend="onnxruntime") as predictor:
+        best = predictor.predict([tmp_path / "cat.jpg"], top_k=3)[0]
+    assert printed.splitlines()[:3] == [f"{prediction.score:.3f}  {prediction.label}" for prediction in best]
+
+
 def test_a_backend_without_its_engine_says_what_to_install(installed: Path, digits: Bundle) -> None:
     python = environment("embedded")
     code = """
@@ -172,11 +188,24 @@ def base_install(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
+def test_the_first_prediction_of_a_plain_install(base_install: Path, digits: Bundle, tmp_path: Path) -> None:
+    """The quickstart's command, with a bundle that was exported elsewhere."""
+    export, predict = commands(blocks(section(ROOT / "docs" / "quickstart.md", "Your model"))[0].code)
+    assert export.startswith("vitdeploy export ")
+    add_images(tmp_path)
+    (tmp_path / "vit").symlink_to(digits.path)
+    code = f"import os, sys\nos.chdir({str(tmp_path)!r})\nfrom vitdeploy.cli import main\nmain({predict.split()[1:]})"
+    printed = run(environment("embedded"), "-c", code, PYTHONPATH=str(base_install))
+    with vitdeploy.load(digits.path, backend="onnxruntime") as predictor:
+        best = predictor.predict([tmp_path / "cat.jpg"], top_k=1)[0][0]
+    assert printed.splitlines()[2].split() == ["cat.jpg", best.label, f"{best.score:.4f}"]
+
+
 @pytest.mark.parametrize("command", list(COMMANDS))
 def test_help_of_a_command_needs_no_extra(base_install: Path, command: str) -> None:
     python = environment("embedded")
     text = run(python, "-m", "vitdeploy", command, "--help", PYTHONPATH=str(base_install))
-    assert text.startswith(f"Usage: python -m vitdeploy {command}")
+    assert text.startswith(f"Usage: vitdeploy {command}")
 
 
 def test_doctor_needs_no_extra(base_install: Path) -> None:

@@ -209,11 +209,11 @@ def test_an_export_out_of_tolerance_exits_with_1(tmp_path: Path) -> None:
             (["export", *TINY, *typed.split()], 2, typed.split()[-2])
             for typed in ("--calibration-data x", "--smooth-quant auto", "--optimization-level 3")
         ),
-        (["export", *TINY, "--outputs", "logit"], 2, "got 'logit'; did you mean logits?"),
-        (["export", *TINY, "--outputs", ""], 2, "outputs"),
+        (["export", *TINY, "--outputs", "logit"], 2, "did you mean logits?"),
+        (["export", *TINY, "--outputs", ""], 2, "unknown output ''"),
         (["export", *TINY, "--precision", "fp32", "--fp16"], 2, "one precision, got --precision fp32 and --fp16"),
-        (["export", *TINY, "--outputs", "logits,logits"], 2, "one or more different names, got logits, logits"),
-        (["export", *TINY, "--outputs", "hidden_states.13"], 2, "got 'hidden_states.13'"),
+        (["export", *TINY, "--outputs", "logits,logits"], 2, "--outputs names one twice: logits, logits"),
+        (["export", *TINY, "--outputs", "hidden_states.13"], 2, "unknown output 'hidden_states.13'"),
         (["export", *TINY, "--task", "masked-image-modeling", "--dynamic-image-size"], 2, "mask of one size"),
     ],
 )

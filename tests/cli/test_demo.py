@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 from command_line import run
+from environments import ROOT
 from faults import copy_of
 from raising import raises
 
@@ -91,6 +93,24 @@ def test_it_leaves_a_bundle_and_a_report(result: dict[str, Any], output: Path) -
     shown = sum(len(examples) for examples in result["samples"].values())
     assert page.count("<img ") == page.count("data:image/png;base64,") == shown
     assert page.count("<svg") == 3
+
+
+def test_the_next_line_of_the_readme(result: dict[str, Any], output: Path, tmp_path: Path) -> None:
+    """From a clone: `make demo`, the line that puts `vitdeploy` on the PATH, and a first prediction, in a shell."""
+    assert "\n\t$(BIN)/vitdeploy demo\n" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    if not (ROOT / ".venv" / "bin" / "activate").exists():
+        pytest.skip("the tests do not run in the environment that `make` makes")
+    (tmp_path / ".venv").symlink_to(ROOT / ".venv")
+    (tmp_path / "demo-output").symlink_to(output)
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    activate = next(line for line in lines if line.startswith(". .venv/bin/activate"))
+    predict = next(line[2:] for line in lines if line.startswith("$ vitdeploy predict demo-output/bundle "))
+    found = subprocess.run(
+        ["sh", "-euc", f"{activate}\n{predict} --json"], cwd=tmp_path, check=False, capture_output=True, text=True
+    )
+    assert (found.returncode, found.stderr) == (0, "")
+    (image,) = json.loads(found.stdout)["results"]
+    assert image["predictions"][0]["label"] == Path(predict.split()[-1]).parent.name
 
 
 def test_a_difference_ends_in_1_with_the_report_written(

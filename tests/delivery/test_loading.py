@@ -77,6 +77,9 @@ def test_without_the_hub_the_cache_serves(hub: Hub, monkeypatch: pytest.MonkeyPa
         assert predictor.details["cached"]
     with raises(HubError, what=ID):  # whose artifact was not downloaded
         vitdeploy.load(ID, precision="fp16")
+    with raises(HubError, what="out/vit") as caught:
+        vitdeploy.load("out/vit")
+    assert "no folder is named 'out/vit'" in str(caught.value)
 
 
 def test_a_revision(hub: Hub, both: Bundle, tmp_path: Path) -> None:

@@ -260,13 +260,20 @@ def _precision(named: str | None, flags: Mapping[str, bool]) -> str:
 
 
 def _check_model(model: str | None, source: SourceOptions, formats: Sequence[str], output: str | None) -> None:
-    """Raise UsageError where no model is named, and no engine is to be built from the one that the bundle has."""
+    """Raise UsageError where no model is named, and no engine is to be built from the one that the bundle has.
+
+    CheckpointError where the name is no folder's and no Hub id, before the libraries are imported.
+    """
+    from vitdeploy.sources.hub import local_path
+
     from_bundle = output is not None and all(EXPORTERS[to].made_from is not None for to in formats)
     if model is None and source.random_weights is None and not from_bundle:
         raise UsageError(
             "export needs MODEL (a Hub id, a folder or a .npz file), or --random-weights",
             what="model", hint="for example: vitdeploy export google/vit-base-patch16-224 -o vit",
         )  # fmt: skip
+    if model:
+        local_path(model)
 
 
 def _check_triton(

@@ -35,4 +35,4 @@ def pack(bundle: str, artifacts: tuple[str, ...], output: str, as_json: bool) ->
     if packed.manifest.packed_from is not None:
         left_out = sum(record.size_bytes for record in packed.manifest.packed_from.files)
         total = sum(record.size_bytes for record in records)
-        print_text(f"{total / 1e6:.1f} of {(total + left_out) / 1e6:.1f} MB")
+        print_text(f"{total / 1e6:.1f} MB, of {(total + left_out) / 1e6:.1f} MB in the whole bundle")

@@ -10,7 +10,7 @@ from typing import Any
 from vitdeploy import predictor
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import MANIFEST
-from vitdeploy.errors import BundleError, NoReferenceError, UsageError
+from vitdeploy.errors import BundleError, HubError, NoReferenceError, UsageError
 from vitdeploy.predictor import Predictor, files_to_open
 from vitdeploy.runtimes.choice import choose
 from vitdeploy.sources.file_choice import Choice, Files
@@ -73,6 +73,8 @@ def load(
     try:
         download = from_hub(name, choose_files, revision=revision, token=token)
         opened = predictor.load(download.folder, **opening)
+    except HubError as exc:
+        raise exc.with_message(f"no folder is named '{name}', and {exc}") from exc  # it may be a path that was mistyped
     except (UsageError, NoReferenceError) as exc:
         if exc.where is None:
             raise

@@ -1,0 +1,113 @@
+"""The documents: their commands, as a reader would paste them, and the images that they name."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import transformers
+from command_line import Ran, run
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from vitdeploy.specs import Task
+
+if TYPE_CHECKING:
+    from conftest import WriteCheckpoint
+
+NOT_RUN = "<!-- not run by the tests"
+
+
+def run_shell(code: str) -> str:
+    """One command a line, but for those that a backslash continues; the output of the last one."""
+    for command in commands(code):
+        result = command_output(command)
+        assert (result.code, result.err) == (0, ""), command
+    return result.out
+
+
+def run_console(code: str) -> None:
+    """A line after `$` is a command, what follows its output or its error: the same but for numbers."""
+    for command, _, expected in (entry.partition("\n") for entry in re.split(r"^\$ ", code, flags=re.MULTILINE)[1:]):
+        result = command_output(command)
+        assert _words(result.out + result.err) == _words(expected), command
+        assert (result.code != 0) == ("Error: " in expected), command
+
+
+def command_output(command: str) -> Ran:
+    """Run a command, of vitdeploy in this process unless it needs a shell."""
+    command, _, file = command.partition(" > ")
+    program, *arguments = shlex.split(command, comments=True)
+    if program == "vitdeploy" and not {"|", "&&", "||"}.intersection(arguments):
+        result = run(*arguments)
+    else:
+        done = subprocess.run(["sh", "-eu", "-c", command], check=False, capture_output=True, text=True)
+        result = Ran(done.returncode, done.stdout, done.stderr)
+    if file:
+        Path(file).write_text(result.out, encoding="utf-8")
+    return result
+
+
+def run_python(code: str) -> None:
+    result = subprocess.run([sys.executable, "-W", "error", "-c", code], check=False, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def _words(text: str) -> list[str]:
+    return re.sub(r"[0-9]+([.,][0-9]+)*|[─━┄-]+", " # ", text).split()
+
+
+RUN = {"sh": run_shell, "console": run_console, "python": run_python}
+
+
+class Block(NamedTuple):
+    """A fenced block of code, and whether the document says that it is not run."""
+
+    language: str
+    code: str
+    runs: bool
+
+
+def commands(code: str) -> list[str]:
+    return code.replace("\\\n", "").splitlines()
+
+
+def section(document: Path, heading: str) -> str:
+    """The text from a heading to the next one."""
+    _, text = document.read_text(encoding="utf-8").split(f"\n## {heading}\n")
+    return text.partition("\n## ")[0]
+
+
+def blocks(text: str) -> list[Block]:
+    fences = re.finditer(r"(?P<before>[^\n]*)\n *```(?P<language>\w+)\n(?P<code>.*?)\n *```", text, re.DOTALL)
+    return [
+        Block(fence["language"], textwrap.dedent(fence["code"]) + "\n", NOT_RUN not in fence["before"])
+        for fence in fences
+    ]
+
+
+def write_hub_model(write_checkpoint: WriteCheckpoint) -> Path:
+    """The small model that stands for those of the documents on the Hub."""
+    labels = "cat", "dog", *map(str, range(14))
+    config: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+                              "intermediate_size": 48, "image_size": 224, "patch_size": 32,
+                              "id2label": dict(enumerate(labels)),
+                              "label2id": {label: number for number, label in enumerate(labels)}}  # fmt: skip
+    checkpoint = write_checkpoint(Task.CLASSIFICATION, config)
+    transformers.ViTImageProcessorPil().save_pretrained(checkpoint.folder)
+    return checkpoint.folder
+
+
+def add_images(folder: Path) -> None:
+    """cat.jpg, a folder of `photos`, and a labelled data set, `validation`."""
+    for name in ("photos", "validation/cat", "validation/dog"):
+        (folder / name).mkdir(parents=True)
+    names = ["photos/a.jpg", "photos/b.jpg", "cat.jpg", "validation/cat/a.jpg", "validation/dog/b.jpg"]
+    for name, pixels in zip(names, itertools.cycle(load_sample_images().images), strict=False):
+        Image.fromarray(pixels).reduce(4).save(folder / name)  # `benchmark` decodes and resizes them a thousand times
