@@ -186,8 +186,8 @@ def test_on_the_command_line(tiny: Bundle, tmp_path: Path) -> None:
         "layers.0.attention.k_proj",
     ]
     lines = (tmp_path / "markdown").read_text(encoding="utf-8").splitlines()
-    assert lines[4].endswith("float32:")
-    assert lines[8].startswith(f"| {labels[0]} | ")
+    (summary,) = (index for index, line in enumerate(lines) if line.endswith("float32:"))
+    assert lines[summary + 4].startswith(f"| {labels[0]} | ")
     page = Page(tmp_path / "html")
     assert "Sensitivity" in page.text["h2"]
     assert page.text["summary"] == ["The other 2 layers"]
