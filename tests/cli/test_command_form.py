@@ -55,7 +55,7 @@ def test_the_options_of_export_stand_in_groups() -> None:
     headings = [line.removesuffix(":") for line in lines if line.endswith(":") and not line.startswith(" ")]
     assert headings == [
         "Model", "Output", "Half precision", "Quantization", "Image processor", "Graph", "Calibration",
-        "Accuracy bound", "Validation", "Engines", "Hub", "Options", "Examples",
+        "Accuracy bound", "Validation", "Engines", "Hub", "Common options", "Examples",
     ]  # fmt: skip
     options = [param for param in export.params if isinstance(param, click.Option)]
     assert all(sum(line.split(" ")[2:3] == [param.opts[0]] or f" {param.opts[-1]}" in line for line in lines)

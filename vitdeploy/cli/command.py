@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 else:
     _Choice = click.Choice  # which is generic since 8.2
 
-_OTHERS = "Options"
-_LAST = ("Hub", "Reports", _OTHERS)  # headings, in this order
+_OWN, COMMON = "Options", "Common options"
+_LAST = ("Hub", "Reports", COMMON)  # headings, in this order
 _MOST_DIGITS = 6  # of an upper limit that is worth reading
 _HYPHEN = "\N{NON-BREAKING HYPHEN}"
 
@@ -28,7 +28,7 @@ _HYPHEN = "\N{NON-BREAKING HYPHEN}"
 class Option(click.Option):
     """An option with a heading, under which the help lists it."""
 
-    def __init__(self, *args: Any, group: str = _OTHERS, **settings: Any) -> None:
+    def __init__(self, *args: Any, group: str = _OWN, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self.group = group
         if isinstance(self.type, click.IntRange) and self.metavar is None:
@@ -113,7 +113,7 @@ class Command(click.Command):
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
             if record is not None and isinstance(param, click.Option):
-                groups.setdefault(getattr(param, "group", _OTHERS), []).append(record)
+                groups.setdefault(getattr(param, "group", COMMON), []).append(record)
         for heading in sorted(groups, key=lambda heading: _LAST.index(heading) if heading in _LAST else -1):
             with formatter.section(heading):
                 formatter.write_dl(groups[heading])

@@ -48,7 +48,7 @@ class _Compare(Command):
 @click.argument("bundle", type=PATH)
 @option("--images", type=PATH, help="A folder of images; synthetic ones by default.")
 @option("--tolerance", type=Tolerance(), help="Largest difference, relative to each output's largest value.")
-@option("--batch-size", default=8, show_default=True, type=BATCH_SIZE)
+@option("--batch-size", default=8, show_default=True, type=BATCH_SIZE, help="Images that run together.")
 @backends_option("By default every artifact.")
 @device_option
 @option("--save-golden", type=PATH, help="Write the reference's outputs to this file, too.")

@@ -71,7 +71,7 @@ def layers(bundle: str, reports: Reports, as_json: bool, **options: Any) -> None
 @_bundle
 @_images
 @_tolerance
-@option("--batch-size", default=8, show_default=True, type=BATCH_SIZE)
+@option("--batch-size", default=8, show_default=True, type=BATCH_SIZE, help="Images that run together.")
 @option("--precision", metavar="fp16|bf16|int8|fp8", default="fp16", show_default=True)
 @option("--max-images", default=16, show_default=True, type=COUNT, help="How many of --images.")
 @option("--max-runs", default=200, show_default=True, type=click.IntRange(2, COUNT.max), help="Sets of nodes to run.")

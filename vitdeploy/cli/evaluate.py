@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     help="One folder a class; a .csv or .tsv of images and labels; or a Hub dataset's .parquet files.",
 )  # fmt: skip
 @backends_option("By default the reference (torch) and every artifact.")
-@option("--batch-size", default=32, show_default=True, type=BATCH_SIZE)
+@option("--batch-size", default=32, show_default=True, type=BATCH_SIZE, help="Images that run together.")
 @device_option
 @option("--limit", type=COUNT, help="At most so many images, drawn by --seed.")
 @option("--seed", default=0, show_default=True, type=SEED, help="Seed of the choice of images, with --limit.")

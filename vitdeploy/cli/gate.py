@@ -64,7 +64,7 @@ rule = functools.partial(option, group="Rules")
 @rule("--latency-against", metavar="BACKEND:PRECISION", help="Default: torch:fp32, the reference.")
 @rule("--max-size", metavar="BYTES", help='Largest size of an artifact\'s files, such as "12.5 MB".')
 @backends_option("By default the reference (torch) and every artifact.")
-@option("--batch-size", default=32, show_default=True, type=BATCH_SIZE)
+@option("--batch-size", default=32, show_default=True, type=BATCH_SIZE, help="Images that run together.")
 @device_option
 @report_options("html", "markdown", "junit")
 @image_limit_option
@@ -88,8 +88,8 @@ def gate(
     cosine where a model without classes is quantized; with a baseline, labels and image processor must be the same, and
     accuracy must not drop.
 
-    Exits with 1 if a check failed, with 2 if a rule is finer than the images can tell, with 3 if a check was skipped,
-    and with 4 if the baseline is absent or of other images.
+    Exits with 1 if a check failed, with 2 if a rule is finer than the images can tell, with 3 if a check was skipped or
+    an artifact is not in the baseline, and with 4 if the baseline is absent or of other images.
     """
     from vitdeploy.assess.gate.gate import gate as gate_bundle
     from vitdeploy.assess.gate.rules import GateRules, Rules, read_rules

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vitdeploy.cli import synonyms, table
-from vitdeploy.cli.command import option
+from vitdeploy.cli.command import COMMON, option
 from vitdeploy.cli.verbosity import is_quiet
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def backends_option(text: str) -> Callable[[Callable[..., Any]], Callable[..., A
     )  # fmt: skip
 
 
-json_option = option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+json_option = option("--json", "as_json", is_flag=True, group=COMMON, help="Print JSON instead of a table.")
 
 
 def _limit_images(context: click.Context, _option: click.Parameter, pixels: int | None) -> None:
@@ -66,6 +66,7 @@ image_limit_option = option(
     metavar="N",
     type=click.IntRange(1, 2**63 - 1),
     expose_value=False,
+    group=COMMON,
     callback=_limit_images,
     help="Refuse images of more pixels; VITDEPLOY_MAX_IMAGE_PIXELS or 178956970 by default, twice Pillow's limit.",
 )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vitdeploy.cli.command import option
+from vitdeploy.cli.command import COMMON, option
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -25,7 +25,12 @@ def _keep_details(context: click.Context, _option: click.Parameter, given: bool)
 
 
 details_option = option(
-    "--details", is_flag=True, expose_value=False, callback=_keep_details, help="Print every column of the tables."
+    "--details",
+    is_flag=True,
+    expose_value=False,
+    callback=_keep_details,
+    group=COMMON,
+    help="Print every column of the tables.",
 )
 
 
