@@ -1,1 +1,1 @@
-"""Measure latency and throughput, each backend in a process of its own."""
+"""Measure latency and throughput, each backend in its own process."""

@@ -1,4 +1,4 @@
-"""Latency of every artifact of a bundle side by side, each alone in its process."""
+"""Latency of every artifact of a bundle, each in its own process."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-# (height, width) of the files that are made where none are given: VGA photographs, as they come from many cameras.
+# (height, width) of the synthetic image files: VGA photographs, as many cameras write them.
 _SYNTHETIC_SIZE = (480, 640)
 _JPEG_QUALITY = 90
-_MOST_SYNTHETIC = 64  # larger batches have some of them again
+_MOST_SYNTHETIC = 64  # larger batches repeat them
 
 
 @typed
@@ -48,28 +48,27 @@ def benchmark(
     runs: int = 10,
     progress: Progress = SILENT,
 ) -> Benchmark:
-    """Time every artifact and the reference, in turns, each in a process of its own.
+    """Time every artifact and the reference, in turns, each in its own process.
 
-    The backends take turns in every round; in its turn, one runs every batch size on ready input, and then from the
-    bytes of image files. What cannot be measured here is among `skipped`, and the others go on. The processes are
-    spawned, so a script that calls this needs the usual `if __name__ == "__main__":`. None of them outlives the call,
-    however it ends.
+    The backends take turns in every round. In its turn, a backend runs every batch size on preprocessed input and then
+    from encoded image files. Backends that cannot be measured here are listed in `skipped`. The processes are spawned,
+    so a script that calls this needs the usual `if __name__ == "__main__":`. No process outlives the call.
 
     Args:
         bundle: The bundle or its folder.
-        batch_sizes: Images a run, from 1 to 2**20.
-        backends: Such as "onnxruntime:fp16", see `select`; by default the reference and every artifact.
+        batch_sizes: Images per run, 1 to 2**20.
+        backends: Backends such as "onnxruntime:fp16", see `select`. Default: the reference and every artifact.
         device: "cpu", "cuda" or "cuda:1".
-        threads: Of each backend, up to 1024; 0 for the default: of ONNX Runtime see
-            `vitdeploy.system.cpu.session_threads`, of torch its own choice, within the cgroup quota.
-        images: A folder, every image below it; by default JPEG files of 640x480 synthetic pixels.
-        rounds: Turns that each backend gets.
-        runs: Timed runs of each kind and batch size a turn.
-        progress: Told each step, and how far it has come.
+        threads: Threads per backend, up to 1024; 0 for the default: `vitdeploy.system.cpu.session_threads` for ONNX
+            Runtime, torch's choice within the cgroup quota for torch.
+        images: Folder of images, searched recursively. Default: synthetic JPEG files of 640x480 pixels.
+        rounds: Turns per backend.
+        runs: Timed runs per turn, of each kind and batch size.
+        progress: Receives each step and its progress.
 
     Raises:
-        UsageError: If an argument is wrong.
-        BundleError: If the bundle, or an artifact of it, is absent or was altered.
+        UsageError: If an argument is invalid.
+        BundleError: If the bundle or an artifact is missing or was altered.
         InputError: If there are no images, or one cannot be read.
     """
     sizes = tuple(dict.fromkeys(batch_sizes))
@@ -82,7 +81,7 @@ def benchmark(
     bundle = Bundle.of(bundle)
     selection = select(bundle, backends)
     check_threads(threads, selection)
-    load_processor(bundle)  # or say what is wrong with it, before a process is made
+    load_processor(bundle)  # or raises before a process is started
     encoded, kind, left_out = _encoded(images, max(sizes))
     with contextlib.ExitStack() as stack:
         timed = [
@@ -123,7 +122,7 @@ def benchmark(
 
 
 class _Timed:
-    """A backend's process, and what it took so far; the reference is `asked` for where it is named."""
+    """A backend's process and its measurements; `asked` is set for a reference that was named."""
 
     def __init__(self, selected: Selected, ask: Callable[..., Any], sizes: Sequence[int], *, asked: bool) -> None:
         self.selected, self._asked = selected, asked
@@ -162,7 +161,7 @@ class _Timed:
                 self._give_up(str(exc))
 
     def latency(self, size: int) -> list[Latency]:
-        """The measured times at a batch size; None without any."""
+        """Measured times at a batch size; None without any."""
         if size not in self._sizes or self._opened is None:
             return []
         rounds = self._rounds[size]
@@ -183,12 +182,12 @@ class _Timed:
         ]
 
     def _at(self, size: int, *request: Any) -> Any:
-        """The process's answer, unless the backend was given up; a size that cannot be run is left out from here on."""
+        """The process's answer, unless the backend was given up; a batch size that cannot run is dropped."""
         if size not in self._sizes:
             return None
         try:
             return self._ask(*request)
-        except UsageError as exc:  # the artifact takes other sizes
+        except UsageError as exc:  # the artifact has other sizes
             self._sizes.remove(size)
             self.skipped.append(NotMeasured(*self.selected, size, str(exc)))
         except NotFiniteError as exc:
@@ -203,7 +202,7 @@ class _Timed:
 
 
 def _encoded(images: str | os.PathLike[str] | None, count: int) -> tuple[tuple[bytes, ...], str, LeftOut | None]:
-    """The bytes of image files, their kind, and the files of the folder that are no images."""
+    """Encoded image files, their kind, and the files of the folder that are not images."""
     if images is not None:
         listing = list_images(images)
         files = listing.files[:count]
@@ -218,7 +217,7 @@ def _encoded(images: str | os.PathLike[str] | None, count: int) -> tuple[tuple[b
 
 
 def _read(file: Path) -> bytes:
-    """The bytes of an image that can be decoded."""
+    """Read an image file that can be decoded."""
     with readable(file, "an image"):
         encoded = read_regular(file, MOST_IMAGE_BYTES)
     open_image(encoded, name=repr(str(file)))

@@ -36,17 +36,17 @@ if TYPE_CHECKING:
     from vitdeploy.runtimes.base import Runtime
     from vitdeploy.system.cpu import ThreadCount
 
-# Warmed up is where the median of a window of runs is within a share of that of the window before.
+# Warm-up ends when the median of a window of runs is within this fraction of the previous window's.
 WINDOW, WITHIN, MOST_WINDOWS = 3, 0.05, 10
-# ONNX Runtime's idle threads spin for 40 ms after a run, torch's for 10 (1.32 and 2.13, by their processes' CPU time):
-# whoever runs next waits until the cores are free.
+# ONNX Runtime's idle threads spin for 40 ms after a run, torch's for 10 ms (1.32 and 2.13, by their processes' CPU
+# time): the next backend waits until the cores are free.
 PAUSE_S = 0.1
 _ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """The work of a timing process: `threads` is 0 for the default, and `images` are the bytes of image files."""
+    """The job of a timing process: `threads` is 0 for the default, and `images` are encoded image files."""
 
     bundle: Bundle
     selected: Selected
@@ -57,7 +57,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """An artifact that was opened; see `Latency`."""
+    """An opened artifact; see `Latency`."""
 
     load_ms: float
     threads: ThreadCount | None
@@ -66,7 +66,7 @@ class Opened:
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """Milliseconds of each run on ready input; of each from image files; and of the processing in those."""
+    """Milliseconds of each run on preprocessed input; of each from image files; and of preprocessing in the latter."""
 
     ready_ms: tuple[float, ...]
     images_ms: tuple[float, ...]
@@ -75,10 +75,10 @@ class Round:
 
 @contextlib.contextmanager
 def worker(job: Job) -> Iterator[Callable[..., Any]]:
-    """A process for a job, as a function that sends a request and returns the answer; see `_serve`.
+    """Start a process for a job; yield a function that sends a request and returns the answer; see `_serve`.
 
     It is spawned, so a script that measures needs the usual `if __name__ == "__main__":`. It does not outlive the
-    block, however that ends.
+    block.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -99,7 +99,7 @@ def worker(job: Job) -> Iterator[Callable[..., Any]]:
         return answer
 
     with ours:
-        # `theirs` is closed here once the worker has its copy, so that each side sees the other's end.
+        # Close `theirs` here once the worker has its copy, so that each side notices the other's end.
         with theirs, _signals_wait():
             process.start()
         try:
@@ -111,14 +111,14 @@ def worker(job: Job) -> Iterator[Callable[..., Any]]:
 
 @contextlib.contextmanager
 def _signals_wait() -> Iterator[None]:
-    """Interrupt nothing in this block: a process that was half started reads half of what it is to do, and complains.
+    """Block signals: a half-started process would read half of its job and report an error.
 
-    What is started keeps its signals waiting.
+    Processes started here inherit the mask.
     """
     if not hasattr(signal, "pthread_sigmask"):  # not POSIX
         yield
         return
-    resource_tracker.ensure_running()  # which the first start of a process does else, and lets signals through
+    resource_tracker.ensure_running()  # otherwise the first process start does this, and lets signals through
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     try:
         yield
@@ -127,7 +127,7 @@ def _signals_wait() -> Iterator[None]:
 
 
 def _serve(connection: Connection, job: Job) -> None:
-    """Answer requests (the name of a method of `_Timer`, its arguments) with its result, or with an error."""
+    """Answer each request (a method name of `_Timer`, its arguments) with the result or an error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends this process
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
@@ -144,7 +144,7 @@ def _serve(connection: Connection, job: Job) -> None:
 
 
 class _Timer:
-    """The requests to a worker: `open` first."""
+    """Handles the requests to a worker: `open` first."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -165,7 +165,7 @@ class _Timer:
         return Opened(load_ms, self._runtime.threads, self._runtime.details)
 
     def first_run(self, batch_size: int) -> float:
-        """Milliseconds of a run, which nothing has run before; NotFiniteError where an output is NaN or infinite."""
+        """Milliseconds of the first run; raises NotFiniteError if an output is NaN or infinite."""
         inputs = self._inputs(batch_size)
         begin = time.perf_counter()
         outputs = self._runtime.run(inputs)
@@ -180,7 +180,7 @@ class _Timer:
         return elapsed
 
     def warm_up(self, batch_size: int) -> bool:
-        """Run until times are steady; whether they are."""
+        """Run until times are steady; True if they are."""
         inputs, before = self._inputs(batch_size), None
         for _ in range(MOST_WINDOWS):
             median = statistics.median(self._run_ms(inputs) for _ in range(WINDOW))
@@ -190,7 +190,7 @@ class _Timer:
         return False
 
     def time(self, batch_size: int, runs: int) -> Round:
-        """Time runs, after one of each kind that is not counted."""
+        """Time runs, after one untimed run of each kind."""
         time.sleep(PAUSE_S)
         inputs = self._inputs(batch_size)
         ready = [self._run_ms(inputs) for _ in range(runs + 1)]
@@ -198,9 +198,9 @@ class _Timer:
         return Round(tuple(ready[1:]), tuple(total for total, _ in images[1:]), tuple(part for _, part in images[1:]))
 
     def peak_memory_bytes(self) -> int | None:
-        """The most resident memory so far."""
+        """Peak resident memory so far."""
         status = Path("/proc/self/status")
-        if status.exists():  # `getrusage` would count what the parent held when it made this process
+        if status.exists():  # `getrusage` would include the parent's memory at the time of the fork
             lines = status.read_text(encoding="ascii", errors="replace").splitlines()
             return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
         if os.name == "nt":
@@ -236,9 +236,9 @@ class _Timer:
 
 
 def _set_torch_threads(wanted: int) -> None:
-    """Set torch's number of threads; with 0 only where its own choice, which heeds no cgroup quota, is too many.
+    """Set torch's number of threads; 0 limits torch's default, which ignores cgroup quotas.
 
-    Its environment variable would come too late where the caller's script, which a spawned process runs again, imports
+    An environment variable would come too late if the caller's script, which a spawned process runs again, imports
     torch.
     """
     import torch
@@ -255,7 +255,7 @@ def _since(begin: float) -> float:
 
 
 def check_threads(threads: int, selected: Sequence[Selected]) -> None:
-    """Raise UsageError unless the number of threads is one that can be, and every backend is known to heed it."""
+    """Raise UsageError unless the number of threads is possible and every backend is known to respect it."""
     check_count("threads", threads, 0, MOST_THREADS)
     deaf = {choice.backend for choice in selected if choice.backend} - {*_HEED_THREADS}
     if threads and deaf:

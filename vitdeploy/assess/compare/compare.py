@@ -51,30 +51,30 @@ def compare(
     save_golden: str | os.PathLike[str] | None = None,
     progress: Progress = SILENT,
 ) -> Comparison:
-    """Run the reference and every artifact on the same processed images, and compare all outputs.
+    """Run the reference and every artifact on the same preprocessed images, and compare all outputs.
 
-    Golden outputs take the reference to a machine without torch: it runs once, where they are saved, and they stand in
-    for it elsewhere, on the same images.
+    Golden outputs replace the reference on a machine without torch: they are saved once, where the reference runs, and
+    used elsewhere on the same images.
 
     Args:
         bundle: The bundle or its folder.
-        images: A folder, every image below it; or the images. By default 16 seeded synthetic ones.
-        tolerance: Largest difference allowed, relative to each output's largest value; by default by precision. A
-            quantized artifact of a model without classes is judged by the cosines of its vectors and by its nearest
-            neighbours instead, where no tolerance is given; see `vitdeploy.assess.metrics.cosine_bound`.
-        batch_size: Images that run together, from 1 up.
-        backends: As for `evaluate`; by default every artifact.
-        device: Of the artifacts and the reference: "cpu", "cuda" or "cuda:1".
-        golden: A file of golden outputs to compare with; the reference does not run.
-        save_golden: A file to write them to; nothing is written where the images or the bundle are at fault.
-        progress: Told each step, and how far it has come.
+        images: Folder, searched recursively, or the images. Default: 16 seeded synthetic images.
+        tolerance: Largest difference allowed, relative to each output's largest value. Default: by precision; for a
+            quantized artifact of a model without classes, bounds of vector cosine and nearest neighbours instead, see
+            `vitdeploy.assess.metrics.cosine_bound`.
+        batch_size: Images per run, at least 1.
+        backends: As for `evaluate`. Default: every artifact.
+        device: Device of the artifacts and the reference: "cpu", "cuda" or "cuda:1".
+        golden: File of golden outputs to compare with; the reference does not run.
+        save_golden: File to write golden outputs to; not written if the images or the bundle are invalid.
+        progress: Receives each step and its progress.
 
     Raises:
-        BundleError: If the bundle is absent or was altered.
-        UsageError: If the bundle has no artifact, an argument is wrong, or golden outputs are of something else.
+        BundleError: If the bundle is missing or was altered.
+        UsageError: If the bundle has no artifact, an argument is invalid, or the golden outputs have another origin.
         ImageError: If an image cannot be read.
-        InputError: If the file of golden outputs cannot be read, or is damaged.
-        OutputError: If it cannot be written.
+        InputError: If the file of golden outputs is unreadable or damaged.
+        OutputError: If the golden outputs cannot be written.
         MissingDependencyError: If torch, which runs the reference, is not installed.
     """
     check_batch_size(batch_size)
@@ -105,7 +105,7 @@ def run_comparison(
     save_golden: str | os.PathLike[str] | None = None,
     progress: Progress,
 ) -> Comparison:
-    """`compare` on runtimes that others run, too."""
+    """`compare` on shared runtimes."""
     bundle = runtimes.bundle
     chosen_sources = chosen_images(runtimes.processor, images)
     sources = chosen_sources.images
@@ -151,7 +151,7 @@ def run_comparison(
 
 
 def _reference_outputs(bundle: Bundle) -> tuple[str, ...] | None:
-    """All that any artifact gives; None where nothing runs one."""
+    """Output names of all artifacts; None if nothing runs one."""
     runnable = {selected.artifact for selected in artifacts(bundle) if selected.backend}
     specs = [spec for artifact in bundle.manifest.artifacts if artifact.name in runnable for spec in artifact.outputs]
     return tuple(dict.fromkeys(spec.name for spec in specs)) or None
@@ -168,7 +168,7 @@ def _result(
     by_cosine: bool,
     search: bool,
 ) -> BackendComparison:
-    """Run an artifact; cosines judge it where they may, and neighbours are searched among the images where asked."""
+    """Run an artifact, and judge it by cosine or tolerance; search neighbours among the images if requested."""
     config = runtimes.bundle.read_config()
     with_classes = runtimes.bundle.manifest.task == Task.CLASSIFICATION
     ranked = config.problem_type is ProblemType.SINGLE_LABEL

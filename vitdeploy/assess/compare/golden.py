@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 FORMAT = "vitdeploy golden 2"
 _HEADER, _OUTPUT = "header", "output/"
-# What zipfile, numpy and json are known to raise on a damaged file.
+# Exceptions that zipfile, numpy and json are known to raise on a damaged file.
 _DAMAGES = (
     ArithmeticError,
     AttributeError,
@@ -50,14 +50,14 @@ _DAMAGES = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Golden:
-    """The reference's outputs, and what they are of.
+    """The reference's outputs, with their origin.
 
     Attributes:
-        outputs: (N, ...) float32 by name.
-        reference: The SHA-256 of the model's weights and of config.json, by name.
-        pixels_sha256: Of the N processed images, normalised float32.
-        batch_size: How many ran together.
-        tools: The versions of vitdeploy and of the engine.
+        outputs: Arrays by name, (N, ...) float32.
+        reference: SHA-256 of the model's weights and of config.json, by name.
+        pixels_sha256: SHA-256 of the N preprocessed images, normalized float32.
+        batch_size: Images per run.
+        tools: Versions of vitdeploy and of the engine.
     """
 
     outputs: Mapping[str, np.ndarray]
@@ -67,11 +67,11 @@ class Golden:
     tools: Mapping[str, str] = dataclasses.field(default_factory=lambda: {"vitdeploy": __version__})
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write a .npz file, whole or not at all.
+        """Write a .npz file atomically.
 
         Raises:
-            NotFiniteError: If the reference gave values that are NaN or infinite, with which nothing can be compared.
-            OutputError: If it cannot be written; the one before is untouched.
+            NotFiniteError: If the reference's outputs are NaN or infinite, so that nothing can be compared with them.
+            OutputError: If the file cannot be written; an existing one is unchanged.
         """
         names = self._not_finite()
         if names:
@@ -94,7 +94,7 @@ class Golden:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Golden:
-        """Read what `write` wrote, and execute nothing; InputError where there is no such file, or something else."""
+        """Read a file of `write` without executing anything; InputError if it is missing or has another form."""
         try:
             with open_regular(path) as opened, zipfile.ZipFile(opened) as archive:
                 if sum(info.file_size for info in archive.infolist()) > os.fstat(opened.fileno()).st_size:
@@ -130,11 +130,11 @@ class Golden:
         return [name for name, value in self.outputs.items() if not np.isfinite(value).all()]
 
     def check(self, bundle: Bundle, pixels_sha256: str, count: int, batch_size: int) -> None:
-        """See that it is of this model, of these `count` images and of this batch size.
+        """Check that the outputs belong to this model, these `count` images and this batch size.
 
         Raises:
-            UsageError: If it is of others, or lacks an output of an artifact.
-            InputError: If an output has another shape than the artifacts give.
+            UsageError: If they do not, or lack an output of an artifact.
+            InputError: If an output's shape differs from the artifacts'.
         """
         wanted = bundle.manifest.reference
         changed = [name for name in sorted({*wanted, *self.reference}) if wanted.get(name) != self.reference.get(name)]
@@ -162,7 +162,7 @@ def _other(subject: str, what: str, expected: object, found: object) -> UsageErr
 
 
 def _array(archive: zipfile.ZipFile, name: str, dtype: type[np.generic]) -> np.ndarray:
-    """An array as `write` writes it, not compressed; ValueError, or what else `_DAMAGES` names, for another's."""
+    """An uncompressed array as `write` stores it; for any other, ValueError or another exception of `_DAMAGES`."""
     shape, stored, _ = array_header(archive, name)
     if stored != dtype or not shape:
         raise ValueError(f"{name!r:.80} is {stored} of shape {shape}, not {np.dtype(dtype)} (N, ...)")

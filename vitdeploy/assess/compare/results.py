@@ -1,4 +1,4 @@
-"""Results of a comparison: each artifact on each backend, and all of them."""
+"""Results of a comparison, for each artifact on each backend."""
 
 from __future__ import annotations
 
@@ -18,23 +18,22 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class BackendComparison:
-    """One artifact on one backend.
+    """The comparison of one artifact on one backend.
 
     Attributes:
-        artifact: Such as "onnx-fp32".
-        backend: What ran it; "" where no backend of this version does.
-        tolerance: The largest difference allowed, relative to each output's largest value.
-        differences: One an output; none where the backend was skipped.
-        details: What really ran.
-        skipped: Why it could not run; None where it did.
-        logits: What else is said of the logits of a single-label classifier; None where there are none, or some are not
-            finite.
-        not_finite: The positions of the images for which a value of the artifact is NaN or infinite, from 0.
-        furthest: Of a single-label classifier, the images that differ most, the furthest first.
-        nearness: Of a model without classes, its vectors beside the reference's, see
-            `vitdeploy.assess.metrics.features`; neighbours are looked for among images that were given.
-        cosine_bound: Judges `nearness`, and no tolerance; of a quantized artifact of a model without classes, where no
-            tolerance was given.
+        artifact: Name, such as "onnx-fp32".
+        backend: Backend that ran it; "" if no backend of this version runs it.
+        tolerance: Largest difference allowed, relative to each output's largest value.
+        differences: One per output; empty if the backend was skipped.
+        details: Engine, device and settings that ran.
+        skipped: Reason why it could not run; None if it ran.
+        logits: Further metrics of a single-label classifier's logits; None for other models, or if some are not finite.
+        not_finite: Zero-based positions of the images with NaN or infinite outputs.
+        furthest: Images with the largest differences, largest first; single-label classifiers only.
+        nearness: Vectors compared with the reference's, for a model without classes, see
+            `vitdeploy.assess.metrics.features`; neighbours are searched among given images only.
+        cosine_bound: Bound of `nearness`, used instead of a tolerance for a quantized artifact of a model without
+            classes if no tolerance was given.
     """
 
     artifact: str
@@ -58,12 +57,12 @@ class BackendComparison:
         return "passed" if passed and not self._far else "failed"
 
     def passes(self, difference: Difference) -> bool:
-        """Whether one output is near enough by itself; where vectors judge, whether it resembles the reference's."""
+        """True if an output passes by itself; if vectors are judged, true if it resembles the reference's."""
         return difference.within(self.tolerance) if self.cosine_bound is None else LOOSE_BOUND.resembles(difference)
 
     @property
     def judged_by(self) -> str:
-        """The rule, for people."""
+        """The rule, as text."""
         if self.cosine_bound is None:
             return f"largest difference, {self.tolerance:g} of the largest value allowed"
         bound = self.cosine_bound
@@ -79,7 +78,7 @@ class BackendComparison:
 
     @property
     def check_results(self) -> tuple[CheckResult, ...]:
-        """One an output, for a report; one where it was skipped."""
+        """One check per output; one if the artifact was skipped."""
         subject = f"{self.artifact} on {self.backend or 'no backend'}"
         if self.skipped is not None:
             return (CheckResult(subject, "compare", "skipped", self.skipped),)
@@ -125,11 +124,11 @@ class BackendComparison:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Comparison(ByResult, ImageAssessment):
-    """Every artifact of a bundle against the reference.
+    """The comparison of a bundle's artifacts with the reference.
 
     Attributes:
-        results: One an artifact and backend.
-        problem_type: How logits are read; only those of a single-label classifier are compared as classes, too.
+        results: One per artifact and backend.
+        problem_type: Meaning of the logits; only a single-label classifier's are compared as classes, too.
     """
 
     results: tuple[BackendComparison, ...]
@@ -142,7 +141,7 @@ class Comparison(ByResult, ImageAssessment):
 
     @property
     def note(self) -> str:
-        """A remark on figures that do not apply to the model; empty where all do."""
+        """A remark about figures that do not apply to the model; empty if all apply."""
         if self.problem_type is ProblemType.SINGLE_LABEL:
             return ""
         if self.problem_type is ProblemType.REGRESSION:

@@ -1,4 +1,4 @@
-"""The vectors that artifacts make of many images, beside the reference's; other outputs are not kept."""
+"""Vectors of many images, by artifact and by the reference; other outputs are discarded."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class VectorRun:
-    """One artifact on one backend.
+    """The vectors of one artifact on one backend.
 
     Attributes:
-        artifact: Such as "onnx-int8".
-        backend: What ran it; "" where no backend of this version does.
-        precision: Of the artifact.
-        nearness: See `vitdeploy.assess.metrics.features.nearness`; nothing where the backend was skipped.
-        not_finite: Of how many images a value is NaN or infinite.
-        engine: What really ran, in a word; "" where it was skipped.
-        skipped: Why it could not run; None where it did.
+        artifact: Name, such as "onnx-int8".
+        backend: Backend that ran it; "" if no backend of this version runs it.
+        precision: Precision of the artifact.
+        nearness: See `vitdeploy.assess.metrics.features.nearness`; empty if the backend was skipped.
+        not_finite: Number of images with NaN or infinite values.
+        engine: Short name of the engine that ran; "" if skipped.
+        skipped: Reason why it could not run; None if it ran.
     """
 
     artifact: str
@@ -61,13 +61,13 @@ def run_vectors(
     batch_size: int,
     progress: Progress,
 ) -> dict[Selected, VectorRun]:
-    """Run the reference and the artifacts on every image; UnavailableError where the reference cannot run."""
+    """Run the reference and the artifacts on every image; UnavailableError if the reference cannot run."""
     batches = Batches(runtimes.processor, _Files(data), batch_size)
     by_name = {artifact.name: artifact for artifact in runtimes.bundle.manifest.artifacts}
     given_by = {choice.artifact: [spec.name for spec in by_name[choice.artifact].outputs] for choice in selection}
 
     def batch_vectors(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Vectors of a batch: which outputs are vectors depends on the other outputs of the artifact."""
+        """Vectors of a batch; their selection depends on the artifact's other outputs."""
         kept: dict[str, np.ndarray] = {}
         for names in given_by.values():
             kept |= vectors({name: outputs[name] for name in names})
@@ -92,7 +92,7 @@ def run_vectors(
 
 
 def images_sha256(data: LabelledData | ImageSet) -> str:
-    """SHA-256 of the names and bytes of the images."""
+    """SHA-256 of the images' names and bytes."""
     digest = hashlib.sha256()
     for position, name in enumerate(data.names):
         digest.update(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest())
@@ -101,7 +101,7 @@ def images_sha256(data: LabelledData | ImageSet) -> str:
 
 
 class _Files(Sequence[bytes]):
-    """The files of images, each read when it is asked for."""
+    """Image files, each read on access."""
 
     def __init__(self, data: LabelledData | ImageSet) -> None:
         self._data = data

@@ -1,4 +1,4 @@
-"""The images on which an artifact differs most from the reference (numpy alone)."""
+"""The images on which an artifact differs most from the reference (numpy only)."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ MOST_KEPT = 6
 
 @dataclasses.dataclass(frozen=True)
 class WorstImage:
-    """An image, and its best class by reference and artifact.
+    """An image, with the top-1 classes of reference and artifact.
 
     Attributes:
-        position: Among the images, from 0.
-        image: The path of its file; "" where it came from none.
-        distance: The largest difference of a logit, over the largest of all the reference's; infinite where one is not
+        position: Zero-based position among the images.
+        image: Path of its file; "" without a file.
+        distance: Largest logit difference, over the largest of all the reference's logits; infinite if one is not
             finite.
-        reference: The best class, and its softmax; of index -1 where the logits are not all finite.
-        artifact: The same.
+        reference: Top-1 class and its softmax score; index -1 if any logit is not finite.
+        artifact: The same of the artifact.
     """
 
     position: int
@@ -40,9 +40,9 @@ class WorstImage:
 def most_different_images(
     reference: np.ndarray, candidate: np.ndarray, sources: Sequence[Any], labels: Sequence[str]
 ) -> tuple[WorstImage, ...]:
-    """The images whose logits (N, classes) differ most, the worst first; none that do not differ.
+    """The images whose logits (N, classes) differ most, the largest difference first; without those that are equal.
 
-    `sources` are the N images, as they were given. Classes beyond `labels` are called by their index.
+    `sources` are the N given images. Classes beyond `labels` are named by index.
     """
     a, b = reference.astype(np.float64), candidate.astype(np.float64)
     finite = np.isfinite(a).all(axis=1) & np.isfinite(b).all(axis=1)  # (N,)

@@ -1,1 +1,1 @@
-"""Labelled data sets and folders of images, and how they are loaded."""
+"""Labelled data sets, folders of images, and the data loader."""

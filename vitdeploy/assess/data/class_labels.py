@@ -1,4 +1,4 @@
-"""Match the labels of a data set with the classes of a model."""
+"""Label matcher: from a data set's labels to a model's classes."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ BY_NAME, BY_SYNONYM, BY_INDEX, BY_POSITION = "by name", "by synonym", "by index"
 BY_WORDNET_ID, BY_ILSVRC_ORDER = "by WordNet id", "by WordNet id, in the order of ILSVRC"
 BY_NUMBER = "by number"
 _NUMBERED = re.compile(r"(?P<name>.+?)[ _-]?[(]?[0-9]+[)]?")  # "crane2", "crane (2)"
-_NUMBER = re.compile(r"[0-9]+(?:[.]0+)?(?![.]?[0-9])")  # "3", and "3.0" of a column of floats
+_NUMBER = re.compile(r"[0-9]+(?:[.]0+)?(?![.]?[0-9])")  # "3", and "3.0" in a column of floats
 _INSTEAD = "rename it, or list the images in a CSV file with class indices"
 
 
 class Classes:
-    """The classes of a model, found by what a data set calls them.
+    """A model's classes, for matching with a data set's labels.
 
-    1. A label means the class of exactly that name.
-    2. Else the class that has the whole label for a synonym. Synonyms are the parts of a name between commas, as in
+    1. A label matches the class with exactly that name.
+    2. Else the class that has the whole label as a synonym. Synonyms are the comma-separated parts of a name, as in
        ImageNet's "tench, Tinca tinca".
-    3. Else the class that has every part of the label for a synonym.
-    4. Else, for a whole number, the class that has the same number for a name or a synonym: "07" means "7".
-    5. Else, for the WordNet id of one of ILSVRC's 1,000 classes, the class that is that synset, see `synset_of`. Where
-       the model has these classes in ILSVRC's order, or 1,000 classes without names, it is the class at the synset's
-       position. A class that is named by its WordNet id has the synset's words for synonyms.
+    3. Else the class that has every part of the label as a synonym.
+    4. Else, for an integer, the class that has the same number as a name or a synonym: "07" matches "7".
+    5. Else, for the WordNet id of one of ILSVRC's 1,000 classes, the class with that synset, see `synset_of`. If the
+       model has these classes in ILSVRC's order, or 1,000 classes without names, it is the class at the synset's
+       position. A class named by its WordNet id has the synset's words as synonyms.
 
-    Text is compared in Unicode's form NFC, without surrounding white space; letter case and underscores count. A label
-    that means no class, or several, is refused.
+    Text is compared in Unicode form NFC without surrounding whitespace; letter case and underscores matter. A label
+    that matches no class, or several, is refused.
 
     Attributes:
-        names: In the order of the logits.
+        names: Class names, in the order of the logits.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -53,14 +53,14 @@ class Classes:
                 self._synonyms.setdefault(synonym, []).append(index)
 
     def find(self, label: str) -> list[int]:
-        """The indices of all classes that the label may mean."""
+        """Indices of all classes that match a label."""
         return self._find(label)[0]
 
     def match(self, labels: Iterable[str], source: str) -> tuple[dict[str, int], str]:
-        """The index of each label's class, and by which rule it was found.
+        """The class index of each label, and the matching rule.
 
         Raises:
-            InputError: If a label means no class or several, or two labels mean the same one.
+            InputError: If a label matches no class or several, or two labels match the same one.
         """
         index_of, rules = {}, set()
         for label in labels:
@@ -76,13 +76,13 @@ class Classes:
         return index_of, next((rule for rule in order if rule in rules), BY_NAME)
 
     def match_any(self, labels: Sequence[str], source: str) -> tuple[dict[str, int], str]:
-        """As `match`; but where no label means a class and all are whole numbers, they are indices.
+        """As `match`; but if no label matches a class and all are integers, they are indices.
 
-        Not where the names of the classes are numbers themselves, or the same words with a number, as "grade 1" to
-        "grade 5": a label might be that number.
+        This does not apply if the class names are numbers, or the same words with a number, such as "grade 1" to "grade
+        5": a label might mean that number.
 
         Raises:
-            InputError: as `match`; or a number is not the index of a class.
+            InputError: As `match`, or if a number is not a class index.
         """
         if (
             not all(_is_index(label) for label in labels)
@@ -97,14 +97,14 @@ class Classes:
         return index_of, BY_INDEX
 
     def match_list(self, labels: Sequence[str], source: str) -> tuple[list[int], str]:
-        """The class of each label of a data set's complete, ordered list of class names.
+        """Match a data set's complete, ordered list of class names.
 
-        Where the labels do not each mean one class of their own, but the list has as many labels as the model has
-        classes and each of them may mean the class at its position, it does: such lists give two cranes, or the first
-        word of "maillot" and of "maillot, tank suit".
+        If the labels do not match one class each, but the list has as many labels as the model has classes and each
+        label may mean the class at its position, then it does. Such lists have two cranes, or the first word of both
+        "maillot" and "maillot, tank suit".
 
         Raises:
-            InputError: as `match`; or two labels are the same, and do not match by position.
+            InputError: As `match`, or if two labels are equal and do not match by position.
         """
         try:
             most, count = collections.Counter(labels).most_common(1)[0] if labels else ("", 0)
@@ -123,7 +123,7 @@ class Classes:
         return [index_of[label] for label in labels], rule
 
     def check_indices(self, indices: Iterable[int], source: str) -> None:
-        """Raise InputError unless each is the index of a class."""
+        """Raise InputError unless each is a class index."""
         for index in indices:
             if not 0 <= index < len(self.names):
                 last = len(self.names) - 1
@@ -134,7 +134,7 @@ class Classes:
 
     @functools.cached_property
     def _numbers(self) -> Mapping[int, list[int]]:
-        """The indices of the classes that have a whole number for a name or a synonym."""
+        """Indices of the classes that have an integer as a name or a synonym."""
         by_number: dict[int, list[int]] = {}
         for synonym in sorted({*self._exact, *self._synonyms}):
             if _is_index(synonym):
@@ -145,14 +145,14 @@ class Classes:
 
     @functools.cached_property
     def _differently_numbered(self) -> bool:
-        """Whether the names are the same words with a number each, and this is not the index."""
+        """True if all names are the same words with a number that is not the index."""
         numbers = [_NUMBER.findall(name) for name in self.names]
         if len({_NUMBER.sub("#", name) for name in self.names}) != 1 or any(len(group) != 1 for group in numbers):
             return False
         return any(float(number) != index for index, (number,) in enumerate(numbers))
 
     def match_indices(self, indices: Collection[int], source: str) -> None:
-        """Check a data set's unnamed whole numbers: InputError for one that is no index, or in another class's name."""
+        """Check a data set's unnamed integers: InputError unless each is an index, and in no other class's name."""
         self.check_indices(indices, source)
         for index in indices:
             if self._differently_numbered or (self._numbers and self._numbers.get(index) != [index]):
@@ -162,7 +162,7 @@ class Classes:
                 )  # fmt: skip
 
     def _find(self, label: str) -> tuple[list[int], str]:
-        """The indices of all classes that the label may mean, and by which rule."""
+        """Indices of all classes that match a label, and the rule."""
         name = _plain(label)
         if name in self._exact:
             same = [index for index in self._exact[name] if self.names[index] == label]
@@ -184,18 +184,18 @@ class Classes:
 
     @functools.cached_property
     def _ilsvrc_order(self) -> str | None:
-        """The rule by which a WordNet id gives a position; None where it does not."""
+        """The rule by which a WordNet id gives a position; None if it does not."""
         if in_ilsvrc_order(self._parts):
             return BY_WORDNET_ID
         unnamed = tuple(f"LABEL_{index}" for index in range(len(synsets())))
         return BY_ILSVRC_ORDER if self.names == unnamed else None
 
     def _may_be_at(self, index: int, labels: Sequence[str]) -> bool:
-        """Whether the label at a position of a list may mean the class there.
+        """True if the label at a position of a list may mean the class there.
 
-        It may if all its parts are the class's synonyms, or all the class's are its parts; but not if it is the name of
-        another class, at whose position the list has another label. Libraries whose lists take no name twice put a
-        number behind the second; behind a synonym that several classes have, it is ignored.
+        It may if all its parts are the class's synonyms, or all the class's synonyms are its parts; but not if it is
+        the name of another class at whose position the list has another label. Libraries with unique names append a
+        number to the second; after a synonym shared by several classes, that number is ignored.
         """
         label = labels[index]
         classes, same = self.find(label), self._exact.get(_plain(label), [])
@@ -248,7 +248,7 @@ class Classes:
 
 
 def _plain(name: str) -> str:
-    """The text without what file systems and editors change: forms of Unicode, white space around it, a BOM."""
+    """The text without changes by file systems and editors: Unicode forms, surrounding whitespace, a BOM."""
     return unicodedata.normalize("NFC", name).strip().strip("\ufeff").strip()
 
 
@@ -257,7 +257,7 @@ def _parts(name: str) -> frozenset[str]:
 
 
 def _synonyms(name: str) -> frozenset[str]:
-    """The parts of a class's name, or the words of the synset whose WordNet id it is."""
+    """Synonyms: the parts of a class's name, or the words of the synset with this WordNet id."""
     words = synsets().get(_plain(name)) if is_wordnet_id(_plain(name)) else None
     return _parts(name) if words is None else words | {_plain(name)}
 

@@ -1,4 +1,4 @@
-"""Labelled images on disk: class folders, a CSV file, or the parquet files of a Hub dataset."""
+"""Labelled images on disk: class folders, a CSV file, or a Hub dataset's parquet files."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ CSV_LABEL_COLUMNS = ("label", "class")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LabelledData:
-    """N images with their labels; the images are read when they are asked for.
+    """N labelled images, read on access.
 
     Attributes:
-        source: The folder or file.
+        source: Folder or file.
         kind: "folder", "csv", "tsv" or "parquet".
-        matched: How labels were matched with the model's classes, such as "by name"; see
+        matched: Rule that matched labels with the model's classes, such as "by name"; see
             `vitdeploy.assess.data.class_labels`.
-        names: Of the images, each its own, with forward slashes.
-        targets: (N,) int32, the index of each image's class.
-        load: Gives the file's bytes of the image at a position from 0 to N - 1; may be called from several threads.
-        left_out: The files of the folder that are not among the images; None where no folder was listed.
+        names: Unique image names, with forward slashes.
+        targets: Class index of each image, (N,) int32.
+        load: Returns the encoded image at a position from 0 to N - 1; thread-safe.
+        left_out: Files of the folder that are not among the images; None if no folder was listed.
     """
 
     source: str
@@ -59,9 +59,9 @@ class LabelledData:
         return len(self.names)
 
     def subset(self, limit: int | None, seed: int = 0) -> LabelledData:
-        """The `limit` images whose SHA-256 of seed and name comes first, in the order of the whole.
+        """The `limit` images with the smallest SHA-256 of seed and name, in the data set's order.
 
-        The same seed and names give the same images everywhere, and a smaller limit some of a larger one's.
+        The selection depends on seed and names only; a smaller limit selects a subset of a larger one's.
         """
         if limit is None or limit >= len(self):
             return self
@@ -75,7 +75,7 @@ class LabelledData:
 
 
 def chosen_names(names: Sequence[str], limit: int | None, seed: int) -> list[int]:
-    """The positions of the `limit` names whose SHA-256 of seed and name comes first, in order; all without a limit."""
+    """Sorted positions of the `limit` names with the smallest SHA-256 of seed and name; all without a limit."""
     if limit is not None:
         check_count("limit", limit)
 
@@ -86,25 +86,25 @@ def chosen_names(names: Sequence[str], limit: int | None, seed: int) -> list[int
 
 
 def open_data(path: str | os.PathLike[str], labels: Sequence[str]) -> LabelledData:
-    """Read the names and labels of a data set, and match them with the model's classes; see `Classes` for the rules.
+    """Read the names and labels of a data set, and match them with the model's classes by the rules of `Classes`.
 
-    1. A folder with one folder a class: named like it, by its WordNet id, or, where no folder is named like a class,
-       all are numbers, and the classes are not numbered otherwise, by its index. A file is one image: a link that gives
+    1. A folder with one subfolder per class, named by class name or WordNet id; or by index, if no subfolder is named
+       like a class, all are numbers, and the classes are not numbered otherwise. A file is one image: a link that gives
        it a second place in the folder is refused.
-    2. A .csv file in UTF-8 with commas, or a .tsv file with tabs: a column `image`, `path`, `file` or `file_name`, the
-       path of an image from the file's folder; and a column `label` or `class`, which names it as a folder does.
-       Letter case of the columns' names does not matter.
-    3. A .parquet file of a Hub dataset, or a folder with those of one split: a column `image` or `img` with the bytes
-       of a file, alone or in a struct {bytes, path}; and `label` or `labels`. Other columns are taken where the
-       dataset says that one alone is an Image, or a ClassLabel. Where the dataset names its classes, each must be one
-       of the model's, in whatever order; where not, labels are as in a CSV, but that whole numbers are indices.
+    2. A UTF-8 .csv file with commas, or a .tsv file with tabs. It has a column `image`, `path`, `file` or `file_name`
+       with an image path relative to the file's folder, and a column `label` or `class` with a label as for a folder.
+       Column names are case-insensitive.
+    3. A Hub dataset's .parquet file, or a folder with the files of one split. It has a column `image` or `img` with
+       encoded images, as bytes or as a struct {bytes, path}, and a column `label` or `labels`. Another column is used
+       if the dataset declares it as the only Image or ClassLabel. If the dataset names its classes, each must match one
+       of the model's, in any order; otherwise labels are as in a CSV file, except that integers are indices.
 
     Args:
-        path: The folder or file.
+        path: Folder or file.
         labels: The model's class names, in the order of the logits.
 
     Raises:
-        InputError: If there are no images, a label is not clearly one of the model's classes, or a file is damaged.
+        InputError: If there are no images, a label does not match exactly one class, or a file is damaged.
         MissingDependencyError: If pyarrow is not installed, for parquet files.
     """
     source, classes = Path(path), Classes(labels)
@@ -136,9 +136,9 @@ def _from_folder(root: Path, listing: FolderListing, classes: Classes) -> Labell
 
 
 def _check_each_once(root: Path, paths: Sequence[Path]) -> None:
-    """Raise InputError where a link makes one file two images, maybe of two classes.
+    """Raise InputError if a link makes one file two images, possibly of two classes.
 
-    Files outside the folder are not looked at: stores such as the Hub's cache keep equal images once.
+    Links to files outside the folder are allowed: stores such as the Hub's cache keep equal images once.
     """
     folder_of = functools.cache(os.path.realpath)
     inside = Path(folder_of(root))
@@ -157,9 +157,9 @@ def _check_each_once(root: Path, paths: Sequence[Path]) -> None:
 
 
 def _label(root: Path, classes: Classes, folders: tuple[str, ...]) -> str:
-    """The label of the images in folders below `root`: the first, or with a class "a/b" the first ones.
+    """The label of the images in folders below `root`: the first folder, or the first ones for a class such as "a/b".
 
-    InputError where there is none, or the folders name several classes.
+    InputError if there is none, or the folders name several classes.
     """
     if not folders:
         raise InputError(
@@ -194,12 +194,12 @@ def _from_csv(path: Path, classes: Classes, ending: str) -> LabelledData:
 
 
 def read_csv(path: Path, *, labelled: bool = True) -> tuple[tuple[str, ...], list[str]]:
-    """The names of the images in a .csv or .tsv file, as paths from its folder, and their labels.
+    """Image paths in a .csv or .tsv file, relative to its folder, and their labels.
 
-    Unless `labelled`, no column of labels is needed, and the list is empty.
+    With `labelled` false, no label column is needed, and the list is empty.
 
     Raises:
-        InputError: If the file cannot be read, lacks a column, or names an image twice or one that is not there.
+        InputError: If the file cannot be read, lacks a column, or names an image twice or a missing one.
     """
     names: list[str] = []
     labels: list[str] = []
@@ -228,7 +228,7 @@ def read_csv(path: Path, *, labelled: bool = True) -> tuple[tuple[str, ...], lis
 
 
 def _csv_rows(path: Path, labelled: bool) -> Iterator[tuple[str, str, int]]:
-    """Image, label (empty where it is not asked for) and line number of each row."""
+    """Image, label (empty if not requested) and line number of each row."""
     try:
         rows = table_rows(path)
         _, first = next(rows, (0, []))
@@ -280,9 +280,9 @@ def _from_parquet(source: Path, listing: FolderListing | None, classes: Classes)
 
 
 def read_parquet(source: Path, listing: FolderListing | None, *, labelled: bool = True) -> ParquetData:
-    """The names of the images in a parquet file, or in those of a folder, and their labels if they are asked for.
+    """Image names in a parquet file or a folder of such files, and their labels if requested.
 
-    Raises as `vitdeploy.assess.data.parquet.read_parquet`; MissingDependencyError where pyarrow is not installed.
+    Raises as `vitdeploy.assess.data.parquet.read_parquet`; MissingDependencyError if pyarrow is not installed.
     """
     target = "vitdeploy.assess.data.parquet:read_parquet"
     read = load_target(target, "reading parquet files", "parquet", "pyarrow")
@@ -291,7 +291,7 @@ def read_parquet(source: Path, listing: FolderListing | None, *, labelled: bool 
 
 
 def read_image(paths: Sequence[Path], position: int) -> bytes:
-    """The content of the file at a position; may be called from several threads."""
+    """Content of the file at a position; thread-safe."""
     path = paths[position]
     try:
         return read_regular(path, MOST_IMAGE_BYTES)

@@ -1,4 +1,4 @@
-"""List the images of a folder, and count the files that are left out."""
+"""List a folder's images, and count the files left out."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 HIDDEN = "hidden"
 NO_ENDING = "without an ending and not an image"
 _OTHERS = "other endings"
-# In lower case: what macOS and Windows put into folders and archives, and do not show. Names with a dot in front, such
-# as .DS_Store, ._cat.jpg and .ipynb_checkpoints, are hidden in any case.
+# In lower case: files that macOS and Windows add to folders and archives, and do not show. Names that begin with a dot,
+# such as .DS_Store, ._cat.jpg and .ipynb_checkpoints, are always hidden.
 _HIDDEN_NAMES = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
 _MOST_REASONS = 20
 _IMAGE, PARQUET = "image", ".parquet"
@@ -37,12 +37,12 @@ class Reason:
 
 @dataclasses.dataclass(frozen=True)
 class LeftOut:
-    """The files below a folder that are not among its images.
+    """Files below a folder that are not among its images.
 
     Attributes:
-        files: How many there are; a hidden folder that cannot be read counts as one.
-        reasons: Why, the most frequent reason first.
-        empty_folders: The folders directly below that hold no image, hidden ones aside.
+        files: Number of files; an unreadable hidden folder counts as one.
+        reasons: Reasons, the most frequent first.
+        empty_folders: Direct subfolders without images, except hidden ones.
     """
 
     files: int = 0
@@ -51,7 +51,7 @@ class LeftOut:
 
     @classmethod
     def of(cls, counts: collections.Counter[str], empty_folders: Iterable[str] = ()) -> LeftOut:
-        """Count the files that were left out by reason; of many reasons, the rarest become one."""
+        """Count files by reason; the rarest of many reasons are merged into one."""
         ordered = collections.Counter(dict(sorted(counts.items()))).most_common()
         first, others = ordered[:_MOST_REASONS], ordered[_MOST_REASONS:]
         first += [(_OTHERS, sum(count for _, count in others))] if others else []
@@ -59,7 +59,7 @@ class LeftOut:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> LeftOut:
-        """That gave this `to_dict`."""
+        """The inverse of `to_dict`."""
         return cls(data["files"], tuple(Reason(**reason) for reason in data["reasons"]), tuple(data["empty_folders"]))
 
     def to_dict(self) -> dict[str, Any]:
@@ -81,20 +81,20 @@ class LeftOut:
 
 
 def left_out_dict(left_out: LeftOut | None) -> dict[str, Any] | None:
-    """For JSON; None where no folder was read."""
+    """For JSON; None if no folder was read."""
     return None if left_out is None else left_out.to_dict()
 
 
 @dataclasses.dataclass(frozen=True)
 class FolderListing:
-    """The files that were looked for below a folder, sorted, and the others."""
+    """Files of one kind below a folder, sorted, and the others."""
 
     files: tuple[Path, ...]
     left_out: LeftOut
 
 
 def list_images(folder: str | os.PathLike[str]) -> FolderListing:
-    """Every image below `folder`: by the ending of its name, see `image_endings`; without one, by its content.
+    """List every image below `folder`: by file extension, see `image_endings`; without one, by content.
 
     Raises:
         InputError: If there is no such folder, or no image in it; or as `list_folder`.
@@ -106,14 +106,14 @@ def list_images(folder: str | os.PathLike[str]) -> FolderListing:
 
 
 def check_folder(root: Path) -> None:
-    """Raise InputError unless that is a folder."""
+    """Raise InputError unless it is a folder."""
     with readable(root, "a folder of images"):
         if not root.is_dir():
             raise InputError(f"{root} is not a folder", where=root, expected="a folder of images")
 
 
 def with_images(root: Path, listing: FolderListing) -> FolderListing:
-    """The listing of a folder; InputError where there is no image in it."""
+    """The listing of a folder; InputError if it has no image."""
     if not listing.files:
         endings = sorted(image_endings())
         raise InputError(
@@ -125,12 +125,13 @@ def with_images(root: Path, listing: FolderListing) -> FolderListing:
 
 
 def list_folder(root: Path) -> tuple[FolderListing, FolderListing]:
-    """The images below a folder, and the parquet files below it; each counts the other's files as left out.
+    """List the images and the parquet files below a folder; each listing counts the other's files as left out.
 
-    Links are followed, but for those to a folder that they lie in.
+    Links are followed, except a link to a folder that contains it.
 
     Raises:
-        InputError: If a folder cannot be read, a link leads nowhere, or what has such an ending is a pipe or a device.
+        InputError: If a folder cannot be read, a link is broken, or a path with an image's extension is a pipe or a
+            device.
     """
     counts: collections.Counter[str] = collections.Counter()
     paths: dict[str, list[Path]] = {_IMAGE: [], PARQUET: []}
@@ -150,7 +151,7 @@ def list_folder(root: Path) -> tuple[FolderListing, FolderListing]:
 
 
 def _without(root: Path, files: Iterable[Path]) -> list[str]:
-    """The folders directly below `root` that none of the files lies in."""
+    """Direct subfolders of `root` that contain none of the files."""
     filled = {path.relative_to(root).parts[0] for path in files}
     with readable(root, "a folder"), os.scandir(root) as entries:
         folders = [entry.name for entry in entries if entry.is_dir() and not _is_hidden(entry.name)]
@@ -158,7 +159,7 @@ def _without(root: Path, files: Iterable[Path]) -> list[str]:
 
 
 def _files_below(root: Path, counts: collections.Counter[str]) -> Iterator[os.DirEntry[str]]:
-    """What is below a folder and no folder itself; hidden files are counted instead."""
+    """Everything below a folder except folders; hidden files are only counted."""
     pending: list[tuple[Path, frozenset[tuple[int, int]]]] = [(root, frozenset())]
     while pending:
         folder, around = pending.pop()
@@ -177,7 +178,7 @@ def _files_below(root: Path, counts: collections.Counter[str]) -> Iterator[os.Di
 
 
 def _kind(entry: os.DirEntry[str], path: Path, endings: Collection[str]) -> str:
-    """Image or parquet file, or else the reason why a file is neither."""
+    """Image or parquet file, or the reason why a file is neither."""
     ending = path.suffix.lower()
     kind = _IMAGE if ending in endings else PARQUET if ending == PARQUET else None
     if not entry.is_file():
@@ -195,7 +196,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _count(entry: os.DirEntry[str]) -> int:
-    """How many files a hidden entry stands for; links are not followed."""
+    """Number of files in a hidden entry; links are not followed."""
     if not entry.is_dir(follow_symlinks=False):
         return 1
     unreadable: list[OSError] = []
@@ -203,7 +204,7 @@ def _count(entry: os.DirEntry[str]) -> int:
 
 
 def _is_image(path: Path) -> bool:
-    """Whether a file begins as an image does."""
+    """True if the file begins like an image."""
     quiet_libtiff()
     formats = [name for name in readable_formats() if name not in WEAK_MAGIC]
     try:

@@ -1,4 +1,4 @@
-"""Images without labels: those of a folder, or of a labelled data set."""
+"""Images without labels, from a folder or from a labelled data set."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageSet:
-    """N images, which are read when they are asked for.
+    """N images, read on access.
 
     Attributes:
-        source: The folder or file.
-        names: Of the images, each its own, with forward slashes.
-        load: Gives the file's bytes of the image at a position from 0 to N - 1; may be called from several threads.
-        left_out: The files of the folder that are not among the images; None where no folder was listed.
+        source: Folder or file.
+        names: Unique image names, with forward slashes.
+        load: Returns the encoded image at a position from 0 to N - 1; thread-safe.
+        left_out: Files of the folder that are not among the images; None if no folder was listed.
     """
 
     source: str
@@ -44,20 +44,19 @@ class ImageSet:
         return len(self.names)
 
     def subset(self, limit: int | None, seed: int = 0) -> ImageSet:
-        """Some of the images; see `LabelledData.subset`."""
+        """A subset of the images; see `LabelledData.subset`."""
         return self.at(chosen_names(self.names, limit, seed))
 
     def at(self, positions: Sequence[int]) -> ImageSet:
-        """The images at these positions, in this order."""
         names = tuple(self.names[index] for index in positions)
         return ImageSet(self.source, names, lambda position: self.load(positions[position]), self.left_out)
 
 
 def open_images(path: str | os.PathLike[str]) -> ImageSet:
-    """Every image below a folder, or of a data set that `open_data` reads; labels are not needed, and not looked at.
+    """Open every image below a folder, or in a data set of `open_data`'s formats; labels are ignored.
 
     Args:
-        path: A folder of images; or a .csv, .tsv or .parquet file, or a folder of .parquet files.
+        path: Folder of images; or a .csv, .tsv or .parquet file, or a folder of .parquet files.
 
     Raises:
         InputError: If there are no images, or a file is damaged.

@@ -1,8 +1,8 @@
 """The 1,000 classes of ILSVRC 2012 (ImageNet-1k): their WordNet ids and synonyms.
 
-`imagenet_classes.tsv` has a line a class, sorted by id, which is the order of the logits of practically every
-ImageNet-1k model: WordNet 3.0's offset of a noun's synset, and the synset's words (Russakovsky et al. 2015,
-arXiv:1409.0575; Miller 1995, doi:10.1145/219717.219748).
+`imagenet_classes.tsv` has one line per class, sorted by id, the logit order of practically every ImageNet-1k model:
+WordNet 3.0's offset of a noun's synset, and the synset's words (Russakovsky et al. 2015, arXiv:1409.0575; Miller 1995,
+doi:10.1145/219717.219748).
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _WORDNET_ID = re.compile("n[0-9]{8}")
 
 
 def is_wordnet_id(label: str) -> bool:
-    """Whether that is written as the WordNet id of a noun, such as "n01440764"."""
+    """True for the WordNet id of a noun, such as "n01440764"."""
     return _WORDNET_ID.fullmatch(label) is not None
 
 
 @functools.cache
 def synsets() -> Mapping[str, frozenset[str]]:
-    """The words of each synset by its WordNet id, in the order of ILSVRC's classes."""
+    """The words of each synset by WordNet id, in ILSVRC's class order."""
     lines = Path(__file__).with_name("imagenet_classes.tsv").read_text(encoding="utf-8").splitlines()
     pairs = (line.split("\t") for line in lines)
     return {wordnet_id: frozenset(words.split(", ")) for wordnet_id, words in pairs}
@@ -42,10 +42,11 @@ def _ids_by_word() -> Mapping[str, Collection[str]]:
 
 
 def synset_of(synonyms: Collection[str]) -> str | None:
-    """The WordNet id of the one synset that a class with these synonyms can be; None for none or several.
+    """The WordNet id of the only synset that fits a class with these synonyms; None for none or several.
 
-    The one that has all of them and no other word; else the only one that has all of them. "maillot" is n03710637,
-    although n03710721 is "maillot, tank suit"; "crane" is the whole of two synsets, and "horn" a part of two.
+    A synset fits if it has all of them and no other word; failing that, if it is the only one that has all of them.
+    "maillot" is n03710637, although n03710721 is "maillot, tank suit"; "crane" is the whole of two synsets, and "horn"
+    a part of two.
     """
     wanted = frozenset(synonyms)
     candidates = [key for key in _ids_by_word().get(next(iter(wanted), ""), ()) if wanted <= synsets()[key]]
@@ -54,10 +55,10 @@ def synset_of(synonyms: Collection[str]) -> str | None:
 
 
 def in_ilsvrc_order(synonyms_of_classes: Sequence[Collection[str]]) -> bool:
-    """Whether these are the 1,000 classes in ILSVRC's order.
+    """True if these are the 1,000 classes in ILSVRC's order.
 
-    They are if each class shares a word with the synset at its position. Synsets that share a word with another one
-    are not looked at, such as the two cranes, which lists of class names tell apart in ways of their own.
+    Each class must share a word with the synset at its position. Synsets that share a word with another one are not
+    checked, such as the two cranes: lists of class names distinguish them in different ways.
     """
     if len(synonyms_of_classes) != len(synsets()):
         return False

@@ -1,4 +1,4 @@
-"""Images to assess with: a folder's, or synthetic ones where there are none."""
+"""Images to assess with, from a folder or synthetic."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from vitdeploy.specs import Mode, TensorSpec
 
 SYNTHETIC_COUNT = 16
-_SYNTHETIC_SIZE = (224, 224)  # (height, width) in pixels, where the model takes every size
+_SYNTHETIC_SIZE = (224, 224)  # (height, width) in pixels, if the model takes every size
 
 
 def synthetic_images(count: int, height: int, width: int, seed: int = 0, *, mode: Mode = "RGB") -> list[Image.Image]:
-    """Seeded noise in every channel, alpha too, with the 1/f amplitude spectrum of photographs.
+    """Seeded noise in every channel, alpha included, with the 1/f amplitude spectrum of photographs.
 
     Field 1987, doi:10.1364/JOSAA.4.002379.
     """
@@ -36,7 +36,7 @@ def synthetic_images(count: int, height: int, width: int, seed: int = 0, *, mode
     for _ in range(count):
         spectrum = np.fft.rfft2(generator.standard_normal((Image.getmodebands(mode), height, width))) * falloff
         noise = np.fft.irfft2(spectrum, s=(height, width))
-        noise = (noise - noise.mean()) / (noise.std() or 1.0)  # 0 where there is one number
+        noise = (noise - noise.mean()) / (noise.std() or 1.0)  # 0 for a single number
         pixels = np.clip(noise * 64 + 128, 0, 255).astype(np.uint8)
         array = np.ascontiguousarray(pixels.transpose(1, 2, 0))  # (H, W, C)
         images.append(Image.fromarray(array[:, :, 0] if mode == "L" else array))
@@ -44,7 +44,7 @@ def synthetic_images(count: int, height: int, width: int, seed: int = 0, *, mode
 
 
 def images_for(processor: ImageProcessor, count: int = SYNTHETIC_COUNT) -> list[Image.Image]:
-    """Synthetic images of the size that the model takes."""
+    """Synthetic images at the model's input size."""
     return synthetic_images(count, *(processor.output_size or _SYNTHETIC_SIZE), mode=processor.mode)
 
 
@@ -53,9 +53,9 @@ class ImageSources:
     """Images to run.
 
     Attributes:
-        images: Paths, or whatever else `vitdeploy.images.open.open_image` takes.
-        left_out: The files of the folder that are not among its images; None where no folder was listed.
-        synthetic: Whether they were made up, none having been given.
+        images: Paths, or other inputs of `vitdeploy.images.open.open_image`.
+        left_out: Files of the folder that are not among its images; None if no folder was listed.
+        synthetic: True if no images were given and they were generated.
     """
 
     images: Sequence[Any]
@@ -68,7 +68,7 @@ def chosen_images(
     images: str | os.PathLike[str] | Sequence[Any] | NDArray[Any] | None,
     most: int | None = None,
 ) -> ImageSources:
-    """The first files of a folder, or images, or synthetic ones where there are none; raises as `list_images`."""
+    """The first files of a folder, the given images, or synthetic ones; raises as `list_images`."""
     if images is None:
         return ImageSources(images_for(processor), synthetic=True)
     if not isinstance(images, (str, os.PathLike)):
@@ -81,7 +81,7 @@ def chosen_images(
 
 
 def few_images(processor: ImageProcessor, folder: str | os.PathLike[str] | None, most: int) -> ImageSources:
-    """At most so many of the files of a folder, at even distances, or of synthetic images; raises as `list_images`."""
+    """At most `most` evenly spaced files of a folder, or synthetic images; raises as `list_images`."""
     if folder is None:
         return ImageSources(images_for(processor, most), synthetic=True)
     listing = list_images(folder)
@@ -91,7 +91,7 @@ def few_images(processor: ImageProcessor, folder: str | os.PathLike[str] | None,
 
 
 def fingerprint(*arrays: np.ndarray) -> str:
-    """SHA-256 of the content of arrays, to tell which images a figure was measured on."""
+    """SHA-256 of arrays, which identifies the images behind a figure."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())
@@ -99,9 +99,9 @@ def fingerprint(*arrays: np.ndarray) -> str:
 
 
 def feeds(inputs: Sequence[TensorSpec], pixel_values: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
-    """Arrays for each of the runtime's `inputs` on N images, as it takes them.
+    """Input arrays of a runtime for N images.
 
-    Where a mask is due, it covers half of the patches; `seed` is the mask's.
+    A mask input covers half of the patches, chosen by `seed`.
     """
     arrays = {"pixel_values": pixel_values}
     for spec in inputs:

@@ -1,4 +1,4 @@
-"""Read, decode and process images ahead of the runtimes, on every core and in bounded memory."""
+"""Data loader: read, decode and preprocess images ahead of the runtimes, on every core and in bounded memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prepared:
-    """One image: the SHA-256 of its file's bytes, and (1, ...) arrays, as runtimes take them."""
+    """One image: the SHA-256 of its file, and (1, ...) input arrays."""
 
     sha256: str
     pixels: dict[PixelFormat, np.ndarray]
@@ -41,15 +41,15 @@ def prepare(
     threads: int,
     ahead: int,
 ) -> Generator[Prepared, None, None]:
-    """Every image in order, decoded once and processed once for each format.
+    """Yield every image in order, decoded once and preprocessed once per format.
 
     Args:
         data: The images.
-        processor: Of the model.
-        formats: Of the runtimes' inputs; without any, images are read and not decoded.
-        first: Images before this position are read and not decoded.
-        threads: Images that are worked on at a time.
-        ahead: Images that may be ready, or in work, before they are asked for.
+        processor: The model's image processor.
+        formats: Input formats of the runtimes; without any, images are read but not decoded.
+        first: Images before this position are read but not decoded.
+        threads: Images processed concurrently.
+        ahead: Prefetch limit: images that may be ready or in progress.
 
     Raises:
         ImageError: If an image cannot be read.

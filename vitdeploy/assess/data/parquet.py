@@ -1,4 +1,4 @@
-"""Read the parquet files of a Hub dataset, one row group at a time."""
+"""Read a Hub dataset's parquet files, one row group at a time."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels")
 _SHARD = re.compile(r"(?P<split>.+)-[0-9]{5}-of-[0-9]{5}.*")
 _SPLITS = frozenset({"train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval"})
-_GROUPS_KEPT = 2  # images are asked for in their order by a few threads: of the end of one and the start of the next
-# A row without an image takes no room in the file where labels repeat, and some 200 bytes in memory.
+_GROUPS_KEPT = 2  # images are requested in order by a few threads: from the end of one and the start of the next
+# With repeating labels, a row without an image takes no room in the file, and some 200 bytes in memory.
 _MOST_ROWS, _LEAST_IMAGE_BYTES = 100_000, 32
-# Pixels that were not compressed may shrink to a sixtieth in a row group; encoded images hardly do.
+# Uncompressed pixels may shrink to a sixtieth in a row group; encoded images hardly shrink.
 _MOST_TIMES, _FLOOR_BYTES = 64, 256 * 1024**2
 _MOST_DICTIONARY_BYTES = 1024**3  # of a dictionary, whose offsets have 31 bits; with a margin
 
@@ -41,10 +41,10 @@ class ParquetData:
     """The content of parquet files.
 
     Attributes:
-        names: "file#row" of each of N images, rows counted from 0.
-        labels: (N,) int64 indices, or N names; empty where none were asked for.
-        class_names: The dataset's names of the indices; None without.
-        load: Gives the bytes of the image at a position from 0 to N - 1.
+        names: "file#row" of each of N images; rows start at 0.
+        labels: Indices, (N,) int64, or N names; empty if not requested.
+        class_names: The dataset's class names; None without.
+        load: Returns the encoded image at a position from 0 to N - 1.
     """
 
     names: tuple[str, ...]
@@ -54,15 +54,16 @@ class ParquetData:
 
 
 def read_parquet(source: Path, files: Sequence[Path], *, labelled: bool = True) -> ParquetData:
-    """Read the names and labels of all files; of the images, none yet.
+    """Read the names and labels of all files, but no images yet.
 
     Args:
         source: The folder, or the only file.
-        files: Those below the folder, in their order.
-        labelled: Whether to read labels, which each file then needs.
+        files: Files below the folder, in order.
+        labelled: Read labels, which each file must have.
 
     Raises:
-        InputError: If a file is damaged, lacks a column, or is of another split or other classes than the first.
+        InputError: If a file is damaged, lacks a column, or belongs to another split or has other classes than the
+            first.
     """
     root = source if source.is_dir() else source.parent
     _check_one_split(source, [path.relative_to(root) for path in files])
@@ -72,7 +73,7 @@ def read_parquet(source: Path, files: Sequence[Path], *, labelled: bool = True) 
     class_names: list[tuple[str, ...] | None] = []
     for path in files:
         try:
-            with open_regular(path) as opened, pq.ParquetFile(opened) as file:  # whose paths must be UTF-8
+            with open_regular(path) as opened, pq.ParquetFile(opened) as file:  # requires UTF-8 paths
                 schema, metadata = file.schema_arrow, file.metadata
                 _check_row_count(path, metadata.num_rows)
                 image = _image_column(path, schema)
@@ -102,7 +103,7 @@ def read_parquet(source: Path, files: Sequence[Path], *, labelled: bool = True) 
 
 @dataclasses.dataclass(frozen=True)
 class _Group:
-    """A row group of a file, its column of images, and the position of its first image."""
+    """A row group, its image column, and the position of its first image."""
 
     path: Path
     index: int
@@ -111,7 +112,7 @@ class _Group:
 
 
 class _RowGroups:
-    """Gives images, and keeps the row groups that they were last read from; all in memory might be too much."""
+    """Reads images, and keeps the last row groups in memory; all of them might be too many."""
 
     def __init__(self, groups: Sequence[_Group], names: Sequence[str]) -> None:
         self._groups, self._names = groups, names
@@ -138,7 +139,7 @@ class _RowGroups:
         try:
             with open_regular(group.path) as opened, pq.ParquetFile(opened) as file:
                 size_bytes = _check_expansion(group, file.metadata.row_group(group.index))
-            # An image that repeats is in the file once, as a word of a dictionary, and stays that in memory.
+            # A repeated image is stored once, as a dictionary entry, and remains one in memory.
             words = [group.column] if size_bytes <= _MOST_DICTIONARY_BYTES else None
             with open_regular(group.path) as opened, pq.ParquetFile(opened, read_dictionary=words) as file:
                 return file.read_row_group(group.index, columns=[group.column]).column(0)
@@ -150,7 +151,7 @@ class _RowGroups:
 
 
 def _check_row_count(path: Path, count: int) -> None:
-    """Refuse more rows than images could be in the file; labels that repeat take no room there."""
+    """Refuse more rows than the file has room for images; repeated labels take no room."""
     size_bytes = path.stat().st_size
     if count > max(_MOST_ROWS, size_bytes // _LEAST_IMAGE_BYTES):
         problem = f"{path} states {count:,} rows in {size_bytes:,} bytes, too few for images"
@@ -158,7 +159,7 @@ def _check_row_count(path: Path, count: int) -> None:
 
 
 def _check_expansion(group: _Group, metadata: pq.RowGroupMetaData) -> int:
-    """The bytes of a row group's images, refused where they are out of proportion to those in the file."""
+    """Size of a row group's images in bytes; refused if out of proportion to the file's size."""
     chunks = [metadata.column(index) for index in range(metadata.num_columns)]
     chunks = [chunk for chunk in chunks if chunk.path_in_schema == group.column]
     size_bytes = sum(chunk.total_uncompressed_size for chunk in chunks)
@@ -173,7 +174,7 @@ def _check_expansion(group: _Group, metadata: pq.RowGroupMetaData) -> int:
 
 
 def _check_one_split(source: Path, files: Sequence[Path]) -> None:
-    """Files of training and test images lie side by side in many repositories of the Hub."""
+    """Refuse files of several splits: many Hub repositories keep training and test files side by side."""
     splits = set()
     for file in files:
         shard = _SHARD.fullmatch(file.name)
@@ -196,7 +197,7 @@ def _image_column(path: Path, schema: pa.Schema) -> str:
 
 
 def _column(path: Path, schema: pa.Schema, names: Sequence[str], feature: str) -> str:
-    """The one column of such a name; else the one that the dataset says is such a feature."""
+    """The column with one of these names; else the only one that the dataset declares as this feature."""
     columns = [name for name in schema.names if name.lower() in names]
     columns = columns or [name for name in schema.names if _feature(path, schema, name).get("_type") == feature]
     if len(columns) != 1:
@@ -225,7 +226,7 @@ def _labels(path: Path, column: pa.ChunkedArray) -> NDArray[np.int64] | list[str
     if pa.types.is_integer(column.type):
         try:
             return np.asarray(column.cast(pa.int64()).to_numpy(), np.int64)
-        except pa.ArrowInvalid as exc:  # of 64 bits without a sign
+        except pa.ArrowInvalid as exc:  # unsigned, 64 bits
             reason = first_line(exc)
             problem = f"{path}: a label is not a class index: {reason}"
             raise InputError(problem, where=path, what="label", found=reason) from exc
@@ -236,7 +237,7 @@ def _labels(path: Path, column: pa.ChunkedArray) -> NDArray[np.int64] | list[str
 
 
 def _class_names(path: Path, schema: pa.Schema, label: str) -> tuple[str, ...] | None:
-    """The names in the dataset's ClassLabel."""
+    """Class names in the dataset's ClassLabel."""
     if _features(path, schema) and not _feature(path, schema, label):
         problem = f"{path}: its metadata 'huggingface' lacks the column {label}"
         raise InputError(problem, where=path, what="huggingface", expected=label, hint="write the file again")
@@ -254,13 +255,13 @@ def _class_names(path: Path, schema: pa.Schema, label: str) -> tuple[str, ...] |
 
 
 def _feature(path: Path, schema: pa.Schema, column: str) -> dict[str, Any]:
-    """The metadata of one column; empty without any."""
+    """Metadata of one column; empty without any."""
     feature = _features(path, schema).get(column)
     return feature if isinstance(feature, dict) else {}
 
 
 def _features(path: Path, schema: pa.Schema) -> dict[str, Any]:
-    """The metadata of the columns, which the Hub's libraries write as JSON; empty without any."""
+    """Metadata of the columns, which the Hub's libraries write as JSON; empty without any."""
     text = (schema.metadata or {}).get(b"huggingface")
     if text is None:
         return {}

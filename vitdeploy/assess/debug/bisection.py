@@ -1,4 +1,4 @@
-"""Delta debugging: the nodes of a bundle's graph that must stay in float32 for a lower precision to pass."""
+"""Delta debugging: find the nodes that must stay in float32 for a lower precision to pass."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ MAX_RUNS = 200
 class Bisection(ImageAssessment):
     """The nodes that must stay in float32.
 
-    An error is the largest difference from the reference, relative to the output's largest value, of any output;
-    infinite where a value is not finite.
+    An error is the largest difference from the reference, relative to the output's largest value, over all outputs;
+    infinite for non-finite values.
 
     Attributes:
-        precision: What the other nodes compute in.
-        tolerance: The largest error that passes.
-        candidates: How many nodes could be kept.
-        kept: Those that must be, in the order of the graph; none where the precision passes by itself, and none where
-            not even float32 passes.
-        error_without: With none of them kept. What the exporter keeps in any case always is: LayerNormalization and
-            Softmax, and the nodes whose weights come near the largest that the precision holds.
-        error: With `kept`; with everything kept, where even that does not pass.
-        runs: How many sets of nodes were run.
-        minimal: Whether it was shown that none of `kept` can be left out; else the runs were used up.
+        precision: Precision of the other nodes.
+        tolerance: Largest error that passes.
+        candidates: Number of nodes that can be kept.
+        kept: Nodes that must be kept, in graph order; empty if the precision passes by itself, or if even float32
+            fails.
+        error_without: Error with none of them kept. Nodes that the exporter always keeps stay in float32:
+            LayerNormalization, Softmax, and nodes with weights near the precision's largest value.
+        error: Error with `kept`; with every node kept, if even that fails.
+        runs: Number of node sets that ran.
+        minimal: True if each of `kept` is proven necessary; False if the runs were used up first.
     """
 
     precision: str
@@ -60,7 +60,7 @@ class Bisection(ImageAssessment):
 
     @property
     def status(self) -> str:
-        """The outcome: "passed" where `kept` makes it pass, or nothing need be kept; "failed" where nothing does."""
+        """The outcome: "passed" if it passes with `kept` or with no node kept; "failed" if nothing makes it pass."""
         return "passed" if self.error <= self.tolerance else "failed"
 
     @property
@@ -72,7 +72,7 @@ class Bisection(ImageAssessment):
 
     @property
     def summary(self) -> str:
-        """The result in a sentence."""
+        """The result as a sentence."""
         if self.status == "failed":
             return (
                 f"even float32 differs from the reference by {self.error:.2g}, and {self.tolerance:g} is allowed: the "
@@ -102,25 +102,25 @@ def bisect(
     max_runs: int = MAX_RUNS,
     progress: Progress = SILENT,
 ) -> Bisection:
-    """Find a smallest set of nodes that must stay in float32 for an ONNX artifact to equal the reference.
+    """Find a minimal set of nodes that must stay in float32 for an ONNX artifact to match the reference.
 
-    Which graph that is, is said at `vitdeploy.assess.debug.mixed_precision.LowerPrecision.of`; what "smallest" means,
-    and how many runs it takes, at `vitdeploy.assess.debug.search.delta_debug`.
+    See `vitdeploy.assess.debug.mixed_precision.LowerPrecision.of` for the choice of the graph, and
+    `vitdeploy.assess.debug.search.delta_debug` for the meaning of "minimal" and the number of runs.
 
     Args:
         bundle: The bundle or its folder.
         precision: "fp16", "bf16", "int8" or "fp8".
-        images: A folder; at most `max_images` of the images below it are compared, at even distances. By default seeded
-            synthetic ones are.
-        tolerance: Largest difference allowed, relative to each output's largest value; by default by precision.
-        batch_size: Images that run together, from 1 up.
-        max_images: From 1 up.
-        max_runs: Sets of nodes to run at most, from 2 up.
-        progress: Told each step, and how far it has come.
+        images: Folder, of which at most `max_images` evenly spaced images are compared. Default: seeded synthetic
+            images.
+        tolerance: Largest difference allowed, relative to each output's largest value. Default: by precision.
+        batch_size: Images per run, at least 1.
+        max_images: Maximum number of images, at least 1.
+        max_runs: Maximum number of node sets to run, at least 2.
+        progress: Receives each step and its progress.
 
     Raises:
-        BundleError: If the bundle is absent or was altered, or holds no valid ONNX model.
-        UsageError: If the bundle has not the artifacts that are needed, or an argument is wrong.
+        BundleError: If the bundle is missing or was altered, or its ONNX model is invalid.
+        UsageError: If the bundle lacks a required artifact, or an argument is invalid.
         ImageError: If an image cannot be read.
         MissingDependencyError: If torch, which runs the reference, or onnx is not installed.
     """

@@ -1,4 +1,4 @@
-"""Results of a comparison layer by layer."""
+"""Results of a layer-by-layer comparison."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class PartDifference:
-    """One part of a model, given the same as the reference's.
+    """One part of a model, run on the same input as the reference's.
 
     Attributes:
         part: "embeddings", "layers.0" ..., "head".
-        differences: Of what the part gives, the head having one an output. Hidden states are in units of their
+        differences: Differences of the part's result; one per output for the head. Hidden states are in units of their
             channel's scale, see `_scale`.
     """
 
@@ -26,7 +26,7 @@ class PartDifference:
 
     @property
     def worst(self) -> Difference:
-        """The difference that needs the largest tolerance."""
+        """The difference that requires the largest tolerance."""
         return max(self.differences, key=lambda difference: difference.required_tolerance)
 
     def to_dict(self) -> dict[str, Any]:
@@ -35,13 +35,13 @@ class PartDifference:
 
 @dataclasses.dataclass(frozen=True)
 class ArtifactLayers:
-    """One artifact, part by part.
+    """One artifact, compared part by part.
 
     Attributes:
-        artifact: Such as "onnx-fp32".
-        tolerance: The largest difference allowed, relative to the largest value of a channel, or of an output.
-        parts: In the order of computation; none where the artifact was skipped.
-        skipped: Why it could not be compared; None where it was.
+        artifact: Name, such as "onnx-fp32".
+        tolerance: Largest difference allowed, relative to the largest value of a channel, or of an output.
+        parts: Parts, in the order of computation; empty if the artifact was skipped.
+        skipped: Reason why it could not be compared; None if it was.
     """
 
     artifact: str
@@ -51,7 +51,7 @@ class ArtifactLayers:
 
     @property
     def first(self) -> str | None:
-        """The first part that diverges: the first whose own difference is beyond the tolerance."""
+        """The first part that diverges: the first whose own difference exceeds the tolerance."""
         return next((part.part for part in self.parts if not part.worst.within(self.tolerance)), None)
 
     @property
@@ -63,7 +63,7 @@ class ArtifactLayers:
 
     @property
     def check_results(self) -> tuple[CheckResult, ...]:
-        """One a part, for a report; one where it was skipped."""
+        """One check per part; one if the artifact was skipped."""
         if self.skipped is not None:
             return (CheckResult(self.artifact, "debug layers", "skipped", self.skipped),)
         return tuple(
@@ -84,11 +84,11 @@ class ArtifactLayers:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class LayerComparison(ByResult, ImageAssessment):
-    """Every artifact of a bundle against the reference, part by part; see `compare_layers`.
+    """Comparison of a bundle's artifacts with the reference, part by part; see `compare_layers`.
 
     Attributes:
-        against: What the artifacts are compared with: "reference", or another artifact.
-        results: One an artifact.
+        against: Baseline of the comparison: "reference", or an artifact's name.
+        results: One per artifact.
     """
 
     against: str

@@ -28,20 +28,20 @@ if TYPE_CHECKING:
     from vitdeploy.bundle.scores import ProblemType
 
 _STATES = "hidden_states."
-_INSIDE = (_STATES, "attentions.")  # outputs that no head makes
-GIVEN, MADE = "vitdeploy.given.", "vitdeploy.made."  # what split artifacts take and give, with the state's index
-# Largest difference relative to the scale of a channel, for layers that are all given the same: six roundings of the
-# type, to 2**-11 and 2**-8, where those of all layers add up in an output. Sound fp16 layers were seen to differ by up
-# to 1.1e-3, and those whose weights are off by 1 % by 4.8e-3 and more.
+_INSIDE = (_STATES, "attentions.")  # outputs that are not the head's
+GIVEN, MADE = "vitdeploy.given.", "vitdeploy.made."  # names of a state's input and output
+# Largest difference relative to the scale of a channel, for layers with the same input: six roundings of the type, to
+# 2**-11 and 2**-8; in an output, the differences of all layers add up. Correct fp16 layers were seen to differ by up to
+# 1.1e-3, layers whose weights are off by 1 % by 4.8e-3 and more.
 LAYER_TOLERANCES = {"fp16": 3e-3, "bf16": 2.4e-2}
-SPLITTERS = {  # by format; what each needs
+SPLITTERS = {  # by format: required packages
     "onnx": ("vitdeploy.assess.debug.onnx_split:open_split", "export", "onnx"),
     "torchscript": ("vitdeploy.assess.debug.torchscript_split:open_split", "torch", "torch"),
 }
 
 
 class SplitArtifact(NamedTuple):
-    """An artifact's copy whose `layers` take states: `run` also takes `GIVEN` and gives `MADE`, one of each state."""
+    """A copy of an artifact with states as inputs: `run` takes a `GIVEN` and returns a `MADE` for each state."""
 
     layers: int
     run: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
@@ -58,25 +58,25 @@ def compare_layers(
     against: str | None = None,
     progress: Progress = SILENT,
 ) -> LayerComparison:
-    """Compare each layer of artifacts with the reference's, or another artifact's, all given the same hidden states.
+    """Compare each layer of artifacts with the reference's, or another artifact's, on the same hidden states.
 
-    The states are the reference's. So a layer shows what it does wrong itself, not what it was given: rounding does not
-    add up from layer to layer, one tolerance holds for all of them, and a fault shows in its own layer alone. An
-    artifact is not exported again: a copy of its graph is cut at the layers' borders, and runs on the CPU. Images run
-    one by one, and no more than 16 of them, for all hidden states are held in memory.
+    The states are the reference's, so each layer shows only its own error: rounding does not accumulate, one tolerance
+    applies to all layers, and a fault appears in its own layer only. Nothing is exported again: a copy of the graph is
+    cut at the layer boundaries and runs on the CPU. At most 16 images run, one by one, because all hidden states are
+    held in memory.
 
     Args:
         bundle: The bundle or its folder.
-        images: A folder, or images, of which the first 16 are taken; by default 16 seeded synthetic ones.
-        tolerance: Largest difference allowed, relative to the largest value of a channel of a layer's state; by default
-            by precision, see `LAYER_TOLERANCES`.
-        backends: As for `evaluate`; by default every artifact.
-        against: One of them, such as "onnxruntime:fp32", instead of the reference.
-        progress: Told each step, and how far it has come.
+        images: Folder or images, of which the first 16 are used. Default: 16 seeded synthetic images.
+        tolerance: Largest difference allowed, relative to the largest value of the state's channel. Default: by
+            precision, see `LAYER_TOLERANCES`.
+        backends: As for `evaluate`. Default: every artifact.
+        against: Baseline instead of the reference, such as "onnxruntime:fp32".
+        progress: Receives each step and its progress.
 
     Raises:
-        BundleError: If the bundle is absent or was altered.
-        UsageError: If the bundle has no artifact, or no such, or the tolerance is wrong.
+        BundleError: If the bundle is missing or was altered.
+        UsageError: If the bundle has no artifact, or not the named one, or the tolerance is invalid.
         ImageError: If an image cannot be read.
         UnavailableError: If `against` cannot be run layer by layer.
         MissingDependencyError: If torch, which runs the reference, or onnx is not installed.
@@ -98,7 +98,7 @@ def run_layers(
     against: str | None = None,
     progress: Progress,
 ) -> LayerComparison:
-    """`compare_layers` with a reference that others run, too."""
+    """`compare_layers` with shared runtimes."""
     bundle = runtimes.bundle
     if not bundle.manifest.artifacts:
         raise no_artifact(bundle, "compare")
@@ -130,7 +130,7 @@ def run_layers(
 
 
 def _one(bundle: Bundle, against: str) -> str:
-    """The name of the one artifact that is meant."""
+    """The name of the only artifact that matches."""
     choices = select(bundle, [against])
     if len(choices) > 1:
         raise UsageError(
@@ -144,19 +144,19 @@ def _one(bundle: Bundle, against: str) -> str:
 
 
 def _tolerance(bundle: Bundle, *names: str) -> float:
-    """The larger tolerance of the artifacts of these names."""
+    """The larger tolerance of these artifacts."""
     held = [artifact for artifact in bundle.manifest.artifacts if artifact.name in names]
     return max(LAYER_TOLERANCES.get(artifact.precision) or default_tolerance(artifact) for artifact in held)
 
 
 def _heads(artifacts: Iterable[Artifact]) -> list[str]:
-    """The names of the outputs that heads make."""
+    """Names of the heads' outputs."""
     outputs = dict.fromkeys(spec.name for artifact in artifacts for spec in artifact.outputs)
     return [name for name in outputs if not name.startswith(_INSIDE)]
 
 
 def _run(artifact: Artifact, reference: ReferenceRun) -> dict[str, np.ndarray]:
-    """The states that each layer of an artifact gives, by the names of the states, and the outputs."""
+    """States by name from each layer of an artifact, and the outputs."""
     if artifact.format not in SPLITTERS:
         raise UnavailableError(
             f"layers can be compared in {' and '.join(SPLITTERS)} artifacts, not in {artifact.name}",
@@ -182,10 +182,10 @@ def _run(artifact: Artifact, reference: ReferenceRun) -> dict[str, np.ndarray]:
 
 
 def _scale(states: np.ndarray) -> np.ndarray:
-    """Scale of each channel of (N, tokens, hidden): its largest value, at least the median of all channels'.
+    """Scale of each channel of (N, tokens, hidden): its largest value, but at least the median over channels.
 
-    A few channels of large models are a hundred times as large as the others (Sun et al. 2024, arXiv:2402.17762):
-    what goes wrong in the others would be nothing beside them.
+    A few channels of large models are a hundred times as large as the others (Sun et al. 2024, arXiv:2402.17762) and
+    would hide errors in the others.
     """
     largest = np.abs(states).max(axis=(0, 1))
     scale: np.ndarray = np.maximum(largest, np.median(largest))

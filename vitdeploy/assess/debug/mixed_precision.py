@@ -1,4 +1,4 @@
-"""A bundle's graph in a lower precision, any node of which can be kept in float32."""
+"""Mixed-precision variants of a bundle's graph: a lower precision, with any nodes kept in float32."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from vitdeploy.specs import QUANTIZED, ExportSpec, PixelStage, Precision
 from vitdeploy.system.imports import load_target
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from vitdeploy.assess.inspection.onnx_reader import Loaded
     from vitdeploy.bundle.bundle import Bundle
     from vitdeploy.bundle.manifest import Artifact
@@ -27,21 +25,23 @@ class GraphNode:
     """A node that can be kept in float32.
 
     Attributes:
-        name: Of its first output, which is its name for `vitdeploy.export(keep_fp32=...)`.
-        op_type: Its operator.
+        name: Name of its first output, as in `vitdeploy.export(keep_fp32=...)`.
+        op_type: Operator.
         part: "embeddings", "layers.0" ..., "head".
+        layer: Readable name of its layer, such as "block 3, MLP, fc1"; `vitdeploy.export(keep_fp32=...)` takes it, too.
     """
 
     name: str
     op_type: str
     part: str
+    layer: str
 
 
 @dataclasses.dataclass(frozen=True)
 class LowerPrecision:
-    """The graph: `artifact` is the quantized one, or what `export` would make in half precision.
+    """The graph in the lower precision: the quantized `artifact`, or the result of `export` in half precision.
 
-    `variants` writes the graph that keeps some of `nodes`, which are those that can be kept, part by part.
+    `variants` writes the graph with some of `nodes` kept in float32; `nodes` are all that can be kept, part by part.
     """
 
     artifact: Artifact
@@ -50,21 +50,21 @@ class LowerPrecision:
 
     @classmethod
     def of(cls, bundle: Bundle, precision: str, what: str) -> LowerPrecision:
-        """The graph of the bundle's `onnx-fp32` for fp16 and bf16, of the quantized artifact for int8 and fp8.
+        """Open the graph of the bundle's `onnx-fp32` for fp16 and bf16, or of the quantized artifact for int8 and fp8.
 
-        Variants of the artifact are the `onnx-fp32`, quantized by the ranges that the artifact records.
-        In half precision no node is kept for what was observed, and every rounding is done, also those that ONNX
-        Runtime leaves out on a CPU.
+        Variants of a quantized artifact are its `onnx-fp32`, quantized with the artifact's recorded ranges. In half
+        precision, no node is kept because of observed values, and every rounding is done, including those that ONNX
+        Runtime omits on a CPU.
 
         Args:
             bundle: The bundle.
             precision: One of `PRECISIONS`.
-            what: What needs it, such as "debug bisect".
+            what: The caller, such as "debug bisect", for messages.
 
         Raises:
-            UsageError: If there is no such precision, or the bundle has not the artifacts that are needed, or they were
-                exported with different options.
-            BundleError: If an artifact was altered, or is no valid ONNX model.
+            UsageError: If the precision is unknown, or the required artifacts are missing or were exported with
+                different options.
+            BundleError: If an artifact was altered, or its ONNX model is invalid.
             MissingDependencyError: If onnx is not installed.
         """
         if precision not in PRECISIONS:
@@ -88,7 +88,7 @@ class LowerPrecision:
         with bundle.opened_artifact(source) as (float_file, *_):
             loaded = _loaded(float_file, what)
             variants = _variants(bundle, artifact, float_file, what)
-        return cls(artifact, variants, _in_parts(loaded, variants.nodes))
+        return cls(artifact, variants, _in_parts(loaded, variants))
 
 
 def _variants(bundle: Bundle, artifact: Artifact, float_file: OpenedFile, what: str) -> Variants:
@@ -112,7 +112,7 @@ def _variants(bundle: Bundle, artifact: Artifact, float_file: OpenedFile, what: 
                 variants = make(file, float_file, spec)
     else:
         make = load_target("vitdeploy.exporters.graph.variants:half_variants", what, _EXTRA, _PACKAGE)
-        with valid_onnx(float_file):  # weights in a file of their own are read only here
+        with valid_onnx(float_file):  # external weights are read only here
             variants = make(float_file, Precision(artifact.precision))
     return variants
 
@@ -122,14 +122,15 @@ def _loaded(file: OpenedFile, what: str) -> Loaded:
     return graph
 
 
-def _in_parts(loaded: Loaded, names: Collection[str]) -> tuple[GraphNode, ...]:
-    """The nodes of these names, part by part."""
-    from vitdeploy.assess.inspection.onnx_parts import nodes_by_part
+def _in_parts(loaded: Loaded, variants: Variants) -> tuple[GraphNode, ...]:
+    """The nodes that can be kept, part by part."""
+    from vitdeploy.exporters.naming.layer_names import layer_name
+    from vitdeploy.exporters.naming.parts import nodes_by_part
 
-    wanted = set(names)
+    wanted, labels = set(variants.nodes), variants.labels
     return tuple(
-        GraphNode(node.output[0], node.op_type, part)
+        GraphNode(name, node.op_type, part, layer_name(name, part, labels.get(name)))
         for part, nodes in nodes_by_part(loaded.model.graph.node, loaded.inputs).items()
         for node in nodes
-        if node.output[0] in wanted
+        if (name := node.output[0]) in wanted
     )

@@ -1,4 +1,4 @@
-"""Let every layer of an ONNX graph start from states that are given to it, instead of from the layer before."""
+"""Split an ONNX graph, so that every layer starts from given states instead of the previous layer's."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import onnx
 from onnx import TensorProto, helper
 
 from vitdeploy.assess.debug.layers import GIVEN, MADE, SplitArtifact
-from vitdeploy.assess.inspection.onnx_parts import CONVERSIONS, nodes_by_part
 from vitdeploy.assess.inspection.onnx_reader import load_onnx, valid_onnx
 from vitdeploy.errors import UnavailableError
+from vitdeploy.exporters.naming.parts import CONVERSIONS, nodes_by_part
 from vitdeploy.files.opened import OpenedFile
 from vitdeploy.runtimes.onnxrt import OnnxRuntime
 
@@ -29,11 +29,11 @@ _AXES = ("batch", "tokens", "hidden")
 
 @contextlib.contextmanager
 def open_split(bundle: Bundle, artifact: Artifact) -> Iterator[SplitArtifact]:
-    """Run a copy of an ONNX artifact whose layers take the states that they are given; see `split_layers`.
+    """Open a copy of an ONNX artifact whose layers start from given states; see `split_layers`.
 
     Raises:
-        BundleError: If a file was altered, or is no valid ONNX model.
-        UnavailableError: If the graph's layers cannot be told apart, or it cannot run here.
+        BundleError: If a file was altered, or is not a valid ONNX model.
+        UnavailableError: If the graph's layers cannot be identified, or it cannot run here.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "layers.onnx"
@@ -45,21 +45,22 @@ def open_split(bundle: Bundle, artifact: Artifact) -> Iterator[SplitArtifact]:
 
 
 def split_layers(source: Path | OpenedFile, target: Path) -> int:
-    """Write a copy of a graph whose layers, and head, take hidden states as inputs and give what they make of them.
+    """Write a copy of a graph in which hidden states are inputs and outputs of every layer and of the head.
 
-    Layer i takes the float32 input `GIVEN`i (N, tokens, hidden) and gives the float32 output `MADE`i+1; `MADE`0 is
-    what the embeddings give. The graph's own inputs and outputs stay, the outputs as made from the last of the given
-    states. A layer ends with the last Add of its part (see `nodes_by_part`), the sum of its two branches.
+    Layer i has the float32 input `GIVEN`i (N, tokens, hidden) and the float32 output `MADE`i+1; `MADE`0 is the
+    embeddings' output. The graph's inputs and outputs stay; its outputs are computed from the last given state. A layer
+    ends with the last Add of its part (see `nodes_by_part`), the sum of its two branches.
 
     Args:
-        source: The .onnx file; external data lies beside it.
-        target: The file to write, beside which external data goes where the source has any.
+        source: The .onnx file, with external data beside it.
+        target: The file to write, with external data beside it if the source has any.
 
     Returns:
         The number of layers.
 
     Raises:
-        UnavailableError: If the graph's layers cannot be told apart, as where operators are fused over their borders.
+        UnavailableError: If the graph's layers cannot be identified, for example because operators are fused across
+            them.
     """
     file = OpenedFile.of(source)
     external = onnx.load(file.handle, load_external_data=False)
@@ -89,7 +90,7 @@ def split_layers(source: Path | OpenedFile, target: Path) -> int:
 
 
 def hidden_states(graph: onnx.GraphProto, source: Path) -> list[str]:
-    """The tensors of hidden states, into the first layer and out of each; UnavailableError where there are none."""
+    """Tensors of the hidden states, before the first layer and after each; UnavailableError if there are none."""
     weights = {tensor.name for tensor in graph.initializer}
     parts = nodes_by_part(graph.node, {value.name for value in graph.input} - weights)
     layers: list[Sequence[onnx.NodeProto]] = []
@@ -109,7 +110,7 @@ def hidden_states(graph: onnx.GraphProto, source: Path) -> list[str]:
 
 
 def _start(nodes: Iterable[onnx.NodeProto], layer: Sequence[onnx.NodeProto]) -> str | None:
-    """Input of the first norm of a layer, before conversions."""
+    """Input of a layer's first norm, before conversions."""
     value = next((node.input[0] for node in layer if node.op_type == "LayerNormalization"), None)
     conversions = {node.output[0]: node.input[0] for node in nodes if node.op_type in CONVERSIONS}
     while value in conversions:
@@ -118,7 +119,7 @@ def _start(nodes: Iterable[onnx.NodeProto], layer: Sequence[onnx.NodeProto]) -> 
 
 
 def _end(layer: Sequence[onnx.NodeProto]) -> str | None:
-    """Output of the last Add of a layer, if no other node of the layer uses it."""
+    """Output of a layer's last Add, if no other node of the layer uses it."""
     sums = [node.output[0] for node in layer if node.op_type == "Add"][-1:]
     outputs = set(sums)
     for node in layer:

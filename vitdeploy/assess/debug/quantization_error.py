@@ -1,4 +1,4 @@
-"""Relative error of mixed-precision variants of a graph, on a few images."""
+"""Relative error of a graph's mixed-precision variants on a few images."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 
 class Closeness(NamedTuple):
-    """How near a graph's outputs are to the reference's, for the worst output.
+    """Similarity of a graph's worst output to the reference's.
 
     Attributes:
-        error: The length of the difference over that of what is expected, of all images together; from 0 up.
-        mean_cosine: The mean of the images' cosine similarities; None, as the next, for the logits of a regression.
-        p5_cosine: Their 5th percentile.
+        error: L2 norm of the difference over that of the expected output, over all images; 0 or more.
+        mean_cosine: Mean cosine similarity over images; None for the logits of a regression, as is `p5_cosine`.
+        p5_cosine: 5th percentile of the cosine similarity.
     """
 
     error: float
@@ -40,13 +40,13 @@ class Closeness(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class VariantErrors:
-    """Runs variants of a graph, and holds of them no more than what one batch gives.
+    """Runs variants of a graph, and keeps the outputs of one batch only.
 
     Attributes:
-        pixel_values: Batches of images, as the graph takes them.
-        expected: What the reference gives for all of them, (N, ...), by the names of the outputs that count.
-        folder: Where a graph may lie meanwhile; the system's for temporary files by default.
-        problem_type: Of the model.
+        pixel_values: Batches in the graph's input format.
+        expected: The reference's outputs for all of them, (N, ...), by name; only these outputs are compared.
+        folder: Temporary folder for graphs. Default: the system's.
+        problem_type: The model's problem type.
     """
 
     pixel_values: Sequence[np.ndarray]
@@ -55,16 +55,16 @@ class VariantErrors:
     problem_type: ProblemType = ProblemType.SINGLE_LABEL
 
     def error(self, variants: Variants, kept: Collection[str]) -> float:
-        """The `RelativeError` of the variant that keeps these nodes in float32, of all images together.
+        """`RelativeError` of the variant with these nodes in float32, over all images.
 
-        Of several outputs, and of a regression's values, it is the largest; infinite where a value is not finite.
+        The largest over several outputs or a regression's values; infinite for non-finite values.
         """
         return max(sums.error.value for sums in self._sums(variants, kept, one_by_one=False).values())
 
     def closeness(self, variants: Variants, kept: Collection[str], *, one_by_one: bool) -> Closeness:
-        """The relative error, as `error` gives it, and the cosines of the images, of the output with the largest error.
+        """The relative error as in `error`, and the cosines, of the output with the largest error.
 
-        With `one_by_one` each image is run alone.
+        With `one_by_one`, each image runs alone.
         """
         sums = self._sums(variants, kept, one_by_one=one_by_one)
         errors = {name: of_one.error.value for name, of_one in sums.items()}
@@ -95,7 +95,7 @@ class _Sums:
     cosines: list[float] = dataclasses.field(default_factory=list)
 
     def add(self, wanted: np.ndarray, given: np.ndarray) -> None:
-        """(N, ...) of some images."""
+        """Add some images, (N, ...)."""
         self.error.add(wanted, given)
         self.cosines += cosines(wanted, given).tolist()
 
@@ -104,10 +104,10 @@ class _Sums:
 def opened_variant(
     variants: Variants, kept: Collection[str], folder: Path | None, pixels: PixelFormat | None = None
 ) -> Iterator[OnnxRuntime]:
-    """The variant that keeps these nodes in float32, in ONNX Runtime.
+    """Open the variant with these nodes in float32, in ONNX Runtime.
 
-    Its file lies in `folder` meanwhile, by default the system's for temporary files. It takes `pixels` for an image, by
-    default what the image processor gives.
+    `folder` is a temporary folder for its file, by default the system's; `pixels` is its input format, by default the
+    image processor's output.
     """
     from vitdeploy.runtimes.onnxrt import OnnxRuntime
     from vitdeploy.runtimes.onnxrt_options import OnnxRuntimeOptions
@@ -127,10 +127,9 @@ def sensitivities(
     progress: Progress,
     layers: Mapping[str, Collection[str]] | None = None,
 ) -> dict[str, float]:
-    """The error with one layer alone in the lower precision, for each: how sensitive the outputs are to it.
+    """Sensitivity of each layer: the error with that layer alone in the lower precision.
 
-    `error` is of the variant that keeps these nodes in float32. `layers` has the nodes of each by its name; by default
-    each node is one.
+    `error` takes the nodes that stay in float32. `layers` maps layer names to nodes; by default, each node is a layer.
     """
     if layers is None:
         layers = {node: (node,) for node in variants.nodes}

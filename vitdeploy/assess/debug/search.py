@@ -15,11 +15,11 @@ MAX_RUNS = 100
 
 
 class Measure(Protocol):
-    """A measurement of an artifact; its text is for people."""
+    """A measurement of an artifact; its text is for users."""
 
     @property
     def value(self) -> float:
-        """The larger the better."""
+        """The measured value; larger is better."""
 
 
 K = TypeVar("K")
@@ -32,12 +32,12 @@ class MinimalSet:
     """Result of delta debugging.
 
     Attributes:
-        kept: The nodes; empty where nothing need be kept, everything where even that does not pass.
-        error_without: With nothing kept.
-        error: With `kept`.
-        error_with_all: With everything kept; None where nothing need be.
-        runs: How many sets were evaluated.
-        minimal: Whether it was shown that none of `kept` can be left out.
+        kept: Nodes to keep; empty if none is needed, all of them if even that fails.
+        error_without: Error with nothing kept.
+        error: Error with `kept`.
+        error_with_all: Error with everything kept; None if nothing is needed.
+        runs: Number of evaluated sets.
+        minimal: True if each of `kept` is proven necessary.
     """
 
     kept: frozenset[str]
@@ -50,15 +50,15 @@ class MinimalSet:
 
 @dataclasses.dataclass(frozen=True)
 class KeptLayers(Generic[M]):
-    """Result of a search by sensitivity.
+    """Result of a mixed-precision search by sensitivity.
 
     Attributes:
-        kept: The layers, the most sensitive first; where nothing is enough, those with which the most is reached.
-        accuracy: With them.
-        without: With none.
-        enough: Whether that is enough.
-        runs: How many sets were measured.
-        minimal: Whether it was shown that none of `kept` can be left out.
+        kept: Layers, the most sensitive first; if no set is enough, the one with the highest accuracy.
+        accuracy: Accuracy with `kept`.
+        without: Accuracy with no layer kept.
+        enough: True if `accuracy` is enough.
+        runs: Number of measured sets.
+        minimal: True if each of `kept` is proven necessary.
     """
 
     kept: tuple[str, ...]
@@ -70,12 +70,12 @@ class KeptLayers(Generic[M]):
 
 
 class _OutOfRunsError(Exception):
-    """The search ends here, with the best set so far."""
+    """The runs are used up; the best set so far is the result."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Measurements(Generic[K, V]):
-    """Measurements by set; none is made twice, and no more than `max_runs` are made."""
+    """Measurements by set; none is repeated, and at most `max_runs` are made."""
 
     measure: Callable[[K], V]
     max_runs: int
@@ -96,26 +96,25 @@ class _Measurements(Generic[K, V]):
 def delta_debug(
     groups: Sequence[Sequence[str]], evaluate: Callable[[frozenset[str]], float], tolerance: float, max_runs: int
 ) -> MinimalSet:
-    """Find a set of nodes with which the error is within `tolerance`, and without any one of which it is not.
+    """Find a minimal set of nodes that brings the error within `tolerance`: without any one of them it is not.
 
-    That is 1-minimal, as delta debugging has it (Zeller and Hildebrandt 2002, doi:10.1109/32.988498). A set with fewer
-    nodes may exist: to rule that out would take a run for every set.
+    The set is 1-minimal in the sense of delta debugging (Zeller and Hildebrandt 2002, doi:10.1109/32.988498). A smaller
+    set may exist; excluding that would need a run for every set.
 
-    From everything kept, as much as possible is let go at a time, and halved where that is too much: whole groups
-    first, the least harmful ones before the others, then the nodes of those that are left. With n candidates, g groups
-    and m nodes that must be kept this takes about 2 + g + 2m(1 + log2(n / m)) + m runs, the last m of them to show that
-    each is needed. The answer is the same for the same errors. Where keeping more makes the error larger, as rounding
-    may by luck, the answer still passes and is still 1-minimal.
+    Starting from everything kept, as much as possible is released at a time, and half of it if that fails: whole groups
+    first, the least harmful ones before others, then the nodes of the remaining groups. With n candidates, g groups and
+    m nodes that must be kept, this takes about 2 + g + 2m(1 + log2(n / m)) + m runs, the last m to show that each node
+    is necessary. The result is deterministic. If keeping more increases the error, as rounding can by chance, the
+    result still passes and is still 1-minimal.
 
     Args:
-        groups: The candidates, in groups that are likely to matter together.
-        evaluate: The error with these nodes kept, from 0 up; infinite where the result is of no use. Never asked twice
-            for one set.
-        tolerance: The largest error that passes.
-        max_runs: Sets to evaluate at most, from 2 up; after that the best set so far is returned, as not minimal.
+        groups: Candidates, in groups that are likely to matter together.
+        evaluate: Error with these nodes kept, 0 or more; infinite for a useless result. Called once per set.
+        tolerance: Largest error that passes.
+        max_runs: Maximum number of evaluated sets, at least 2; then the best set so far is returned as not minimal.
 
     Raises:
-        UsageError: If `max_runs` is less.
+        UsageError: If `max_runs` is less than 2.
     """
     check_count("max_runs", max_runs, FEWEST_RUNS)
     error = _Measurements(evaluate, max_runs)
@@ -128,7 +127,7 @@ def delta_debug(
         return MinimalSet(kept, without, with_all, with_all, error.runs, minimal=False)
 
     def passes_without(part: frozenset[str]) -> bool:
-        """Whether the set without `part` passes; it is then kept."""
+        """True if the set without `part` passes; that set is then kept."""
         nonlocal kept
         passes = error(kept - part) <= tolerance
         if passes:
@@ -136,7 +135,7 @@ def delta_debug(
         return passes
 
     def let_go(parts: Sequence[frozenset[str]]) -> None:
-        """Let all of `parts` go; where that does not pass, what can go of their first half, and then of the second."""
+        """Release all of `parts`; if that fails, as much as possible of the first half, and then of the second."""
         if parts and not passes_without(frozenset().union(*parts)) and len(parts) > 1:
             middle = len(parts) // 2
             let_go(parts[:middle])
@@ -147,7 +146,7 @@ def delta_debug(
         let_go([frozenset(group) for group in ranked])
         let_go([frozenset([node]) for group in ranked for node in group if node in kept])
         while any(passes_without(frozenset([node])) for node in sorted(kept)):
-            pass  # only where more kept means more error is there any left that can go
+            pass  # more can be released only if keeping more increased the error
         minimal = True
     except _OutOfRunsError:
         minimal = False
@@ -160,19 +159,19 @@ def search_by_sensitivity(
     enough: Callable[[M], bool],
     max_runs: int = MAX_RUNS,
 ) -> KeptLayers[M]:
-    """Find a set of layers with which the accuracy is enough, and without any one of which it is not.
+    """Find a minimal set of layers that makes the accuracy sufficient: without any one of them it is not.
 
-    1. Of a ranking, 1, 2, 4, ... of the first are kept, until that is enough; then the number is halved in on.
-    2. Each that is kept is let go, the least sensitive first, where the others are enough; again, until none can go.
+    1. The first 1, 2, 4, ... layers of a ranking are kept, until that is enough; then the number is bisected.
+    2. Kept layers are released, the least sensitive first, if the others are enough; repeated until none can be.
 
-    With n layers and m kept this takes some 2 log2(n) + m runs, and m more where a layer could go. The answer is
-    1-minimal, not the smallest set of all. At least one layer is not kept.
+    With n layers and m kept, this takes about 2 log2(n) + m runs, and m more if a layer was released. The result is
+    1-minimal, not the smallest possible set. At least one layer is not kept.
 
     Args:
-        rank: Gives the layers, the most sensitive first; called where keeping none is not enough.
-        measure: The accuracy with these layers kept.
-        enough: Whether it is.
-        max_runs: Sets to measure at most, from 2 up; the best one so far is then the answer.
+        rank: Returns the layers, the most sensitive first; called if keeping none is not enough.
+        measure: Accuracy with these layers kept.
+        enough: True for a sufficient accuracy.
+        max_runs: Maximum number of measured sets, at least 2; then the best set so far is returned.
     """
     accuracy: _Measurements[tuple[str, ...], M] = _Measurements(lambda kept: measure(frozenset(kept)), max_runs)
     without = accuracy(())
@@ -187,7 +186,7 @@ def search_by_sensitivity(
         kept = _shortest_prefix(ranked, passes)
         minimal = kept is not None
         before = None
-        while kept is not None and kept != before:  # what is rounded elsewhere may, by luck, make up for a layer
+        while kept is not None and kept != before:  # rounding elsewhere may, by chance, compensate for a layer
             before = kept
             for layer in reversed(before):
                 others = tuple(name for name in kept if name != layer)
@@ -205,8 +204,8 @@ def search_by_sensitivity(
 
 
 def _shortest_prefix(ranked: tuple[str, ...], passes: Callable[[tuple[str, ...]], bool]) -> tuple[str, ...] | None:
-    """The shortest that is enough, by halving; None where all but one of the layers are not."""
-    low, high, most = 0, 1, len(ranked) - 1  # low is not enough
+    """The shortest sufficient prefix, by bisection; None if all layers but one are not enough."""
+    low, high, most = 0, 1, len(ranked) - 1  # `low` is not enough
     while high < most and not passes(ranked[:high]):
         low, high = high, 2 * high
     high = min(high, most)

@@ -19,9 +19,9 @@ from vitdeploy.errors import check_count
 from vitdeploy.system.argument_types import typed
 from vitdeploy.system.progress import SILENT, Progress
 
-MAX_IMAGES = 32  # as many as `export` measures layers on, at most (`CalibrationImages.parts`)
-# Operators that give values as they are. One that computes in a lower precision alone rounds what the nodes before and
-# after it round as well: a run of its own would tell nothing that theirs do not.
+MAX_IMAGES = 32  # the most images on which `export` measures layers (`CalibrationImages.parts`)
+# Operators that pass values on unchanged. One of them alone in a lower precision only repeats the rounding of the nodes
+# before and after it.
 _MOVING = frozenset(
     {"Concat", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Transpose",
      "Unsqueeze"}
@@ -33,12 +33,13 @@ class LayerEffect:
     """The error of the outputs with one layer alone in the lower precision.
 
     Attributes:
-        label: What it is called after its weight, such as "layers.0.mlp.fc1"; the node's name where there is no such.
-        nodes: Its nodes, as `vitdeploy.export(keep_fp32=...)` takes them: a product with a weight, and in half
-            precision the addition of its bias; or one node without a weight.
-        op_type: The operator of the first of them.
+        label: Name derived from its weight, such as "layers.0.mlp.fc1"; else the node's name.
+        nodes: Node names for `vitdeploy.export(keep_fp32=...)`: a product with a weight, and in half precision the
+            addition of its bias; or one node without a weight.
+        op_type: Operator of the first node.
         part: "embeddings", "layers.0" ..., "head".
-        error: The relative error of the outputs; infinite where a value is not finite.
+        error: Relative error of the outputs; infinite for non-finite values.
+        layer: Readable name, such as "block 0, MLP, fc1"; `vitdeploy.export(keep_fp32=...)` takes it, too.
     """
 
     label: str
@@ -46,21 +47,22 @@ class LayerEffect:
     op_type: str
     part: str
     error: float
+    layer: str
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Sensitivity(ImageAssessment):
     """The sensitivity of every layer.
 
-    An error is the length of the difference from the reference over the length of what that gives, of all images
-    together, and of several outputs, or of a regression's values, the largest; see
+    An error is the L2 norm of the difference from the reference over the norm of the reference's output, over all
+    images; the largest over several outputs, or over a regression's values. See
     `vitdeploy.assess.debug.quantization_error.VariantErrors`.
 
     Attributes:
-        precision: What a layer computes in that is not kept in float32.
-        layers: In the order of the graph.
-        error: With every node in the lower precision.
-        error_float32: With none: what float32 itself differs by, below which an effect says nothing.
+        precision: Precision of a layer that is not kept in float32.
+        layers: Layers in graph order.
+        error: Error with every node in the lower precision.
+        error_float32: Error with none: float32's own difference, below which an effect is meaningless.
     """
 
     precision: str
@@ -80,15 +82,15 @@ class Sensitivity(ImageAssessment):
 
     @property
     def ranked(self) -> tuple[LayerEffect, ...]:
-        """The most sensitive layer first; those that are equal in the order of the graph."""
+        """The most sensitive layer first; ties in graph order."""
         return tuple(sorted(self.layers, key=lambda layer: -layer.error))
 
     @property
     def summary(self) -> str:
-        """The result in a sentence."""
+        """The result as a sentence."""
         first = self.ranked[0]
         return (
-            f"{first.label} is the most sensitive of {len(self.layers)} layers: relative error {first.error:.2g} with "
+            f"{first.layer} is the most sensitive of {len(self.layers)} layers: relative error {first.error:.2g} with "
             f"it alone in {self.precision}, {self.error:.2g} with all of them, {self.error_float32:.2g} in float32"
         )
 
@@ -106,26 +108,26 @@ def sensitivity(
     max_images: int = MAX_IMAGES,
     progress: Progress = SILENT,
 ) -> Sensitivity:
-    """Measure what each layer of an ONNX artifact does to the outputs, alone in a lower precision.
+    """Measure the sensitivity of an ONNX artifact's outputs to each layer alone in a lower precision.
 
-    Which graph that is, is said at `vitdeploy.assess.debug.mixed_precision.LowerPrecision.of`. A layer is what takes
-    one module's weights, or a node that computes without any. Each takes one run over the images, which go one by one,
-    as a graph that measures the ranges of what it is given must have them. Of int8 and fp8 the layers are the nodes
-    that the artifact quantizes. Of fp16 and bf16, where some hundreds of nodes are rounded, a product and the addition
-    of its bias are one layer, and nodes that only move values are none, which leaves twelve runs a block, 147 for
-    ViT-B; they are in the lower precision where all are.
+    See `vitdeploy.assess.debug.mixed_precision.LowerPrecision.of` for the choice of the graph. A layer is the nodes
+    with one module's weights, or a computing node without weights. Each layer takes one run over the images, one image
+    at a time, because a dynamically quantized graph measures its ranges per run. For int8 and fp8, the layers are the
+    quantized nodes. For fp16 and bf16, which round some hundreds of nodes, a product and the addition of its bias are
+    one layer, and nodes that only move values are none: twelve runs a block, 147 for ViT-B. Such nodes are in the lower
+    precision only if all are.
 
     Args:
         bundle: The bundle or its folder.
         precision: "int8", "fp8", "fp16" or "bf16".
-        images: A folder; at most `max_images` of the images below it are taken, at even distances. By default seeded
-            synthetic ones are, on which a model may be as sensitive, or not.
-        max_images: From 1 up.
-        progress: Told each step, and how far it has come.
+        images: Folder, of which at most `max_images` evenly spaced images are used. Default: seeded synthetic images,
+            on which the sensitivity may differ.
+        max_images: Maximum number of images, at least 1.
+        progress: Receives each step and its progress.
 
     Raises:
-        BundleError: If the bundle is absent or was altered, or holds no valid ONNX model.
-        UsageError: If the bundle has not the artifacts that are needed, or an argument is wrong.
+        BundleError: If the bundle is missing or was altered, or its ONNX model is invalid.
+        UsageError: If the bundle lacks a required artifact, or an argument is invalid.
         ImageError: If an image cannot be read.
         MissingDependencyError: If torch, which runs the reference, or onnx is not installed.
     """
@@ -150,7 +152,7 @@ def sensitivity(
         **run.assessment,
         precision=precision,
         layers=tuple(
-            LayerEffect(label, names[label], nodes[0].op_type, nodes[0].part, error_of[label])
+            LayerEffect(label, names[label], nodes[0].op_type, nodes[0].part, error_of[label], nodes[0].layer)
             for label, nodes in layers.items()
         ),
         error=of_all,
@@ -159,7 +161,7 @@ def sensitivity(
 
 
 def _layers(lower: LowerPrecision) -> dict[str, list[GraphNode]]:
-    """The nodes of each layer, by its label."""
+    """Nodes of each layer, by label."""
     layers: dict[str, list[GraphNode]] = {}
     for node in lower.nodes:
         label = lower.variants.labels.get(node.name)

@@ -1,4 +1,4 @@
-"""Let every layer of a TorchScript graph start from states that are given to it, instead of from the layer before."""
+"""Split a TorchScript graph, so that every layer starts from given states instead of the previous layer's."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def open_split(bundle: Bundle, artifact: Artifact) -> Iterator[SplitArtifact]:
-    """Run a copy of a TorchScript artifact, on the CPU, whose layers take the states that they are given.
+    """Open a copy of a TorchScript artifact, on the CPU, whose layers start from given states.
 
-    Layer i takes the input `GIVEN`i (N, tokens, hidden) and gives the output `MADE`i+1, both float32; `MADE`0 is what
-    the embeddings give. The artifact's own outputs are made from the last of the given states.
+    Layer i has the input `GIVEN`i (N, tokens, hidden) and the output `MADE`i+1, both float32; `MADE`0 is the
+    embeddings' output. The artifact's outputs are computed from the last given state.
 
     Raises:
         BundleError: If a file was altered, or torch does not load it.
-        UnavailableError: If the graph's layers cannot be told apart.
+        UnavailableError: If the graph's layers cannot be identified.
     """
     device = open_device("cpu")
     with bundle.opened_artifact(artifact) as (file, *_):
@@ -65,7 +65,7 @@ def open_split(bundle: Bundle, artifact: Artifact) -> Iterator[SplitArtifact]:
 
 
 def _split(graph: torch._C.Graph, states: list[torch._C.Value]) -> None:
-    """Give the graph an input for each state, which its users take, and an output for each."""
+    """Add an input for each state, used instead of it, and an output for each."""
     outputs = list(next(graph.outputs()).node().inputs())
     for index, state in enumerate(states):
         state.replaceAllUsesWith(graph.addInput(f"given_{index}"))

@@ -1,4 +1,4 @@
-"""Try every backend on every device that its engine lists."""
+"""Try every backend on every device of its engine."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ BUILDS_ONLY = "builds engines only (no GPU here)"
 NOT_INSTALLED = "not installed"
 NOT_AVAILABLE = "not available"
 LISTED_ONLY = "listed only"
-# Every wheel of ONNX Runtime lists it. It calls a remote service and runs no graph here.
+# Every ONNX Runtime wheel lists it. It calls a remote service and runs no graph here.
 _REMOTE_PROVIDERS = frozenset({"AzureExecutionProvider"})
 
 
 @dataclasses.dataclass(frozen=True)
 class BackendCheck:
-    """Whether a backend ran a small computation on a device.
+    """The result of a small computation with a backend on a device.
 
     Attributes:
-        backend: of `BACKENDS`.
-        device: or execution provider; "" where the engine is missing or does not load.
-        ready: whether it ran.
-        note: the engine's version, or what is missing and what to do.
+        backend: One of `BACKENDS`.
+        device: Device or execution provider; "" if the engine is missing or does not load.
+        ready: True if the computation ran.
+        note: Engine version, or the problem and its remedy.
         state: `READY`, `BUILDS_ONLY`, `NOT_INSTALLED`, `NOT_AVAILABLE`, or `LISTED_ONLY` for a provider that every
             package of the engine lists and no command uses.
-        engine: its package and version; "" as for `device`.
+        engine: Package and version of the engine; "" under the same condition as `device`.
     """
 
     backend: str
@@ -44,7 +44,7 @@ class BackendCheck:
 
 
 def check_backends() -> list[BackendCheck]:
-    """Try every backend on every device or provider that its engine lists."""
+    """Try every backend on every device or provider of its engine."""
     return [check for name in BACKENDS for check in _checks(name)]
 
 

@@ -1,4 +1,4 @@
-"""The folders in which vitdeploy and the Hub keep what can be made or downloaded again."""
+"""Cache folders of vitdeploy and of the Hub."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from vitdeploy.files.user_cache import user_cache
 
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """One cache.
+    """A cache folder.
 
     Attributes:
-        content: in a few words.
-        folder: None for a user without home.
-        size_bytes: of all files, 0 where the folder is not there.
-        variable: the environment variable that moves it.
+        content: Short description.
+        folder: Path; None for a user without a home folder.
+        size_bytes: Size of all files; 0 if the folder does not exist.
+        variable: Environment variable that moves it.
     """
 
     content: str
@@ -31,7 +31,7 @@ class Cache:
 
 
 def caches() -> tuple[Cache, ...]:
-    """That of vitdeploy, and that of the Hub where huggingface_hub is installed."""
+    """The cache of vitdeploy, and of the Hub if huggingface_hub is installed."""
     own = Cache("compiled kernels and engines", user_cache(), _size(user_cache()), "VITDEPLOY_CACHE")
     try:
         from huggingface_hub.constants import HF_HUB_CACHE
@@ -42,7 +42,7 @@ def caches() -> tuple[Cache, ...]:
 
 
 def _size(folder: Path | None) -> int:
-    """Of the files below a folder, without those that links lead to."""
+    """Size of the files below a folder, not following links."""
     if folder is None:
         return 0
     total = 0

@@ -1,4 +1,4 @@
-"""Which lower precisions the CPU computes fast."""
+"""CPU support for fast computation in lower precisions."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _ABSENT = {"int8": "no VNNI, AMX or dot product: often no faster than fp32", "bf
 
 @dataclasses.dataclass(frozen=True)
 class FastPrecision:
-    """Whether the CPU has instructions for a precision.
+    """CPU support for one precision.
 
     Attributes:
         precision: "int8" or "bf16".
-        fast: None where the system does not tell.
-        instructions: those that it has.
+        fast: True if the CPU has fast instructions; None if the system does not report them.
+        instructions: Available instruction sets.
     """
 
     precision: str
@@ -47,7 +47,7 @@ class FastPrecision:
 
 
 def fast_precisions(cpuinfo: str = _CPUINFO) -> tuple[FastPrecision, ...]:
-    """Those below float32 whose speed depends on the CPU."""
+    """Precisions below float32 whose speed depends on the CPU."""
     flags = cpu_flags(cpuinfo)
     return tuple(
         FastPrecision(precision, bool(found) if flags else None, found)
@@ -57,12 +57,12 @@ def fast_precisions(cpuinfo: str = _CPUINFO) -> tuple[FastPrecision, ...]:
 
 
 def cpu_flags(cpuinfo: str = _CPUINFO) -> frozenset[str]:
-    """The instruction sets of the first CPU, by the kernel's names; none where the system does not tell."""
+    """Instruction sets of the first CPU, by kernel name; empty if the system does not report them."""
     return frozenset((_cpu_info(cpuinfo, "flags") or _cpu_info(cpuinfo, "Features")).split())
 
 
 def cpu_name(cpuinfo: str = _CPUINFO) -> str:
-    """The CPU's model."""
+    """The CPU's model name."""
     return _cpu_info(cpuinfo, "model name") or platform.processor() or "unknown"
 
 

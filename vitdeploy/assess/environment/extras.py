@@ -1,4 +1,4 @@
-"""The extras of vitdeploy: which are installed, and what the others lack."""
+"""Installed extras of vitdeploy, and the missing requirements of the others."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PURPOSES = {
     "demo": "export, and write HTML reports",
 }
 _FOR_DEVELOPERS = frozenset({"dev", "docs"})
-_ONNXRUNTIME = "onnxruntime"  # a module that packages of several names install, such as onnxruntime-gpu
+_ONNXRUNTIME = "onnxruntime"  # a module installed by packages of several names, such as onnxruntime-gpu
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Extra:
     """One extra.
 
     Attributes:
-        name: in `pip install 'vitdeploy[NAME]'`.
-        purpose: in a few words.
-        missing: its requirements that are not met, such as "torch>=2.6" or "onnx>=1.17 (1.16.0 is installed)".
+        name: Name in `pip install 'vitdeploy[NAME]'`.
+        purpose: Short description.
+        missing: Unmet requirements, such as "torch>=2.6" or "onnx>=1.17 (1.16.0 is installed)".
     """
 
     name: str
@@ -50,7 +50,6 @@ class Extra:
 
     @property
     def install_line(self) -> str:
-        """The command that installs it."""
         line = f"pip install '{PACKAGE}[{self.name}]'"
         if self.name == "onnxruntime-gpu" and _installed(_ONNXRUNTIME) is not None:
             return f"pip uninstall -y onnxruntime && {line}"
@@ -61,7 +60,7 @@ class Extra:
 
 
 def extras() -> tuple[Extra, ...]:
-    """Every extra for users; none where vitdeploy was not installed, and its metadata are not there."""
+    """All user-facing extras; empty if vitdeploy is not installed as a package."""
     package = _installed(PACKAGE)
     if package is None:
         return ()
@@ -72,12 +71,12 @@ def extras() -> tuple[Extra, ...]:
 
 
 def user_extras(package: Distribution) -> list[str]:
-    """The names of its extras but for those of who develops it."""
+    """Names of its extras, except those for developers."""
     return [name for name in package.metadata.get_all("Provides-Extra", []) if name not in _FOR_DEVELOPERS]
 
 
 def requirements(package: Distribution, extra: str = "") -> Iterator[Requirement]:
-    """The requirements of a package on this system; with an extra, those of the extra alone."""
+    """A package's requirements on this system; with an extra, those of the extra only."""
     for line in package.requires or ():
         requirement = Requirement(line)
         marker = requirement.marker

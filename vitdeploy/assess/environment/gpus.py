@@ -1,4 +1,4 @@
-"""The NVIDIA GPUs of this machine as its driver reports them; no Python package is needed."""
+"""NVIDIA GPUs of this machine, as the driver reports them; needs no Python package."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from vitdeploy.errors import DeviceError
 
 _FIELDS = ("name", "memory.total", "compute_cap", "driver_version")
-_TIMEOUT_S = 30  # a driver that is not yet loaded takes some seconds
+_TIMEOUT_S = 30  # loading the driver can take seconds
 _DRIVER_LIBRARIES = ("libcuda.so.1", "nvcuda.dll")
 
 
@@ -19,11 +19,11 @@ class GpuDescription:
     """One GPU.
 
     Attributes:
-        name: of the product.
-        memory: in total, such as "143771 MiB".
-        compute_capability: such as "9.0".
-        driver: its version.
-        cuda: the newest CUDA version that the driver supports; "" if unknown.
+        name: Product name.
+        memory: Total memory, such as "143771 MiB".
+        compute_capability: Compute capability, such as "9.0".
+        driver: Driver version.
+        cuda: Newest CUDA version that the driver supports; "" if unknown.
     """
 
     name: str
@@ -41,10 +41,10 @@ class GpuDescription:
 
 
 def describe_gpus(command: str = "nvidia-smi") -> tuple[GpuDescription, ...]:
-    """Every GPU; none where no driver is installed.
+    """Describe every GPU; none without an installed driver.
 
     Raises:
-        DeviceError: a driver is installed, and does not answer.
+        DeviceError: If a driver is installed but does not respond.
     """
     query = [command, f"--query-gpu={','.join(_FIELDS)}", "--format=csv,noheader"]
     try:
@@ -68,7 +68,7 @@ def _described(line: str, cuda: str) -> GpuDescription:
 
 
 def _driver_cuda() -> str:
-    """The newest CUDA version of the driver, by CUDA's driver API."""
+    """The driver's newest CUDA version, from CUDA's driver API."""
     number = ctypes.c_int()
     for name in _DRIVER_LIBRARIES:
         try:

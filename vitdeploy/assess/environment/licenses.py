@@ -1,4 +1,4 @@
-"""The licenses of the installed packages that vitdeploy depends on, as their metadata state them."""
+"""Licenses of the installed packages that vitdeploy depends on, from their metadata."""
 
 from __future__ import annotations
 
@@ -16,20 +16,19 @@ if TYPE_CHECKING:
     from importlib.metadata import PackageMetadata
 
 NOT_STATED = "not stated"
-_LONGEST_NAME = 80  # some packages have the whole text in the field License
+_LONGEST_NAME = 80  # some packages put the whole text into the field License
 _CLASSIFIER = "License :: "
 
 
 @dataclasses.dataclass(frozen=True)
 class PackageLicense:
-    """The license of one installed package.
+    """The license of an installed package.
 
     Attributes:
-        package: its name.
-        version: the installed one.
-        license: an SPDX expression where the package states one, else the name that it gives; `NOT_STATED` where it
-            gives none.
-        direct: whether vitdeploy requires the package itself, always or in an extra.
+        package: Package name.
+        version: Installed version.
+        license: SPDX expression if the package states one, else the name that it states, else `NOT_STATED`.
+        direct: True for a direct requirement of vitdeploy, always or in an extra.
     """
 
     package: str
@@ -42,10 +41,10 @@ class PackageLicense:
 
 
 def licenses() -> tuple[PackageLicense, ...]:
-    """Those of what vitdeploy and its extras require, and of what that requires in turn, as far as it is installed.
+    """Licenses of the installed direct and indirect requirements of vitdeploy and its extras.
 
     Raises:
-        UnavailableError: vitdeploy itself was not installed, so that its requirements are not known.
+        UnavailableError: If vitdeploy is not installed as a package, so that its requirements are unknown.
     """
     try:
         package = distribution(PACKAGE)
@@ -65,7 +64,7 @@ def licenses() -> tuple[PackageLicense, ...]:
 
 
 def license_of(metadata: PackageMetadata) -> str:
-    """The first of what metadata may state: License-Expression, a License of one line, the classifiers."""
+    """The first of License-Expression, a one-line License, and the classifiers."""
     expression, name = (" ".join(metadata.get_all(field, [])).strip() for field in ("License-Expression", "License"))
     if expression:
         return expression
@@ -76,7 +75,7 @@ def license_of(metadata: PackageMetadata) -> str:
 
 
 def _installed_requirements(package: Distribution, extras: Iterable[str]) -> dict[str, Distribution]:
-    """A package with these extras and all that it requires, directly or not, by normalized names."""
+    """A package with these extras and all its direct and indirect requirements, by normalized names."""
     found: dict[str, Distribution] = {}
     waiting = [(package, extra) for extra in extras]
     visited: set[tuple[str, str]] = set()
@@ -90,7 +89,7 @@ def _installed_requirements(package: Distribution, extras: Iterable[str]) -> dic
         for requirement in requirements(current, extra):
             try:
                 further = distribution(requirement.name)
-            except PackageNotFoundError:  # not installed, as an extra's may be
+            except PackageNotFoundError:  # not installed, for example an extra's
                 continue
             waiting += [(further, inner) for inner in ("", *requirement.extras)]
     return found

@@ -1,4 +1,4 @@
-"""Describe this machine, to stand beside every figure that is measured."""
+"""Describe this machine, for the record beside every measured figure."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def machine() -> dict[str, str]:
 
 
 def _session_threads() -> str:
-    """The threads that an ONNX Runtime session gets unless it is given a number, and why."""
+    """Default number of threads of an ONNX Runtime session, and the reason."""
     try:
         return str(session_threads())
     except UsageError as exc:
@@ -49,7 +49,7 @@ def _session_threads() -> str:
 
 
 def version_of(package: str) -> str:
-    """The installed version; "" where there is none."""
+    """The installed version; "" if not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""One backend on its way through the images of an evaluation."""
+"""The run of one backend over the images of an evaluation."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
     from vitdeploy.runtimes.base import Runtime
     from vitdeploy.specs import PixelFormat
 
-# Options of a backend that takes turns: idle threads that spin would take the cores from the images' decoding and from
-# the next backend.
+# Options of a backend that takes turns: spinning idle threads would take cores from image decoding and from the next
+# backend.
 BESIDE_OTHERS: dict[str, dict[str, Any]] = {"onnxruntime": {"allow_spinning": False}}
 
 
 class BackendRun:
-    """A backend, and what it made of the images so far; one that cannot run says why and makes nothing.
+    """A backend and its results so far; one that cannot run has a reason and no results.
 
     Args:
-        selected: What is to run.
-        runtimes: Of the bundle that holds it.
+        selected: Artifact and backend to run.
+        runtimes: Runtimes of its bundle.
         labels: The model's class names.
-        count: How many images there will be.
+        count: Number of images.
 
     Attributes:
-        runtime: None where the backend is skipped.
-        skipped: Why it is.
+        runtime: The open runtime; None if the backend is skipped.
+        skipped: Reason for skipping it, if any.
 
     Raises:
         BundleError: If a file was altered, or the artifact does not fit the processor or the labels.
@@ -72,7 +72,7 @@ class BackendRun:
 
     @property
     def details(self) -> dict[str, Any]:
-        """Details of the runtime, or why it is skipped."""
+        """Details of the runtime, or the reason for skipping it."""
         return {"skipped": self.skipped} if self.skipped is not None else self._details
 
     @property
@@ -81,7 +81,7 @@ class BackendRun:
         return None if self.runtime is None else self.runtime.pixels
 
     def run(self, images: Sequence[Prepared], first: int) -> dict[str, Any]:
-        """Run images, the first of them at that position; keep what comes out, and return it in plain values."""
+        """Run images, of which `first` is the first position; store the results, and return them as plain values."""
         if self.runtime is None:
             return {"skipped": self.skipped}
         size = batch_size_for(self._runtimes.processor, self.runtime, len(images))
@@ -91,7 +91,7 @@ class BackendRun:
                 self.runtime.run({"pixel_values": np.concatenate(pixels[start : start + size])})[LOGITS]
                 for start in range(0, len(pixels), size)
             ]
-        except UnavailableError as exc:  # memory ran out, for example
+        except UnavailableError as exc:  # for example out of memory
             self._skip(str(exc))
             return {"skipped": self.skipped}
         classes, scores = best_classes(np.concatenate(logits))
@@ -99,7 +99,7 @@ class BackendRun:
         return {"classes": classes.tolist(), "scores": [score if score == score else None for score in scores.tolist()]}
 
     def restore(self, entry: Mapping[str, Any], first: int, count: int) -> None:
-        """Keep what `run` gave before, of `count` images; KeyError, TypeError or ValueError for anything else."""
+        """Restore results of an earlier `run` on `count` images; KeyError, TypeError or ValueError if malformed."""
         if self.skipped is not None or "skipped" in entry:
             if entry["skipped"] != self.skipped or self.skipped is None:
                 raise ValueError(f"{self.selected} is skipped now for another reason, or was not")
@@ -125,7 +125,7 @@ class BackendRun:
         )
 
     def close(self) -> None:
-        """Give the runtime back."""
+        """Release the runtime."""
         self.runtime = None
         self._stack.close()
 

@@ -1,4 +1,4 @@
-"""Accuracy on labelled images, of every backend in one pass."""
+"""Accuracy of every backend on labelled images, in one pass."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class Evaluation(Assessment):
     """Predictions of every backend on a labelled data set.
 
     Attributes:
-        data: The folder or file of the data set.
+        data: Folder or file of the data set.
         labels: The model's class names, in the order of the logits.
-        images: The names of the N images, each its own, with forward slashes.
-        targets: (N,) int32, the index of each image's label among `labels`.
-        data_sha256: Of the names, labels and bytes of every image.
-        results: One a backend and artifact, also of those that were skipped.
-        settings: How the images were chosen and their labels matched, and what they ran with.
+        images: Unique names of the N images, with forward slashes.
+        targets: Index of each image's label in `labels`, (N,) int32.
+        data_sha256: SHA-256 of the name, label and bytes of every image.
+        results: One per backend and artifact, skipped ones included.
+        settings: Selection of images, label matching, and run settings.
     """
 
     data: str
@@ -65,27 +65,27 @@ class Evaluation(Assessment):
 
     @property
     def status(self) -> str:
-        """The outcome: "skipped" if a backend was, or none ran; else "passed"."""
+        """The outcome: "skipped" if a backend was skipped or none ran; else "passed"."""
         ran = [result.skipped is None for result in self.results]
         return "passed" if ran and all(ran) else "skipped"
 
     @property
     def reference(self) -> Predictions | None:
-        """The reference's predictions, where it ran; those in float32, where it ran in several precisions."""
+        """The reference's predictions, if it ran; those in float32 if it ran in several precisions."""
         references = [result for result in self.results if result.artifact == REFERENCE and result.skipped is None]
         return min(references, key=lambda result: result.precision != Precision.FP32, default=None)
 
     def top1(self, result: Predictions) -> Accuracy:
-        """Images whose best class is their label."""
+        """Images whose top-1 class is their label."""
         return self._accuracy(self._best(result) == self.targets)
 
     def top5(self, result: Predictions) -> Accuracy:
-        """Images whose label is among the five best classes."""
+        """Images whose label is among the top-5 classes."""
         self._best(result)
         return self._accuracy((result.classes == self.targets[:, None]).any(axis=1))
 
     def per_class(self, result: Predictions) -> dict[str, Accuracy]:
-        """Top-1 accuracy on the images of each label that has any; a name that two classes have ends in its index."""
+        """Top-1 accuracy by label, for labels with images; a name shared by two classes ends in its index."""
         correct = self._best(result) == self.targets
         accuracies = {}
         for index, name in enumerate(self.class_names):
@@ -96,14 +96,14 @@ class Evaluation(Assessment):
         return accuracies
 
     def confusion(self, result: Predictions) -> NDArray[np.int64]:
-        """(C, C): images of the row's label with the column's class for their best; only those of finite logits."""
+        """(C, C) counts of images by label (row) and top-1 class (column); finite logits only."""
         best, classes = self._best(result), len(self.labels)
         finite = best >= 0
         cells = self.targets[finite].astype(np.int64) * classes + best[finite]
         return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
 
     def confused(self, result: Predictions) -> list[tuple[str, str, int]]:
-        """Label, best class and how many images, where the two differ; the most frequent first."""
+        """Confusions as label, top-1 class and image count, the most frequent first."""
         pairs = zip(self.targets.tolist(), self._best(result).tolist(), strict=True)
         counts = collections.Counter((label, best) for label, best in pairs if best not in (label, -1))
         ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
@@ -111,19 +111,18 @@ class Evaluation(Assessment):
         return [(names[label], names[best], count) for (label, best), count in ordered]
 
     def calibration(self, result: Predictions) -> Calibration:
-        """In 15 bins of equal width."""
         return calibration(result.scores, self._best(result) == self.targets)
 
     def agreement(self, result: Predictions, with_: Predictions) -> Accuracy:
-        """Images of which both make the same best class; two that are not finite do not agree."""
+        """Images with the same top-1 class in both; two non-finite ones do not agree."""
         first, second = self._best(result), self._best(with_)
         return self._accuracy((first == second) & (first >= 0))
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """`labels`, with its index behind a name that two classes have, as ImageNet's cranes; no two are the same."""
+        """Unique `labels`: an index follows a name that two classes share, such as ImageNet's cranes."""
         names = self.labels
-        while len(counts := collections.Counter(names)) < len(names):  # "crane (0)" may be the name of a third class
+        while len(counts := collections.Counter(names)) < len(names):  # a third class may have the name "crane (0)"
             names = tuple(name if counts[name] == 1 else f"{name} ({index})" for index, name in enumerate(names))
         return names
 
@@ -193,26 +192,26 @@ def evaluate(
 ) -> Evaluation:
     """Classify labelled images with every backend, in one pass over the decoded images.
 
-    Images are read, decoded and processed ahead, in threads, while the backends run one after another. Those that
-    cannot run here are skipped, with the reason. An image whose logits are not all finite counts as wrong.
+    A data loader reads, decodes and preprocesses images ahead, in threads, while the backends run one after another.
+    Backends that cannot run here are skipped, with the reason. An image with non-finite logits counts as wrong.
 
     Args:
         bundle: The bundle of a classifier, or its folder.
-        data: Labelled images, see `open_data`; or what that gave.
-        backends: Such as "onnxruntime", for every artifact that it runs, or "onnxruntime:fp16"; "torch" is the
-            reference. By default the reference and every artifact.
-        batch_size: Images that run together, from 1 to 2**20.
-        device: Of every backend: "cpu", "cuda" or "cuda:1".
-        resume: A file that keeps each finished batch, made where there is none. With the same bundle, data and
-            arguments, what it holds is not computed again; the images' bytes are read again, and must be the same.
-        limit: How many images, at most; see `LabelledData.subset`.
-        seed: Which ones, where there is a limit.
-        progress: Told each step, and how far it has come.
+        data: Labelled images, as a path (see `open_data`) or opened.
+        backends: Backends such as "onnxruntime", for every artifact that it runs, or "onnxruntime:fp16"; "torch" is the
+            reference. Default: the reference and every artifact.
+        batch_size: Images per run, 1 to 2**20.
+        device: Device of every backend: "cpu", "cuda" or "cuda:1".
+        resume: Resume log, created if missing, to which each finished batch is written. With the same bundle, data and
+            arguments, finished batches are not computed again; their images are read again and must be unchanged.
+        limit: Maximum number of images; see `LabelledData.subset`.
+        seed: Seed of the selection, with a limit.
+        progress: Receives each step and its progress.
 
     Raises:
-        BundleError: If the bundle is absent or was altered.
-        UsageError: If the model is no classifier of one class an image, or an argument is wrong.
-        InputError: If the data cannot be read or does not fit the model, or `resume` is of other work.
+        BundleError: If the bundle is missing or was altered.
+        UsageError: If the model is not a single-label classifier, or an argument is invalid.
+        InputError: If the data cannot be read or does not fit the model, or `resume` belongs to another evaluation.
         ImageError: If an image cannot be read.
         OutputError: If `resume` cannot be written.
     """
@@ -238,7 +237,7 @@ def run_evaluation(
     seed: int = 0,
     progress: Progress,
 ) -> Evaluation:
-    """`evaluate` on runtimes that others run, too."""
+    """`evaluate` on shared runtimes."""
     bundle = runtimes.bundle
     check_batch_size(batch_size)
     if resume is not None:
@@ -279,7 +278,7 @@ def run_evaluation(
 
 
 def single_labels(bundle: Bundle, command: str) -> tuple[str, ...]:
-    """The class names of a model that gives an image one of several; UsageError of `command` for another model."""
+    """Class names of a single-label classifier; for another model, a UsageError that names `command`."""
     config = bundle.read_config()
     labels, problem_type = config.labels, config.problem_type
     if not labels:

@@ -1,4 +1,4 @@
-"""Take every image through every backend once, and keep what is finished."""
+"""Run every image through every backend once, and log finished batches."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vitdeploy.images.processor import ImageProcessor
     from vitdeploy.system.progress import Progress
 
-_BATCHES_AHEAD = 2  # ready, or in work, while one runs
+_BATCHES_AHEAD = 2  # ready or in progress, while one runs
 
 
 def run_all(
@@ -37,15 +37,15 @@ def run_all(
     work: WorkFile | None,
     progress: Progress,
 ) -> str:
-    """Run every batch that is not finished, and restore those that are.
+    """Run the unfinished batches, and restore the finished ones.
 
-    From where a backend gives up, as when memory runs out, no batch counts as finished: another run tries it again.
+    After a backend gives up, for example out of memory, no batch counts as finished, so that another run retries it.
 
     Returns:
-        The SHA-256 of the names, labels and bytes of all images.
+        SHA-256 of the names, labels and bytes of all images.
 
     Raises:
-        InputError: If an image of a finished batch is another now.
+        InputError: If an image of a finished batch has changed.
         ImageError: If an image cannot be read.
     """
     finished = work.batches if work is not None else []
@@ -82,7 +82,7 @@ def run_all(
 def header(
     bundle: Bundle, images: LabelledData, runs: Sequence[BackendRun], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Header of a resume log: finished batches count where it is the same."""
+    """Header of a resume log: finished batches are reused only if it is equal."""
     listing = "".join(f"{name}\0{target}\n" for name, target in zip(images.names, images.targets.tolist(), strict=True))
     return {
         "format": "vitdeploy evaluation 2",
@@ -96,7 +96,7 @@ def header(
 
 
 def _that_counts(details: Mapping[str, Any]) -> dict[str, Any]:
-    """Details that change results: the number of threads orders the sums; its reason and how idle ones wait do not."""
+    """Details that change results: the number of threads, which orders the sums; not its reason or idle waiting."""
     return {name: value for name, value in details.items() if name not in ("threads_reason", "allow_spinning")}
 
 

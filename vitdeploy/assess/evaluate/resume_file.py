@@ -23,27 +23,27 @@ if TYPE_CHECKING:
 
 _OPEN = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NONBLOCK", 0)
 _MOST_BYTES = 1 << 30  # some 10 million images
-_SYNC_S = 5.0  # between two waits for the disk, which can each take longer than a batch
+_SYNC_S = 5.0  # between two fsync calls, each of which can take longer than a batch
 
 
 class WorkFile:
-    """A file of JSON lines: what is done in the first, and a finished batch in each other one.
+    """A resume log of JSON lines: a header that identifies the evaluation, then one finished batch per line.
 
-    Each batch ends in the SHA-256 of all that stands before it in the file, so that a line which was altered, removed,
-    inserted, moved or taken from another file is found. It is no signature: whoever computes it anew is believed.
+    Each batch ends in the SHA-256 of everything before it in the file, which detects a line that was altered, removed,
+    inserted, moved or copied from another file. It is not a signature: anyone can recompute it.
 
-    A line counts when it ends. Whoever is killed loses the batch in work and nothing else; a power cut may take those
-    of the last seconds, too. A context manager; another process with the same file waits for none, and is refused.
+    A line counts once it is complete. A killed process loses only the batch in progress; a power cut may lose the last
+    seconds, too. A context manager; another process with the same file is refused at once.
 
     Args:
-        path: Made where there is none.
-        header: What is done, in plain values. A file that was begun with another header is refused.
+        path: The file, created if missing.
+        header: Identity of the evaluation, as plain values. A file with another header is refused.
 
     Attributes:
-        batches: Those finished so far, in their order.
+        batches: Finished batches, in order.
 
     Raises:
-        InputError: If the file is another's work, or damaged before its last line; it is left as it is.
+        InputError: If the file belongs to another evaluation, or is damaged before its last line; it is left unchanged.
         OutputError: If the file cannot be written.
     """
 
@@ -63,7 +63,7 @@ class WorkFile:
             self._lock()
             content = self._content()
             self._before.update(line)
-            if line.startswith(content):  # nothing, or a header that was cut short
+            if line.startswith(content):  # empty, or a truncated header
                 os.ftruncate(self._descriptor, 0)
                 self._write(line)
                 os.fsync(self._descriptor)
@@ -80,7 +80,7 @@ class WorkFile:
             raise
 
     def append(self, batch: Mapping[str, Any]) -> None:
-        """Keep a finished batch; OutputError where it cannot be written, and what was kept before is untouched."""
+        """Append a finished batch; OutputError if it cannot be written, with earlier batches unchanged."""
         try:
             line = self._bound(json.dumps(batch, allow_nan=False).encode())
             self._write(line)
@@ -97,7 +97,7 @@ class WorkFile:
             ) from exc
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         os.close(self._descriptor)
 
     def __enter__(self) -> Self:
@@ -120,7 +120,7 @@ class WorkFile:
         return content
 
     def _bound(self, batch: bytes) -> bytes:
-        """The line of a batch at this place in the file."""
+        """The line of a batch at this position in the file."""
         chained = self._before.copy()
         chained.update(batch)
         return batch + f" {chained.hexdigest()}\n".encode()
@@ -143,7 +143,7 @@ class WorkFile:
             )
 
     def _read(self, content: bytes) -> int:
-        """Take the finished batches; how many bytes they are, without a last line that was cut short."""
+        """Read the finished batches; return their size in bytes, without a truncated last line."""
         *lines, _ = content.split(b"\n")
         length = 0
         for number, line in enumerate(lines):
@@ -155,7 +155,7 @@ class WorkFile:
                 if type(batch["batch"]) is not int or batch["batch"] != number:
                     raise ValueError(f"it is of batch {batch['batch']!r:.40}")
             except (ValueError, KeyError, TypeError, RecursionError) as exc:
-                if number == len(lines) - 1:  # a power cut may leave a line end behind what is not there yet
+                if number == len(lines) - 1:  # a power cut may leave a newline after missing content
                     break
                 raise InputError(
                     f"{self._path}, line {number + 2}: not the finished batch {number}: {exc}",
@@ -168,9 +168,9 @@ class WorkFile:
 
 
 def check_work_file(path: str | os.PathLike[str]) -> None:
-    """Raise what `WorkFile` would raise of a place that can hold none; for before the work. Nothing is made.
+    """Raise the errors of `WorkFile` for an unusable path, before the work begins. Nothing is created.
 
-    InputError for a pipe, a device or the like; OutputError where no file can be read and written.
+    InputError for a pipe, a device or the like; OutputError if the file cannot be read and written.
     """
     place = Path(path)
     try:
@@ -205,7 +205,7 @@ def _not_ours(
 
 
 def _differences(before: Any, wanted: Any, *keys: str) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
-    """The keys that lead to each value that differs, and both values; None for one that is absent."""
+    """Each value that differs, by its keys, with both values; None for a missing one."""
     if isinstance(before, dict) and isinstance(wanted, dict):
         for key in dict.fromkeys([*wanted, *before]):
             yield from _differences(before.get(key), wanted.get(key), *keys, key)

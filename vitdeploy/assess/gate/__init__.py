@@ -1,1 +1,1 @@
-"""Pass or fail: hold artifacts to rules and to a baseline."""
+"""Pass or fail: check artifacts against rules and a baseline."""

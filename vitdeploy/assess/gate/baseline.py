@@ -1,4 +1,4 @@
-"""Baseline of a gate: an accepted evaluation in a file that is reviewed like code."""
+"""Baseline of a gate: an accepted evaluation, in a file that is reviewed like code."""
 
 from __future__ import annotations
 
@@ -34,18 +34,17 @@ FIGURES = ("mean_cosine", "p5_cosine", "min_cosine", "neighbour_agreement")
 
 @dataclasses.dataclass(frozen=True)
 class Baseline:
-    """An evaluation that was accepted.
+    """An accepted evaluation.
 
     Attributes:
-        images: How many there were.
-        data_sha256: Of the images and their labels.
-        labels_sha256: Of the model's class names.
-        processor: The SHA-256 of each of the image processor's files, by name.
-        weights: The SHA-256 of each file of the model's weights, by name.
-        wrong: By backend ("onnxruntime fp32"), the images that it did not classify correctly, sorted.
-        tools: Versions of what ran, by name.
-        nearness: By backend and output, figures of `vitdeploy.assess.metrics.features.Nearness`, where they were
-            measured.
+        images: Number of images.
+        data_sha256: SHA-256 of the images and their labels.
+        labels_sha256: SHA-256 of the model's class names.
+        processor: SHA-256 of each image processor file, by name.
+        weights: SHA-256 of each weights file, by name.
+        wrong: Misclassified images by backend ("onnxruntime fp32"), sorted.
+        tools: Versions of the tools that ran, by name.
+        nearness: Measured figures of `vitdeploy.assess.metrics.features.Nearness`, by backend and output.
     """
 
     images: int
@@ -59,26 +58,26 @@ class Baseline:
 
     @classmethod
     def of_vectors(cls, bundle: Bundle, data_sha256: str, images: int, runs: Iterable[VectorRun]) -> Baseline:
-        """The baseline of a model without classes; skipped backends are left out."""
+        """The baseline of a model without classes; skipped backends are omitted."""
         ran = [run for run in runs if run.skipped is None]
         tools = {"vitdeploy": __version__, **{run.name: run.engine for run in ran}}
         labels, processor = labels_sha256(bundle), processor_sha256(bundle)
         return cls(images, data_sha256, labels, processor, bundle.manifest.weights, {}, tools).with_vectors(ran)
 
     def with_vectors(self, runs: Iterable[VectorRun]) -> Baseline:
-        """The same baseline with the figures of these runs."""
+        """The same baseline with these runs' figures."""
         return dataclasses.replace(
             self, nearness={run.name: {near.output: _figures(near) for near in run.nearness} for run in runs}
         )
 
     @property
     def subjects(self) -> list[str]:
-        """The backends that it names, sorted."""
+        """Its backends, sorted."""
         return sorted({*self.wrong, *self.nearness})
 
     @classmethod
     def of(cls, bundle: Bundle, evaluation: Evaluation) -> Baseline:
-        """The baseline of an evaluation; skipped backends are left out."""
+        """The baseline of an evaluation; skipped backends are omitted."""
         ran = [result for result in evaluation.results if result.skipped is None]
         tools = {result.name: str(result.details["engine"]) for result in ran if "engine" in result.details}
         return cls(
@@ -93,7 +92,7 @@ class Baseline:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Baseline:
-        """Read what `write` wrote; InputError where there is no such file, or it is no baseline."""
+        """Read a file of `write`; InputError if it is missing or not a baseline."""
         file = Path(path)
         try:
             data = strict_json(read_regular(file))
@@ -125,9 +124,9 @@ class Baseline:
         return baseline
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write the file, whole or not at all (OutputError); equal baselines give equal bytes."""
+        """Write the file atomically (OutputError); equal baselines give equal bytes."""
         text = json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False)
-        write_output(Path(path), (text + "\n").encode("utf-8", "backslashreplace"))  # a file name may be no UTF-8
+        write_output(Path(path), (text + "\n").encode("utf-8", "backslashreplace"))  # file names may not be UTF-8
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -146,13 +145,13 @@ class Baseline:
         }
 
     def disagreement(self, first: str, second: str) -> float:
-        """The share of images that exactly one of two backends classified correctly; 0 where one is not there."""
+        """Share of images that exactly one of two backends classified correctly; 0 if one is missing."""
         if first not in self.wrong or second not in self.wrong:
             return 0.0
         return len({*self.wrong[first]} ^ {*self.wrong[second]}) / self.images
 
     def check_images(self, images: Collection[str], file: str | os.PathLike[str]) -> None:
-        """Raise InputError where it names another image than these, as a file that was altered by hand may."""
+        """Raise InputError if it names an image outside these, as a hand-edited file may."""
         for backend, names in self.wrong.items():
             unknown = sorted(set(names).difference(images))
             if unknown:
@@ -214,7 +213,7 @@ def labels_sha256(bundle: Bundle) -> str:
 
 
 def processor_sha256(bundle: Bundle) -> dict[str, str]:
-    """SHA-256 of the parsed content of each of the image processor's files."""
+    """SHA-256 of the parsed content of each image processor file."""
     files = bundle.read_config().files
     return {name: _sha256(json.loads(content)) for name, content in files.items() if name != CONFIG}
 
@@ -229,7 +228,7 @@ def _check_integer(value: Any, low: int, high: int, name: str) -> None:
 
 
 def _wrong(row: Mapping[str, Any], images: int, backend: str) -> tuple[str, ...]:
-    """The images that a backend did not classify correctly, of a row of the file."""
+    """Misclassified images of a backend, from its row in the file."""
     names = row["wrong"]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"wrong of {backend} is {names!r:.40}, not a list of names")
@@ -240,7 +239,7 @@ def _wrong(row: Mapping[str, Any], images: int, backend: str) -> tuple[str, ...]
 
 
 def _figures(near: Nearness) -> dict[str, float]:
-    """Six digits of each, as much as two machines agree on."""
+    """Figures rounded to six digits, on which two machines agree."""
     figures = {name: getattr(near, name) for name in FIGURES}
     return {name: round(value, 6) for name, value in figures.items() if value is not None}
 

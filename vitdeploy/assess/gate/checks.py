@@ -1,4 +1,4 @@
-"""The checks of a gate: what each measures, and what it says."""
+"""The checks of a gate: measurement, bound and message of each."""
 
 from __future__ import annotations
 
@@ -25,12 +25,11 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One rule held against one subject, such as "onnxruntime fp32", or "bundle".
+    """The result of one rule for one subject, such as "onnxruntime fp32" or "bundle".
 
-    `value`, what was measured (None where nothing was), and `bound`, what is allowed, are in the rule's unit; `status`
-    is "passed", "failed", "skipped", or "new" for an artifact that the baseline does not have; `message` says in one
-    line what was found. `seconds` is the time of the check, with the measurements that it was the first to ask for; two
-    checks with other times are equal.
+    `value` (measured, or None) and `bound` (allowed) are in the rule's unit. `status` is "passed", "failed", "skipped",
+    or "new" for an artifact that the baseline lacks. `message` is a one-line result. `seconds` is the time of the
+    check, including measurements that it was the first to request; it is ignored by `==`.
     """
 
     rule: str
@@ -47,7 +46,7 @@ class Check:
 
 
 def judge(planned: Planned, measured: Measured) -> Check:
-    """Make one check."""
+    """Run one check."""
     begin = time.perf_counter()
     check = _judged(planned, measured)
     return dataclasses.replace(check, seconds=time.perf_counter() - begin)

@@ -1,4 +1,4 @@
-"""Pass or fail: the artifacts of a bundle against rules, and against a baseline."""
+"""Pass or fail: a bundle's artifacts against rules and a baseline."""
 
 from __future__ import annotations
 
@@ -41,15 +41,16 @@ class GateResult(Assessment):
     """Result of a gate.
 
     Attributes:
-        data: The folder or file of the images.
-        checks: Every check, in a stable order.
-        images: How many there are.
-        evaluation: Of the images; None for a model without classes.
-        vectors: Of all images, where a rule is about them, and of a model without classes; one an artifact and backend.
-        benchmark: Of one image; None where no rule is about latency.
-        baseline: The file; None without one.
+        data: Folder or file of the images.
+        checks: All checks, in a stable order.
+        images: Number of images.
+        evaluation: Evaluation of the images; None for a model without classes.
+        vectors: Vectors of all images, one entry per artifact and backend; measured if a rule requires them, or for a
+            model without classes.
+        benchmark: Benchmark with one image; None without a latency rule.
+        baseline: Baseline file; None without one.
         changes: Differences from the baseline, one line each.
-        updated: Whether the baseline was written.
+        updated: True if the baseline was written.
     """
 
     data: str
@@ -69,12 +70,12 @@ class GateResult(Assessment):
 
     @property
     def status(self) -> str:
-        """The outcome: "failed" if a check is, "passed" if every check is, else "skipped"."""
+        """The outcome: "failed" if any check is, "passed" if every check is, else "skipped"."""
         return overall(check.status for check in self.checks)
 
     @property
     def check_results(self) -> tuple[CheckResult, ...]:
-        """Every check, for a report."""
+        """All checks, for a report."""
         return tuple(
             CheckResult(check.subject, check.rule, check.status, check.message, check.seconds) for check in self.checks
         )
@@ -109,37 +110,37 @@ def gate(
     device: str = "cpu",
     progress: Progress = SILENT,
 ) -> GateResult:
-    """Hold the reference and every artifact to rules, on labelled images, or without labels where there are no classes.
+    """Check the reference and every artifact against rules, on labelled images; unlabelled for a model without classes.
 
-    1. Each backend gives finite logits, and differs from the reference by no more than its precision's tolerance,
-       whatever the rules; and so does each layer of an artifact in half precision, given what the reference's is.
-    2. With a baseline, the model's labels and image processor are those of the baseline, and the top-1 accuracy of
-       each backend has not dropped. A drop fails if it is larger than `max_drop` and McNemar's exact test on the same
-       images gives p <= 0.05; it is skipped, and so no pass, if it is larger and the test cannot tell it from chance.
-    3. A `max_drop` is refused unless so many images show a drop of twice its size with 90 % power: larger than allowed,
-       and significant. The two classifiers are taken to disagree as often as artifact and reference did in the
-       baseline, or as the drop demands.
-    4. Of a model without classes, each artifact gives finite vectors, and a quantized one is judged by their cosines
-       and nearest neighbours, see `vitdeploy.assess.metrics.cosine_bound`, not by the largest difference. `min_cosine`
-       needs 20 images, of which the 5th percentile is one; `min_neighbour_agreement` as many as show one that is lost.
-    5. A backend that cannot run has all its checks skipped. Only a gate with every check passed has passed.
+    1. Always checked, without any rule: each backend's logits are finite and within its precision's tolerance of the
+       reference, and so is each layer of a half-precision artifact on the reference's layer input.
+    2. With a baseline, labels and image processor must be the baseline's, and no backend's top-1 accuracy may have
+       dropped. A drop fails if it exceeds `max_drop` and McNemar's exact test on the same images gives p <= 0.05; if it
+       exceeds `max_drop` but is not significant, the check is skipped, which is not a pass.
+    3. A `max_drop` is refused unless the images detect a drop of twice its size with 90 % power: larger than allowed,
+       and significant. The two classifiers are assumed to disagree as often as artifact and reference did in the
+       baseline, or as the drop requires.
+    4. For a model without classes, vectors must be finite, and a quantized artifact is judged by their cosines and
+       nearest neighbours, see `vitdeploy.assess.metrics.cosine_bound`, not by the largest difference. `min_cosine`
+       needs 20 images, for a 5th percentile; `min_neighbour_agreement` needs enough to show one lost neighbour.
+    5. All checks of a backend that cannot run are skipped. A gate passes only if every check passes.
 
     Args:
-        bundle: The bundle, or its folder; of a classifier, one of several classes an image.
-        data: Labelled images, see `open_data`; for a model without classes, images as `open_images` takes them.
-        baseline: The file of an accepted evaluation of the same images.
-        rules: Or a TOML file of them; see `read_rules`.
-        update: Write the baseline, instead of comparing with it; not where another check does not pass.
+        bundle: The bundle or its folder; a classifier must be single-label.
+        data: Labelled images, see `open_data`; for a model without classes, images, see `open_images`.
+        baseline: File with an accepted evaluation of the same images.
+        rules: Rules, or a TOML file; see `read_rules`.
+        update: Write the baseline instead of comparing with it; not written if another check does not pass.
         backends: As for `evaluate`.
-        batch_size: Images that run together, from 1 up.
-        device: Of every backend: "cpu", "cuda" or "cuda:1"; layers are compared on the CPU.
-        progress: Told each step, and how far it has come.
+        batch_size: Images per run, at least 1.
+        device: Device of every backend: "cpu", "cuda" or "cuda:1"; layers are compared on the CPU.
+        progress: Receives each step and its progress.
 
     Raises:
-        UsageError: If a rule is finer than so many images can tell, or is wrong otherwise.
-        InputError: If the baseline is absent, damaged or of other images; or as `evaluate`.
+        UsageError: If a rule is invalid, or too fine for the number of images.
+        InputError: If the baseline is missing, damaged or of other images; or as `evaluate`.
         OutputError: If the baseline cannot be written.
-        BundleError, ImageError: as `evaluate`.
+        BundleError, ImageError: As `evaluate`.
     """
     bundle, images, file, accepted, planned = _prepare(bundle, data, baseline, rules, update, backends)
     evaluation = None
@@ -188,7 +189,7 @@ def planned_checks(
     rules: GateRules | str | os.PathLike[str] | None = None,
     backends: Sequence[str] | None = None,
 ) -> tuple[Planned, ...]:
-    """The checks that `gate` would make, in order; no image is read, no backend is opened. Raises as `gate`."""
+    """The checks of `gate`, in order, without reading an image or opening a backend. Raises as `gate`."""
     return _prepare(bundle, data, baseline, rules, False, backends).checks
 
 
@@ -211,7 +212,7 @@ def _prepare(
     backends: Sequence[str] | None,
 ) -> _Prepared:
     bundle = Bundle.of(bundle)
-    check_reference(bundle)  # which every gate compares with
+    check_reference(bundle)  # the baseline of every comparison
     source_of_rules = rules
     if rules is None:
         rules = GateRules()

@@ -1,4 +1,4 @@
-"""Measurements that the checks of a gate share."""
+"""Measurements shared by a gate's checks."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from vitdeploy.system.progress import Progress
 
 VECTOR_RULES = ("min_cosine", "min_neighbour_agreement", "cosine")
-# Enough to show any layer that differs; what differs on few images only, min_agreement sees on all of them.
+# Enough to show any layer that differs; min_agreement covers differences on few images, on all of them.
 COMPARED_IMAGES = 64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Measured:
-    """Measurements for the checks, each made when the first check asks for it, all on the same open runtimes."""
+    """Measurements for the checks, each made when first requested, on shared open runtimes."""
 
     runtimes: OpenRuntimes
     data: LabelledData | ImageSet
@@ -51,23 +51,23 @@ class Measured:
 
     @property
     def accepted(self) -> Baseline:
-        """The baseline, for checks that are planned only where there is one."""
+        """The baseline, for checks that are planned only with one."""
         return cast("Baseline", self.baseline)
 
     @property
     def classified(self) -> Evaluation:
-        """The evaluation, for checks that are planned only of a model with classes."""
+        """The evaluation, for checks that are planned only for a model with classes."""
         return cast("Evaluation", self.evaluation)
 
     @functools.cached_property
     def predictions(self) -> Mapping[Selected, Predictions]:
-        """Predictions by artifact and backend; none for a model without classes."""
+        """Predictions by artifact and backend; empty for a model without classes."""
         results = () if self.evaluation is None else self.evaluation.results
         return {Selected(result.artifact, result.backend, result.precision): result for result in results}
 
     @functools.cached_property
     def vectors(self) -> Mapping[Selected, VectorRun]:
-        """By what ran, on all images; UnavailableError where the reference cannot run."""
+        """Vectors of all images by artifact and backend; UnavailableError if the reference cannot run."""
         rules = VECTOR_RULES if self.evaluation is not None else (*VECTOR_RULES, "finite")
         asked = [check.selected for check in self.planned if check.rule in rules and check.selected]
         selection = [choice for choice in dict.fromkeys(asked) if self.why_skipped(choice) is None]
@@ -75,23 +75,23 @@ class Measured:
 
     @property
     def measured_vectors(self) -> tuple[VectorRun, ...]:
-        """`vectors`, if a check asked for them."""
+        """`vectors`, if a check requested them."""
         return tuple(self.vectors.values()) if "vectors" in vars(self) else ()
 
     @functools.cached_property
     def comparison(self) -> Mapping[tuple[str, str], BackendComparison]:
-        """By artifact and backend, on some of the images; UnavailableError where the reference cannot run."""
+        """Comparisons on some of the images, by artifact and backend; UnavailableError if the reference cannot run."""
         loosest = max(check.bound for check in self.planned if check.rule == "max_difference")
         return self._compared("max_difference", loosest)
 
     @functools.cached_property
     def whole_outputs(self) -> Mapping[tuple[str, str], BackendComparison]:
-        """The same as `comparison`, of all that quantized artifacts without classes give."""
+        """As `comparison`, of all outputs of quantized artifacts without classes."""
         return self._compared("cosine", None)
 
     @functools.cached_property
     def layers(self) -> Mapping[str, ArtifactLayers]:
-        """By artifact, on some of the images, on the CPU; UnavailableError where the reference cannot run."""
+        """Layer comparisons on some images, on the CPU, by artifact; UnavailableError if the reference cannot run."""
         names = self._names("max_layer_difference")
         on_cpu = self.runtimes if self.runtimes.device == "cpu" else OpenRuntimes(self.bundle)
         result = run_layers(on_cpu, images=self._images, backends=names, progress=self.progress)
@@ -99,7 +99,7 @@ class Measured:
 
     @functools.cached_property
     def benchmark(self) -> Benchmark:
-        """Latency of one image on every backend that a latency ratio is about."""
+        """Latency with one image, for every backend with a latency-ratio rule."""
         pairs = [(check.against, check.selected) for check in self.planned if check.against]
         asked = [choice for pair in pairs for choice in pair if choice]
         names = [f"{choice.backend}:{choice.precision}" for choice in asked if self.why_skipped(choice) is None]
@@ -113,7 +113,7 @@ class Measured:
 
     @property
     def benchmarked(self) -> Benchmark | None:
-        """The benchmark, if a check asked for it."""
+        """The benchmark, if a check requested it."""
         return self.benchmark if "benchmark" in vars(self) else None
 
     @functools.cached_property
@@ -128,11 +128,11 @@ class Measured:
         return {(comparison.artifact, comparison.backend): comparison for comparison in result.results}
 
     def _names(self, rule: str) -> list[str]:
-        """Artifacts that a rule is about and that ran, as `backends`."""
+        """Artifacts that a rule applies to and that ran, as `backends`."""
         asked = [check.selected for check in self.planned if check.rule == rule and check.selected]
         return [f"{choice.backend}:{choice.precision}" for choice in asked if self.why_skipped(choice) is None]
 
     def why_skipped(self, selected: Selected) -> str | None:
-        """Why an artifact did not run in the evaluation; None where it did, or was not asked to."""
+        """Reason why an artifact did not run in the evaluation; None if it ran or was not requested."""
         predictions = self.predictions.get(selected)
         return None if predictions is None else predictions.skipped

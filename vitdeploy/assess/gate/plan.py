@@ -1,4 +1,4 @@
-"""Plan of a gate: its checks in order, refused where there are too few images to tell."""
+"""Plan of a gate: its checks in order, refused if there are too few images."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from vitdeploy.assess.gate.rules import GateRules, Rules
     from vitdeploy.bundle.bundle import Bundle
 
-ALPHA = 0.05  # the largest p-value of McNemar's test that counts as a drop
-POWER = 0.9  # the chance with which a drop of `SEEN` times the allowed size must fail
+ALPHA = 0.05  # largest p-value of McNemar's test that counts as a drop
+POWER = 0.9  # power to detect a drop of `SEEN` times the allowed size
 SEEN = 2.0
 _BUNDLE = "bundle"
 
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """A check to make: a rule, its subject, such as "onnxruntime fp32" or "bundle", and its bound, in its unit.
+    """A planned check: a rule, its subject, such as "onnxruntime fp32" or "bundle", and its bound, in the rule's unit.
 
-    `selected` is None for a check of the bundle, or of what it no longer holds; `against` is the other backend of a
-    ratio of latencies.
+    `selected` is None for a check of the bundle, or of something no longer in it; `against` is the other backend of a
+    latency ratio.
     """
 
     rule: str
@@ -45,7 +45,7 @@ class Planned:
 
 
 def subject_of(selected: Selected) -> str:
-    """The name of an artifact on its backend, as in `Predictions.name`; of one that nothing runs, its own."""
+    """Name of an artifact on its backend, as in `Predictions.name`; without a backend, the artifact's name."""
     return f"{selected.backend} {selected.precision}" if selected.backend else selected.artifact
 
 
@@ -58,18 +58,19 @@ def plan(
     *,
     update: bool = False,
 ) -> tuple[Planned, ...]:
-    """The checks of a gate, in their order: those of the bundle, then those of each backend.
+    """The checks of a gate, in order: the bundle's, then each backend's.
 
     Args:
         bundle: The bundle.
-        rules: Of its artifacts.
-        baseline: None where nothing is compared with one.
-        images: How many there are.
+        rules: Rules of its artifacts.
+        baseline: Baseline to compare with; None for no comparison.
+        images: Number of images.
         backends: As for `evaluate`.
-        update: Whether the baseline is to be made: a drop is then no check, but its bound must be one later.
+        update: True to write the baseline: a drop is then not checked, but its bound must be valid later.
 
     Raises:
-        UsageError: If a rule is of nothing that is there, needs a baseline, or is finer than so many images can tell.
+        UsageError: If a rule applies to nothing in the bundle, requires a baseline, or is too fine for the number of
+            images.
     """
     selection = select(bundle, backends)
     if not bundle.manifest.artifacts:
@@ -78,7 +79,7 @@ def plan(
     checks = []
     if baseline is not None:
         checks += [Planned("same_labels", _BUNDLE, 0.0), Planned("same_processor", _BUNDLE, 0.0)]
-        if backends is None:  # who names backends leaves others out on purpose
+        if backends is None:  # named backends exclude others on purpose
             subjects = {subject_of(selected) for selected in selection}
             checks += [Planned("in_bundle", name, 0.0) for name in baseline.subjects if name not in subjects]
     for selected in selection:
@@ -88,7 +89,7 @@ def plan(
 
 
 def _check_held(rules: GateRules, checks: Sequence[Planned], artifacts: set[str], update: bool) -> None:
-    """Refuse a rule that nothing is held to, which would pass for one that is."""
+    """Refuse a rule that applies to nothing: it would seem to pass."""
     present = {name: held for name, held in rules.artifacts.items() if name in artifacts}
     for name, of_one in {"": rules.every, **present}.items():
         given = {rule for rule, bound in dataclasses.asdict(of_one).items() if bound is not None}
@@ -112,7 +113,7 @@ def _of_artifact(
 
     with_classes = bundle.manifest.task == Task.CLASSIFICATION
     if not with_classes and selected.artifact == REFERENCE:
-        return []  # which nothing is compared with
+        return []  # the baseline of every comparison
     checks = [planned("finite", 0.0)]
     if not with_classes:
         _check_no_classes(rules)
@@ -159,7 +160,7 @@ def _of_artifact(
 
 
 def _check_share(rule: str, subject: str, percent: float, images: int) -> None:
-    """Refuse a bound above 1 - 1/N other than 1: of N images, it allows none to be wrong."""
+    """Refuse a bound above 1 - 1/N other than 1: with N images, it allows no wrong one."""
     if percent < 100 and images * (100 - percent) < 100 - 1e-9:
         needed = math.ceil(100 / (100 - percent) - 1e-9)
         raise UsageError(
@@ -177,7 +178,7 @@ def _check_no_classes(rules: Rules) -> None:
 
 
 def _check_percentile(subject: str, cosine: float, images: int) -> None:
-    """Raise UsageError for fewer images than the percentile needs, of which it would be the lowest value."""
+    """Raise UsageError for too few images for a percentile: it would be the lowest value."""
     needed = 100 // PERCENTILE
     if images < needed:
         raise UsageError(
@@ -188,7 +189,7 @@ def _check_percentile(subject: str, cosine: float, images: int) -> None:
 
 
 def _allowed_drop(subject: str, share: float | None, images: int, disagreement: float) -> float:
-    """The largest drop that passes, in points. One of `SEEN` times the size must fail with the chance `POWER`."""
+    """Largest drop that passes, in points. A drop of `SEEN` times the size must fail with probability `POWER`."""
     if share is None:
         return 100 * smallest_bound(images, SEEN, disagreement=disagreement, alpha=ALPHA, power=POWER)
     points, drop = in_percent(share), min(SEEN * share, 1.0)

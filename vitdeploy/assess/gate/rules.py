@@ -87,26 +87,26 @@ _READ: dict[str, Callable[[Any, str], Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """Bounds of one artifact; None where there is none. Shares are 0.99 or "99%"; a number such as 99 is refused.
+    """Bounds of one artifact; None for no bound. Shares are 0.99 or "99%"; a number such as 99 is refused.
 
     Attributes:
         min_accuracy: Smallest top-1 accuracy, a share above 0 and up to 1.
         max_drop: Largest loss of top-1 accuracy against the baseline, a share above 0 and below 1, such as 0.01 or
-            "1%"; from 0.1 up only with a percent sign. Where there is a baseline, by default the smallest of which so
-            many images show a drop of twice the size.
-        min_agreement: Smallest share of images whose best class is the reference's.
-        min_cosine: The 5th percentile, over the images, of the cosine similarity with the reference's vector, above 0
-            and below 1, see `vitdeploy.assess.metrics.features`: of pooled output and CLS token, or of a classifier's
-            logits.
-        min_neighbour_agreement: Smallest share of images whose nearest neighbour among them is the reference's, of a
-            model without classes.
-        max_difference: Of an output from the reference's, relative to its largest value; the tolerance of the precision
-            by default, but for a quantized artifact of a model without classes, which is judged by cosine.
-        max_layer_difference: Of a layer's own result from the reference's, both given the same, see `compare_layers`;
-            by default `LAYER_TOLERANCES` for the half types, and none for others.
+            "1%"; from 0.1 up only with a percent sign. Default with a baseline: the smallest drop of which the images
+            detect twice the size.
+        min_agreement: Smallest share of images with the reference's top-1 class.
+        min_cosine: Smallest 5th percentile, over images, of the cosine similarity with the reference, above 0 and below
+            1: of pooled output and CLS token, or of a classifier's logits, see `vitdeploy.assess.metrics.features`.
+        min_neighbour_agreement: Smallest share of images with the reference's nearest neighbour, for a model without
+            classes.
+        max_difference: Largest difference of an output from the reference's, relative to its largest value. Default:
+            the precision's tolerance, except for a quantized artifact of a model without classes, which is judged by
+            cosine.
+        max_layer_difference: Largest difference of a layer's result from the reference's on the same input, see
+            `compare_layers`. Default: `LAYER_TOLERANCES` for half precision, none for others.
         max_latency_ratio: Median time of one image over that of `latency_against`.
-        latency_against: A backend and precision, such as "torch:fp32".
-        max_size: Of an artifact's files, in bytes.
+        latency_against: Backend and precision, such as "torch:fp32".
+        max_size: Largest total size of an artifact's files, in bytes.
     """
 
     min_accuracy: float | None = None
@@ -126,16 +126,16 @@ class Rules:
                 object.__setattr__(self, name, read(getattr(self, name), name))
 
     def with_(self, other: Rules) -> Rules:
-        """These, with every bound that the other has in the place of this one's."""
+        """These rules, overridden by the other's bounds."""
         given = {key: value for key, value in dataclasses.asdict(other).items() if value is not None}
         return dataclasses.replace(self, **given)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str) -> Rules:
-        """Read values as a TOML file holds them; `max_size` may be a text such as "12.5 MB".
+        """Read values from parsed TOML; `max_size` may be a text such as "12.5 MB".
 
         Raises:
-            UsageError: If a key is unknown, or a value is wrong.
+            UsageError: If a key is unknown, or a value is invalid.
         """
         _check_keys(data, [field.name for field in dataclasses.fields(cls)], where)
         try:
@@ -148,7 +148,7 @@ class Rules:
 
 @dataclasses.dataclass(frozen=True)
 class GateRules:
-    """Rules of every artifact, and what some artifacts have in their place, by name ("onnx-fp16", "reference")."""
+    """Rules of every artifact, and overrides by artifact name ("onnx-fp16", "reference")."""
 
     every: Rules = Rules()
     artifacts: Mapping[str, Rules] = dataclasses.field(default_factory=dict)
@@ -158,25 +158,24 @@ class GateRules:
             check_type(name, getattr(self, name), hint)
 
     def with_(self, rules: Rules) -> GateRules:
-        """These, with every bound of `rules` in the place of theirs, those of single artifacts included."""
+        """These rules, overridden by the bounds in `rules`, also for single artifacts."""
         of_each = {name: held.with_(rules) for name, held in self.artifacts.items()}
         return GateRules(self.every.with_(rules), of_each)
 
     def of(self, artifact: str) -> Rules:
-        """The rules of one artifact."""
         return self.every.with_(self.artifacts.get(artifact, Rules()))
 
     def check_names(self, names: Iterable[str]) -> None:
-        """Raise UsageError unless each artifact that has rules of its own is among `names`."""
+        """Raise UsageError unless each artifact with rules is among `names`."""
         _check_keys(self.artifacts, list(names), "the rules' artifacts")
 
 
 def read_rules(path: str | os.PathLike[str]) -> GateRules:
-    """Read a TOML file of rules: those of every artifact at its top, others in tables such as [artifacts."onnx-fp16"].
+    """Read a TOML file of rules: general ones at the top, overrides in tables such as [artifacts."onnx-fp16"].
 
     Raises:
-        InputError: If the file cannot be read, or is no TOML in UTF-8 of at most 16 MiB.
-        UsageError: If a key is unknown, or a value is wrong.
+        InputError: If the file cannot be read, or is not UTF-8 TOML of at most 16 MiB.
+        UsageError: If a key is unknown, or a value is invalid.
     """
     file = Path(path)
     try:

@@ -1,1 +1,1 @@
-"""Summarize bundles and the graphs in their artifacts."""
+"""Summarize bundles and their artifacts' graphs."""

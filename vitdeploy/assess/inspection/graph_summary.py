@@ -1,4 +1,4 @@
-"""The summary of a graph, in any format."""
+"""Summary of a graph in any format."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _LAYER = re.compile(r"layers\.(\d+)")
 
 @dataclasses.dataclass(frozen=True)
 class GraphSummary:
-    """The content of one artifact's graph.
+    """The content of an artifact's graph.
 
     Attributes:
-        versions: Of its format, such as the opset.
-        node_types: How many nodes there are of each type, the most frequent first.
-        weights: How many constant tensors it has.
+        versions: Format versions, such as the opset.
+        node_types: Number of nodes by type, the most frequent first.
+        weights: Number of constant tensors.
         weight_bytes: Their size by element type, the largest first.
-        duplicates: How many of those that lie in the graph's own file are equal to an earlier one.
-        duplicate_bytes: The size of these.
-        layers: By part ("embeddings", "layers.0" ..., "head"), how many nodes give each element type, or multiply
-            numbers of it. Nodes that compute shapes, indices or masks are not among them.
+        duplicates: Number of constants in the graph's file that equal an earlier one.
+        duplicate_bytes: Size of the duplicates.
+        layers: Number of nodes by part ("embeddings", "layers.0" ..., "head") and by element type of the result, or of
+            a product's factors; without nodes that compute shapes, indices or masks.
     """
 
     versions: dict[str, int | str]
@@ -39,7 +39,7 @@ class GraphSummary:
 
     @property
     def nodes(self) -> int:
-        """How many nodes there are."""
+        """Number of nodes."""
         return sum(self.node_types.values())
 
     def to_dict(self) -> dict[str, Any]:
@@ -47,12 +47,12 @@ class GraphSummary:
 
 
 def most_first(counts: Mapping[str, int]) -> dict[str, int]:
-    """The largest first; equal ones by name."""
+    """Largest first; equal counts by name."""
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def merge_layers(parts: Mapping[str, T]) -> dict[str, T]:
-    """One entry for consecutive layers of equal value: "layers.0", "layers.1" -> "layers 0-1"; alone, "layer 0"."""
+    """Merge consecutive layers of equal value: "layers.0", "layers.1" -> "layers 0-1"; a single one is "layer 0"."""
     merged: list[tuple[str, list[int], T]] = []
     for name, value in parts.items():
         match = _LAYER.fullmatch(name)

@@ -1,4 +1,4 @@
-"""Describe an artifact by its manifest and its graph, and compare two."""
+"""Describe an artifact by its manifest and its graph, and compare two artifacts."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 class ReadGraph(Protocol):
-    """Read the graph in an artifact's first file, which is verified."""
+    """Read the graph in an artifact's first, verified file."""
 
     def __call__(self, source: OpenedFile) -> GraphSummary: ...
 
 
 class GraphReader(NamedTuple):
-    """A graph reader: "module:function", and the extra of vitdeploy that installs what it needs."""
+    """A graph reader: "module:function", and the vitdeploy extra that it needs."""
 
     target: str
     extra: str
@@ -37,16 +37,16 @@ GRAPH_READERS: dict[str, GraphReader] = {
     "torchscript": GraphReader("vitdeploy.assess.inspection.torchscript_reader:read_torchscript", "torch"),
 }
 
-# Where one side has no entry of these, it has none of what is counted.
+# Counts: a missing entry on one side means zero.
 _COUNTS = frozenset({"node_types", "weight_bytes"})
 _BYTES = frozenset({"file_bytes", "weight_bytes"})
 
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-    """One artifact of a bundle: the entry of the manifest, the model's source and task, and the graph.
+    """One artifact: its manifest entry, the model's source and task, and the graph.
 
-    Where the graph was not read it is None, and `note` says why.
+    A graph that was not read is None, with the reason in `note`.
     """
 
     bundle: str
@@ -62,7 +62,7 @@ class Inspection:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Two values that differ, None where a side has no such thing; for sizes, `ratio` is b over a."""
+    """Two values that differ, None on a side without one; for sizes, `ratio` is b over a."""
 
     a: Any
     b: Any
@@ -73,7 +73,7 @@ class Pair:
 
 
 def artifact_named(bundle: Bundle, name: str | None = None) -> Artifact:
-    """The artifact of that name ("onnx-fp32"), by default the only one; UsageError for none, or for several."""
+    """The artifact of that name ("onnx-fp32"), by default the only one; UsageError for none or several."""
     artifacts = [artifact for artifact in bundle.manifest.artifacts if name in (None, artifact.name)]
     if len(artifacts) == 1:
         return artifacts[0]
@@ -89,10 +89,10 @@ def artifact_named(bundle: Bundle, name: str | None = None) -> Artifact:
 
 
 def inspect_artifact(bundle: Bundle, artifact: Artifact) -> Inspection:
-    """Read an artifact's graph, its files being verified first, where this installation can.
+    """Verify an artifact's files and read its graph, if this installation can.
 
     Raises:
-        BundleError: If a file is missing or altered, or is not of the artifact's format.
+        BundleError: If a file is missing or altered, or not in the artifact's format.
     """
     manifest = bundle.manifest
     graph = note = None
@@ -116,14 +116,14 @@ def _reader(format: str) -> ReadGraph:  # noqa: A002  (the manifest's word)
 
 
 def same_bytes(a: Inspection, b: Inspection) -> bool:
-    """Whether the files of both are equal, by the SHA-256 of the manifests."""
+    """True if the files of both are equal, by SHA-256 in the manifests."""
     return [file.sha256 for file in a.artifact.files] == [file.sha256 for file in b.artifact.files]
 
 
 def differences(a: Inspection, b: Inspection) -> dict[str, dict[str, Pair]]:
-    """The differences between two artifacts, by section and name.
+    """Differences between two artifacts, by section and name.
 
-    Graphs are compared where both were read. Consecutive layers that differ alike are one entry.
+    Graphs are compared if both were read. Consecutive layers with equal differences are one entry.
     """
     sections = _manifest_facts(a), _manifest_facts(b)
     if a.graph and b.graph:
@@ -146,7 +146,7 @@ def _pairs(section: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str
 
 
 def _proofs(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Pair]:
-    """The differences in the numbers of the outputs that both sides compared with the reference."""
+    """Differences in the validation figures of outputs that both sides have."""
     left, right = ({item["output"]: item for item in side.get("outputs", ())} for side in (a, b))
     return {
         f"{output} {name}": pair

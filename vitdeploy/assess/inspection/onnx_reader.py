@@ -1,4 +1,4 @@
-"""Read what an ONNX graph is made of; weights that lie in a file of their own are not loaded."""
+"""Read the content of an ONNX graph; external weights are not loaded."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from vitdeploy.assess.inspection.graph_summary import GraphSummary, most_first
-from vitdeploy.assess.inspection.onnx_parts import nodes_by_part
 from vitdeploy.errors import BundleError, VitDeployError, first_line
+from vitdeploy.exporters.naming.parts import nodes_by_part
 from vitdeploy.files.opened import OpenedFile
 from vitdeploy.system.exhaustion import check_exhaustion
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 _NUMPY_NAMES = {"float": "float32", "double": "float64"}
 _UNKNOWN = "unknown"
-# What is not floating point, and yet no shape, index or mask.
+# Not floating point, yet not a shape, index or mask.
 _NOT_INDICES = frozenset({"int8", "uint8", "int4", "uint4", _UNKNOWN})
-_OF_INTEGERS = ("MatMulInteger", "ConvInteger")  # which give int32
+_OF_INTEGERS = ("MatMulInteger", "ConvInteger")  # their result is int32
 
 
 class _Weight(NamedTuple):
-    """An initializer: its element type, its size, and what is the same for two equal ones (None where not read)."""
+    """An initializer: element type, size, and a key that is equal for equal ones (None if not read)."""
 
     dtype: str
     size_bytes: int
@@ -38,7 +38,7 @@ class _Weight(NamedTuple):
 
 
 def read_onnx(source: Path | OpenedFile) -> GraphSummary:
-    """Summarize the main graph of an ONNX model; BundleError where the file is no valid one."""
+    """Summarize the main graph of an ONNX model; BundleError if the file is invalid."""
     file = OpenedFile.of(source)
     loaded = load_onnx(file)
     graph, weights = loaded.model.graph, loaded.weights
@@ -57,7 +57,7 @@ def read_onnx(source: Path | OpenedFile) -> GraphSummary:
 
 
 class Loaded(NamedTuple):
-    """A valid model whose weights are inputs, what they were, the names of its own inputs, and inferred shapes."""
+    """A valid model with weights turned into inputs, those weights, the original input names, and inferred shapes."""
 
     model: onnx.ModelProto
     weights: list[_Weight]
@@ -65,7 +65,7 @@ class Loaded(NamedTuple):
 
 
 def load_onnx(source: Path | OpenedFile) -> Loaded:
-    """Read a file that may be corrupt, and check it; BundleError where it is no valid ONNX model."""
+    """Read and check a file that may be corrupt; BundleError if it is not a valid ONNX model."""
     file = OpenedFile.of(source)
     with valid_onnx(file):
         model = onnx.load(file.handle, load_external_data=False)
@@ -78,7 +78,7 @@ def load_onnx(source: Path | OpenedFile) -> Loaded:
 
 @contextlib.contextmanager
 def valid_onnx(file: OpenedFile) -> Iterator[None]:
-    """Raise BundleError where a file turns out to hold no valid ONNX model in this block."""
+    """Raise BundleError if the file proves to be an invalid ONNX model in this block."""
     try:
         yield
     except VitDeployError:
@@ -93,7 +93,7 @@ def valid_onnx(file: OpenedFile) -> Iterator[None]:
 
 def _weight(tensor: onnx.TensorProto) -> _Weight:
     dtype = _name(tensor.data_type)
-    bits = re.search(r"\d+", dtype)  # "float8e4m3fn": 8; bool, which names none: 8
+    bits = re.search(r"\d+", dtype)  # "float8e4m3fn": 8; bool, without a number: 8
     size = math.ceil(math.prod(tensor.dims) * (int(bits[0]) if bits else 8) / 8)
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         return _Weight(dtype, size, None)
@@ -106,7 +106,7 @@ def _weight(tensor: onnx.TensorProto) -> _Weight:
 
 
 def _make_inputs_of_weights(graph: onnx.GraphProto) -> None:
-    """Leave of the weights what checks and inference need: protobuf passes no message of 2 GiB on to them."""
+    """Replace weights by inputs for checks and inference: protobuf cannot pass messages of 2 GiB to them."""
     known = {value.name for value in graph.input}
     graph.input.extend(
         onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
@@ -130,9 +130,9 @@ def _types_by_part(graph: onnx.GraphProto, inputs: set[str]) -> dict[str, dict[s
 
 
 def _computes_in(node: onnx.NodeProto, types: Mapping[str, str], sources: Mapping[str, str]) -> str:
-    """The type of what a node gives; of a product of quantized factors, in either form, that of the first one.
+    """Type of a node's result; for a product of quantized factors, in either form, the type of the first factor.
 
-    `sources` has the input of each DequantizeLinear, by its output.
+    `sources` maps each DequantizeLinear's output to its input.
     """
     if node.op_type in _OF_INTEGERS:
         return types.get(node.input[0], _UNKNOWN)
@@ -157,7 +157,7 @@ def _qualified(node: onnx.NodeProto) -> str:
 
 
 def _name(elem_type: int) -> str:
-    """An element type as numpy names it, "unknown" where there is none; ValueError for one that onnx does not know."""
+    """Name of an element type in numpy, "unknown" for none; ValueError for one unknown to onnx."""
     try:
         name = onnx.TensorProto.DataType.Name(elem_type).lower()
     except ValueError as exc:

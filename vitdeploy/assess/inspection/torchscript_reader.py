@@ -1,4 +1,4 @@
-"""Read what a TorchScript graph is made of, and where its layers are."""
+"""Read the content of a TorchScript graph, and find its layers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vitdeploy.runtimes.torchscript import load_module, read_signature
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Of c10/core/ScalarType.h, which is how a graph names the type that a tensor is converted to.
+# From c10/core/ScalarType.h: a graph names the target type of a conversion so.
 _SCALAR_TYPES = {5: torch.float16, 6: torch.float32, 7: torch.float64, 15: torch.bfloat16}
 _CONVERSION = "aten::to"
 
@@ -26,11 +26,10 @@ _CONVERSION = "aten::to"
 def read_torchscript(source: Path | OpenedFile) -> GraphSummary:
     """Summarize the graph of a TorchScript file.
 
-    A constant is no node. The type that a node gives is that of a conversion, or else what torch promotes its inputs'
-    types to.
+    A constant is not a node. A node's type is the target of a conversion, or else the promoted type of its inputs.
 
     Args:
-        source: A file that is verified: loading one can run code.
+        source: A verified file; loading one can run code.
 
     Raises:
         BundleError: If the file cannot be loaded.
@@ -39,7 +38,7 @@ def read_torchscript(source: Path | OpenedFile) -> GraphSummary:
     module, signature = load_module(source, torch.device("cpu"))
     inputs, _ = read_signature(path, signature)
     graph = module.graph
-    if not 1 <= len(inputs) < len(list(graph.inputs())):  # the first of the graph is the module itself
+    if not 1 <= len(inputs) < len(list(graph.inputs())):  # the graph's first input is the module itself
         taken = len(list(graph.inputs())) - 1
         raise BundleError(
             f"{path} states {len(inputs)} inputs, but its graph takes {taken}",
@@ -47,7 +46,7 @@ def read_torchscript(source: Path | OpenedFile) -> GraphSummary:
         )  # fmt: skip
     nodes = [node for node in graph.nodes() if node.kind() != "prim::Constant"]
     weights = _weights(graph).values()
-    sizes: dict[tuple[object, ...], list[int]] = {}  # of equal ones
+    sizes: dict[tuple[object, ...], list[int]] = {}  # the first of equal ones
     for weight in weights:
         sizes.setdefault(_content(weight), []).append(weight.nbytes)
     by_type: collections.Counter[str] = collections.Counter()
@@ -70,7 +69,7 @@ def _weights(graph: torch._C.Graph) -> dict[str, torch.Tensor]:
 
 
 def _types_by_part(graph: torch._C.Graph, nodes: list[torch._C.Node], inputs: list[str]) -> dict[str, dict[str, int]]:
-    """Nodes are in the order in which they were traced, layer after layer."""
+    """Nodes are in traced order, layer after layer."""
     types = {
         value.debugName(): getattr(torch, dtype)
         for value, dtype in zip(list(graph.inputs())[-len(inputs) :], inputs, strict=True)
@@ -104,7 +103,7 @@ def _converted_to(node: torch._C.Node) -> torch.dtype | None:
 def _promoted(types: list[torch.dtype]) -> torch.dtype | None:
     try:
         return functools.reduce(torch.promote_types, types) if types else None
-    except RuntimeError:  # types that torch does not promote, such as quantized ones: only an operator of its own can
+    except RuntimeError:  # types that torch does not promote, such as quantized ones, which need dedicated operators
         return None
 
 
@@ -118,12 +117,12 @@ def _content(weight: torch.Tensor) -> tuple[object, ...]:
 
 
 def _file_format(file: OpenedFile) -> int:
-    """The version of the format, which a TorchScript file holds beside its code."""
+    """Format version, which a TorchScript file stores beside its code."""
     try:
         with zipfile.ZipFile(file.handle) as archive:
             name = next(name for name in archive.namelist() if name.endswith("/version"))
             return int(archive.read(name))
-    except (ValueError, StopIteration, zipfile.BadZipFile) as exc:  # torch takes a number with more behind it
+    except (ValueError, StopIteration, zipfile.BadZipFile) as exc:  # torch accepts a number followed by anything
         problem = f"{file.path} does not state its format version"
         raise BundleError(problem, what="version", where=file.path, hint="export the bundle again") from exc
 
@@ -133,10 +132,10 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def hidden_states(graph: torch._C.Graph) -> list[torch._C.Value]:
-    """The input of the first layer, and the output of each.
+    """Input of the first layer, and output of each.
 
-    A layer normalises its state and adds what attention makes of it, then does the same with the MLP (Dosovitskiy et
-    al. 2021, arXiv:2010.11929, equations 2 and 3): it ends with the sum of the value that its second norm takes.
+    A layer normalizes its state and adds the result of attention, then does the same with the MLP (Dosovitskiy et al.
+    2021, arXiv:2010.11929, equations 2 and 3). It ends with the sum that includes its second norm's input.
     """
     first = next((node for node in graph.nodes() if node.kind() == "aten::layer_norm"), None)
     state = None if first is None else next(first.inputs())
@@ -149,7 +148,7 @@ def hidden_states(graph: torch._C.Graph) -> list[torch._C.Value]:
 
 
 def _sum_with(value: torch._C.Value) -> torch._C.Value | None:
-    """The sum of a value and what is made of its norm; None where it is not normalised and added to."""
+    """The sum of a value and a branch from its norm; None if it is not normalized and added to."""
     users = {use.user.kind(): use.user for use in value.uses()}
     if "aten::layer_norm" not in users or "aten::add" not in users:
         return None

@@ -1,4 +1,4 @@
-"""Predictions on labelled images, accuracy and calibration (numpy alone)."""
+"""Predictions on labelled images, accuracy and calibration (numpy only)."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from vitdeploy.assess.metrics.shares import wilson
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-MOST_CLASSES = 5  # that are kept of an image
-NOT_FINITE = -1  # for a class, where logits are not finite
+MOST_CLASSES = 5  # classes kept per image
+NOT_FINITE = -1  # class index for non-finite logits
 
 
 @dataclasses.dataclass(frozen=True)
 class Accuracy:
-    """A share of images that are right, with its 95 % Wilson interval; shares are from 0 to 1.
+    """Share of correct images, with its 95 % Wilson interval; shares are from 0 to 1.
 
     Attributes:
-        correct: Images that are right, such as those whose best class is their label.
-        total: Images, from 1 up.
-        wrong: The names of the others, where they are known.
+        correct: Number of correct images, for example with their label as top-1 class.
+        total: Number of images, at least 1.
+        wrong: Names of the others, if known.
     """
 
     correct: int
@@ -53,14 +53,14 @@ class Predictions:
     """Predictions of one backend for every image of a data set.
 
     Attributes:
-        artifact: Such as "onnx-fp32"; "reference" for the torch reference.
-        backend: What ran it; "" where no backend of this version does.
-        precision: Of the artifact.
-        classes: (N, k) int32, the k = min(5, number of classes) best classes of each image, the best first; -1 in a
-            row whose logits are not all finite.
-        scores: (N,) float32, the softmax of the best class's logit; NaN where the logits are not all finite.
-        details: What really ran.
-        skipped: Why it could not run, and then `classes` and `scores` are of no image; None where it did.
+        artifact: Name, such as "onnx-fp32"; "reference" for the torch reference.
+        backend: Backend that ran it; "" if no backend of this version runs it.
+        precision: Precision of the artifact.
+        classes: Top-k classes of each image, best first, (N, k) int32, k = min(5, number of classes); -1 in a row with
+            non-finite logits.
+        scores: Softmax score of the top-1 class, (N,) float32; NaN for non-finite logits.
+        details: Engine, device and settings that ran.
+        skipped: Reason why it could not run, with empty `classes` and `scores`; None if it ran.
     """
 
     artifact: str
@@ -77,20 +77,20 @@ class Predictions:
 
     @property
     def not_finite(self) -> int:
-        """Number of images whose logits are not all finite; they count as wrong."""
+        """Number of images with non-finite logits; they count as wrong."""
         return int((self.classes[:, 0] == NOT_FINITE).sum())
 
 
 def best_classes(logits: NDArray[Any], count: int = MOST_CLASSES) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """The best classes of each image, and the softmax score of the best one.
+    """Top classes of each image, and the softmax score of the top-1 class.
 
     Args:
-        logits: (N, C) of any floating-point type.
-        count: How many classes; all C where there are fewer.
+        logits: Array (N, C) of any floating-point type.
+        count: Number of classes; all C if there are fewer.
 
     Returns:
-        (N, min(count, C)) int32 and (N,) float32; a row that is not all finite gives -1 and NaN. Of equal logits the
-        lower class is the better.
+        (N, min(count, C)) int32 and (N,) float32; -1 and NaN for a row with non-finite logits. Among equal logits, the
+        lower class comes first.
     """
     finite = np.isfinite(logits).all(axis=1)  # (N,)
     values = np.where(finite[:, None], logits, 0).astype(np.float64)  # (N, C)
@@ -102,7 +102,7 @@ def best_classes(logits: NDArray[Any], count: int = MOST_CLASSES) -> tuple[NDArr
 
 @dataclasses.dataclass(frozen=True)
 class CalibrationBin:
-    """Images whose score is above `low` and at most `high`; their mean score and accuracy, NaN where there are none."""
+    """Images with a score above `low` and at most `high`: their mean score and accuracy, NaN without images."""
 
     low: float
     high: float
@@ -116,9 +116,9 @@ class Calibration:
     """Calibration of scores: Guo et al. (2017), arXiv:1706.04599.
 
     Attributes:
-        ece: The expected calibration error, from 0 to 1: the mean over the images of the difference, in their bin,
-            between mean score and accuracy; NaN where no image has finite logits.
-        bins: Of equal width, from 0 to 1.
+        ece: Expected calibration error, 0 to 1: mean over images of the difference between mean score and accuracy in
+            their bin; NaN if no image has finite logits.
+        bins: Bins of equal width, from 0 to 1.
     """
 
     ece: float
@@ -129,11 +129,11 @@ class Calibration:
 
 
 def calibration(scores: NDArray[np.floating[Any]], correct: NDArray[np.bool_], bins: int = 15) -> Calibration:
-    """The calibration of scores (N,), from 0 to 1, of images that are `correct` (N,) or not; NaNs are left out."""
+    """Calibration of scores (N,), 0 to 1, of images that are `correct` (N,) or not; NaNs are ignored."""
     kept = np.isfinite(scores)
     values, hits = scores[kept].astype(np.float64), correct[kept]
     edges = np.linspace(0, 1, bins + 1)
-    place = np.clip(np.searchsorted(edges, values, side="left") - 1, 0, bins - 1)  # of scores above the lower edge
+    place = np.clip(np.searchsorted(edges, values, side="left") - 1, 0, bins - 1)  # scores above the lower edge
     intervals = []
     for index in range(bins):
         inside = place == index

@@ -13,22 +13,22 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """One output of an artifact beside the reference's, on N images.
+    """Agreement of one output with the reference's, on N images.
 
     Attributes:
-        output: Its name.
-        images: N.
-        top1_agreement: The share of images with the same best class; None for an output that is not `logits`, and for
-            logits of which none is the best class.
-        mean_cosine: The mean of the images' cosine similarities; None, as the next two, for a regression's logits.
-        p5_cosine: Their 5th percentile.
-        min_cosine: The lowest of them.
-        error: The length of the difference over the length of the reference's output, of all images together; of the
-            logits of a single-label classifier less their mean over the classes.
-        relative_error: Of logits of which none is the best class (a single value's cosine is that of its sign): the
-            length of the difference over that of the reference's values, of all images together; of a regression, whose
-            values have units of their own, that of its worst value. None for other outputs.
-        same_neighbours: How many images have the reference's nearest neighbour among them, see `features.Nearness`.
+        output: Name of the output.
+        images: Number of images, N.
+        top1_agreement: Share of images with the same top-1 class; None for an output other than `logits`, and for
+            logits without a top-1 class.
+        mean_cosine: Mean cosine similarity over images; None for a regression's logits, as are the next two.
+        p5_cosine: 5th percentile of the cosine similarity.
+        min_cosine: Lowest cosine similarity.
+        error: L2 norm of the difference over that of the reference's output, over all images; for a single-label
+            classifier's logits, after subtracting their mean over the classes.
+        relative_error: For logits without a top-1 class (the cosine of a single value is only its sign): L2 norm of the
+            difference over that of the reference, over all images; for a regression, whose values have different units,
+            that of its worst value. None for other outputs.
+        same_neighbours: Number of images with the reference's nearest neighbour, see `features.Nearness`.
     """
 
     output: str
@@ -43,7 +43,7 @@ class Agreement:
 
     @property
     def neighbour_agreement(self) -> float | None:
-        """The share of images with the same nearest neighbour."""
+        """Share of images with the same nearest neighbour."""
         return None if self.same_neighbours is None else round(self.same_neighbours / self.images, 6)
 
     def to_dict(self) -> dict[str, Any]:
@@ -58,7 +58,7 @@ class Agreement:
         error: float,
         of_values: float | None = None,
     ) -> Agreement:
-        """From each image's cosine (a regression has none), whether its best class is the same, and errors; rounded."""
+        """From each image's cosine (None for a regression), equality of its top-1 class, and errors; rounded."""
         known = [cosine for cosine in cosines if cosine is not None]
         return cls(
             output,

@@ -1,4 +1,4 @@
-"""Default bounds for a quantized artifact's outputs: cosine, relative error, neighbours and classes."""
+"""Default bounds of a quantized artifact's outputs: cosine, relative error, neighbours and classes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Near(Protocol):
-    """Measurements of one output over N images, as `Agreement` and `Nearness` hold them."""
+    """Measurements of one output over N images, as in `Agreement` and `Nearness`."""
 
     @property
     def output(self) -> str: ...
@@ -38,20 +38,20 @@ class Near(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class CosineBound:
-    """The least cosine similarity of an image's output with the reference's.
+    """Smallest cosine similarity of an image's output with the reference's, and related bounds.
 
-    The largest difference of a value is no judge of 8 bits: in trained ViTs a few values are tens of times as large as
-    the rest, and one that is a step off tells nothing of the vector that users compare.
+    The largest difference of a value cannot judge 8 bits: in trained ViTs a few values are tens of times as large as
+    the rest, and an error of one step there says nothing about the vector that users compare.
 
     Attributes:
-        mean: Of all images.
-        p5: Of the 5th percentile over images.
-        relative_error: The largest error of all images together, see `relative_error`, as a cosine sees no constant
-            factor; and of logits of which none is the best class, which have no cosine that means something. Vectors
-            whose lengths are kept have one of sqrt(2 (1 - mean)), which is two thirds of it here.
-        neighbours: The least share of images whose nearest neighbour is the reference's, from 0 to 1; it is not kept
-            where even the upper end of the 95 % Wilson interval of the measured share is lower.
-        classes: The same for images whose best class is the reference's.
+        mean: Smallest mean over images.
+        p5: Smallest 5th percentile over images.
+        relative_error: Largest error over all images, see `relative_error`, because a cosine ignores a constant factor;
+            it also applies to logits without a top-1 class, whose cosine is meaningless. For vectors of unchanged
+            length it is sqrt(2 (1 - mean)), which is two thirds of the bound here.
+        neighbours: Smallest share of images with the reference's nearest neighbour, 0 to 1; violated if even the upper
+            end of the measured share's 95 % Wilson interval is lower.
+        classes: The same for images with the reference's top-1 class.
     """
 
     mean: float
@@ -62,11 +62,11 @@ class CosineBound:
 
     @classmethod
     def of_tolerance(cls, tolerance: float) -> CosineBound:
-        """The mean that one tolerance for the largest difference amounts to, see `least_cosine`, and any percentile."""
+        """The mean that corresponds to a tolerance for the largest difference, see `least_cosine`; any percentile."""
         return cls(least_cosine(tolerance), -1, tolerance)
 
     def why_not(self, near: Near) -> str | None:
-        """The bound that an output breaks, in words; None where it keeps all."""
+        """The bound that an output violates, as text; None if it meets all."""
         mean, p5 = _or_nan(near.mean_cosine), _or_nan(near.p5_cosine)
         if not (mean >= self.mean and p5 >= self.p5):
             return (
@@ -83,14 +83,15 @@ class CosineBound:
         return None
 
     def resembles(self, difference: Difference) -> bool:
-        """Whether a whole output, whose vectors are judged more strictly, is finite and has the mean cosine.
+        """True if a whole output is finite and has the mean cosine; its vectors are judged more strictly.
 
-        The tokens of patches, say, which no vector tells of: they may be noise where the CLS token is right.
+        This covers outputs outside the vectors, such as patch tokens, which may be noise although the CLS token is
+        right.
         """
         return difference.finite and _or_nan(difference.mean_cosine) >= self.mean
 
     def check(self, name: str, agreement: Agreement, *, held_out: bool) -> None:
-        """Raise CheckFailedError where an output of the artifact of that name is farther."""
+        """Raise CheckFailedError if an output of the named artifact violates the bound."""
         images = f"{agreement.images} {'held-out' if held_out else 'calibration'} images"
         if agreement.relative_error is not None:
             self._check_error(name, agreement.output, agreement.relative_error, images)
@@ -107,9 +108,9 @@ class CosineBound:
         return f"the best class of {agreement.output} is the reference's for {share:.0%} ({least})"
 
     def check_difference(self, name: str, difference: Difference, error: float, *, of_values: bool) -> None:
-        """The same on a few images, of which the farthest stands for the 5th percentile; neighbours need more images.
+        """As `check`, on a few images: the farthest one replaces the 5th percentile, and neighbours are not compared.
 
-        `error` is the output's, see `relative_error`; with `of_values` it is logits of which none is the best class.
+        `error` is the output's `relative_error`; `of_values` is True for logits without a top-1 class.
         """
         images = f"{difference.count} images"
         mean, lowest = _or_nan(difference.mean_cosine), _or_nan(difference.min_cosine)
@@ -140,36 +141,36 @@ def _too_far(artifact: str, output: str, far: str, found: object, first: str = "
 
 
 def _or_nan(cosine: float | None) -> float:
-    """NaN, which keeps no bound, for none."""
+    """NaN, which meets no bound, for None."""
     return math.nan if cosine is None else cosine
 
 
 def error_of_cosine(cosine: float) -> float:
-    """The length of the difference of two vectors of length 1 with this cosine."""
+    """L2 norm of the difference of two unit vectors with this cosine."""
     return math.sqrt(max(2 * (1 - cosine), 0.0))
 
 
 def too_long(near: Near, least_p5: float) -> str | None:
-    """Check the lengths of vectors, which no cosine sees; None where they are near enough.
+    """Check the lengths of vectors, which a cosine ignores; None if they are near enough.
 
-    The error of all images is at most what their mean cosine makes up, and what their lengths do: the latter must not
-    be more than the least 5th percentile of the cosine would make up. None where it is not.
+    The error over all images is at most the part explained by the mean cosine plus the part from lengths; the latter
+    must not exceed the error of the smallest allowed 5th percentile of the cosine.
     """
     allowed = error_of_cosine(_or_nan(near.mean_cosine)) + error_of_cosine(least_p5)
     return None if near.error <= allowed else f"{near.output} differs by {near.error:.3g} of its length"
 
 
-# What was seen on a trained ViT-S with outliers and photographs: int8 as it is made here 0.999 and 0.997; the peers'
-# tools 0.994 and 0.978 (NNCF), 0.978 and 0.933 (ONNX Runtime, static), the latter with a fourth of the nearest
-# neighbours lost. 0.99 and 0.97 is between: ten times as far as what is usual. E4M3 keeps 4 bits of each value; its
-# error is about twice that of int8, its distance 1 - cosine four times. Of nearest neighbours, int8 keeps 84 to 90 %
-# there; among photographs that are all alike, or with random weights, rounding decides, so half of them are required;
-# and half of the best classes, of which int8 keeps 95 % and more in trained classifiers.
+# Measured on a trained ViT-S with outliers and photographs: vitdeploy's int8 0.999 and 0.997; other tools 0.994 and
+# 0.978 (NNCF), 0.978 and 0.933 (ONNX Runtime, static), the latter with a fourth of the nearest neighbours lost. 0.99
+# and 0.97 lie between: ten times the usual distance. E4M3 keeps 4 bits of each value; its error is about twice that of
+# int8, its distance 1 - cosine four times. int8 keeps 84 to 90 % of nearest neighbours there; among photographs that
+# are all alike, or with random weights, rounding decides, so half of them are required; and half of the top-1 classes,
+# of which int8 keeps 95 % and more in trained classifiers.
 COSINE_BOUNDS = {
     "int8": CosineBound(0.99, 0.97, DEFAULT_TOLERANCES["int8"], 0.5, 0.5),
     "fp8": CosineBound(0.96, 0.88, DEFAULT_TOLERANCES["fp8"], 0.5, 0.5),
 }
 
-# At other image sizes, and on made-up images, activations go beyond the ranges of photographs, which is no fault; what
-# has little to do with the reference any more is. Seen on a trained ViT-S at other sizes: 0.998 for int8.
+# At other image sizes, and on synthetic images, activations exceed the ranges of photographs, which is not a fault; an
+# output with little relation to the reference is. Measured on a trained ViT-S at other sizes: 0.998 for int8.
 LOOSE_BOUND = CosineBound(0.7, 0.3, 1.0)

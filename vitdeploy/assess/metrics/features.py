@@ -1,7 +1,7 @@
-"""Nearness of an artifact's vectors to the reference's, and of their nearest neighbours (numpy alone).
+"""Cosine similarity of an artifact's vectors with the reference's, and agreement of nearest neighbours (numpy only).
 
-A model without classes is judged by the vectors that its users compare: `pooler_output`, and the CLS token of
-`last_hidden_state`, which is its first token; a classifier by its `logits`.
+A model without classes is judged by the vectors that users compare: `pooler_output` and the CLS token, the first token
+of `last_hidden_state`; a classifier by its `logits`.
 """
 
 from __future__ import annotations
@@ -20,17 +20,16 @@ if TYPE_CHECKING:
 
 LOGITS, POOLED, HIDDEN, CLS = "logits", "pooler_output", "last_hidden_state", "cls_token"
 PERCENTILE = 5
-TIE = 1e-6  # of a cosine: float32 tells no two neighbours apart that are nearer to each other
-FEWEST_SEARCHED = 3  # of two images each is the other's nearest, whatever an artifact gives
-_ROWS = 1024  # of the images' similarities that are in memory together
+TIE = 1e-6  # tolerance of a cosine: float32 cannot separate closer neighbours
+FEWEST_SEARCHED = 3  # with two images, each is the other's nearest in any case
+_ROWS = 1024  # similarities held in memory at a time
 
 
 def vectors(outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """The vectors (N, D) of images by which artifacts are judged, by name.
+    """The vectors (N, D) for judging artifacts, by name.
 
-    These are `logits` (N, classes) where there are some; else `pooler_output` and the CLS token, as `cls_token`,
-    whichever there are. Of a model that gives none of them, such as one that reconstructs pixels, they are all outputs,
-    whole: (N, ...).
+    These are `logits` (N, classes) if present; else `pooler_output` and the CLS token, as `cls_token`, or the one that
+    is present. For a model with none of these, such as one that reconstructs pixels, they are all outputs, (N, ...).
     """
     if LOGITS in outputs and outputs[LOGITS].ndim == 2:
         return {LOGITS: outputs[LOGITS]}
@@ -41,24 +40,24 @@ def vectors(outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
 
 
 def searchable(names: Collection[str]) -> bool:
-    """Whether neighbours are searched by one of the outputs of these names."""
+    """True if neighbours are searched by one of these outputs."""
     return LOGITS not in names and bool({POOLED, HIDDEN}.intersection(names))
 
 
 def with_cls(outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """All outputs, and the vectors that are a part of one."""
+    """All outputs, and the vectors that are parts of one."""
     return {**vectors(outputs), **outputs}
 
 
 def searched(names: Iterable[str]) -> str | None:
-    """The vectors by which images are searched: pooled where there are some, else the CLS token, never logits."""
+    """The vectors for image search: the pooled output, else the CLS token; never logits."""
     return next((name for name in (POOLED, CLS) if name in names), None)
 
 
 def cosines(reference: NDArray[Any], candidate: NDArray[Any]) -> NDArray[np.float64]:
-    """(N,) the cosine similarity of each image's vector (N, ...) with the reference's, of any floating-point type.
+    """Cosine similarity of each image's vector (N, ...), of any floating-point type, with the reference's, (N,).
 
-    It is -1 where a value is not finite, 1 for two vectors of zeros, and 0 where one alone is zeros.
+    It is -1 for non-finite values, 1 for two zero vectors, and 0 for one.
     """
     a, b = _unit(reference), _unit(candidate)
     similarity: NDArray[np.float64] = np.clip((a * b).sum(axis=1), -1.0, 1.0)
@@ -68,10 +67,10 @@ def cosines(reference: NDArray[Any], candidate: NDArray[Any]) -> NDArray[np.floa
 
 
 def same_neighbours(reference: NDArray[Any], candidate: NDArray[Any]) -> NDArray[np.bool_]:
-    """(N,) whether the image nearest to each, by the cosine of their vectors (N, ...), N from 2 up, is the reference's.
+    """True where an image's nearest neighbour is the reference's, (N,), by cosine of vectors (N, ...), N at least 2.
 
-    An image is not its own neighbour. Images whose cosine with it, in the reference, is within 1e-6 of the nearest
-    one's are all the nearest; of an artifact it is the first. It is not the same where a value is not finite.
+    An image is not its own neighbour. In the reference, all images within 1e-6 of the highest cosine count as nearest;
+    in an artifact, only the first. With non-finite values it is False.
     """
     a, b = _unit(reference), _unit(candidate)
     same = np.zeros(len(a), bool)
@@ -86,18 +85,18 @@ def same_neighbours(reference: NDArray[Any], candidate: NDArray[Any]) -> NDArray
 
 @dataclasses.dataclass(frozen=True)
 class Nearness:
-    """The vectors of N images beside the reference's.
+    """Comparison of the vectors of N images with the reference's.
 
     Attributes:
-        output: Such as "pooler_output", or "cls_token", the first token of `last_hidden_state`; see `vectors`.
-        images: N.
-        mean_cosine: The mean of the images' cosine similarities.
-        p5_cosine: Their 5th percentile, interpolated linearly as numpy does.
-        min_cosine: The lowest of them.
-        error: The length of the difference over the length of the reference's vectors, of all images together, which
-            sees a constant factor; infinite where a value is not finite.
-        same_neighbours: How many images have the same nearest neighbour among the N as in the reference, see
-            `same_neighbours`; None for fewer than `FEWEST_SEARCHED` images, and for vectors by which nobody searches.
+        output: Name, such as "pooler_output", or "cls_token" for the first token of `last_hidden_state`; see `vectors`.
+        images: Number of images, N.
+        mean_cosine: Mean cosine similarity over images.
+        p5_cosine: 5th percentile of the cosine similarity, with numpy's linear interpolation.
+        min_cosine: Lowest cosine similarity.
+        error: L2 norm of the difference over that of the reference's vectors, over all images, which detects a constant
+            factor; infinite for non-finite values.
+        same_neighbours: Number of images with the reference's nearest neighbour, see `same_neighbours`; None for fewer
+            than `FEWEST_SEARCHED` images, and for vectors that are not used for search.
     """
 
     output: str
@@ -110,7 +109,7 @@ class Nearness:
 
     @property
     def neighbour_agreement(self) -> float | None:
-        """Share of images with the same nearest neighbour, from 0 to 1."""
+        """Share of images with the same nearest neighbour, 0 to 1."""
         return None if self.same_neighbours is None else self.same_neighbours / self.images
 
     def __str__(self) -> str:
@@ -125,9 +124,9 @@ class Nearness:
 def nearness(
     reference: Mapping[str, NDArray[Any]], candidate: Mapping[str, NDArray[Any]], *, search: bool = True
 ) -> tuple[Nearness, ...]:
-    """Judge the vectors of an artifact, (N, D) by name as `vectors` gives them, beside the reference's.
+    """Compare an artifact's vectors, (N, D) by name from `vectors`, with the reference's.
 
-    Neighbours are looked for where `search` says so: among made-up images they mean nothing.
+    `search` enables nearest neighbours, which are meaningless among synthetic images.
     """
     wanted, given = reference, candidate
     by = searched(wanted) if search else None
@@ -148,12 +147,12 @@ def percentile(values: Sequence[float] | NDArray[np.float64]) -> float:
 
 
 def shown(cosine: float) -> str:
-    """A cosine as people are told it: with three digits, and more where these would be all nines."""
+    """A cosine as text: three digits, or more if these would all be nines."""
     return f"{cosine:.3f}" if cosine < 0.9985 else f"{cosine:.5f}"
 
 
 def _unit(array: NDArray[Any]) -> NDArray[np.float64]:
-    """(N, D) of length 1; zeros for what has no length, or is not finite."""
+    """Unit vectors (N, D); zeros for vectors of zero length or with non-finite values."""
     flat = np.where(_finite(array)[:, None], array.reshape(len(array), -1), 0).astype(np.float64)
     length = np.linalg.norm(flat, axis=1, keepdims=True)
     unit: NDArray[np.float64] = np.divide(flat, length, out=np.zeros_like(flat), where=length > 0)

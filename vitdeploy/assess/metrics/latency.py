@@ -22,7 +22,7 @@ _THREAD_DETAILS = ("threads", "intra_op_threads", "threads_reason")  # by backen
 
 
 class Ratio(NamedTuple):
-    """One time over another: the median of the rounds, in each of which both were measured, and the quartiles."""
+    """A ratio of two times: median and quartiles over the rounds, in each of which both were measured."""
 
     median: float
     low: float
@@ -31,23 +31,23 @@ class Ratio(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Latency:
-    """One backend at one batch size, alone in its process, in milliseconds.
+    """Latency of one backend at one batch size, alone in its process, in milliseconds.
 
     Attributes:
-        artifact: Such as "onnx-fp32"; "reference" for the torch reference.
-        backend: What ran.
-        precision: Of the artifact.
-        batch_size: Images a run.
-        rounds_ms: The times of `Runtime.run` on ready input, image processing not included; those of each round.
-        image_rounds_ms: The times from the bytes of image files to outputs, image processing included.
-        processing_ms: The median time of the image processing in these.
-        load_ms: Opening the artifact in a fresh process, with what its libraries import only then.
-        first_ms: The first run of the process, of the smallest batch that the artifact takes.
-        peak_memory_bytes: The most resident memory that the process held, with all batch sizes; None where the system
-            does not tell.
-        steady: Whether the times had settled when the warm-up ended.
-        threads: How many threads it computes with on the CPU, and why; None where it has none.
-        details: What really ran.
+        artifact: Name, such as "onnx-fp32"; "reference" for the torch reference.
+        backend: Backend that ran.
+        precision: Precision of the artifact.
+        batch_size: Images per run.
+        rounds_ms: Times of `Runtime.run` on preprocessed input, by round.
+        image_rounds_ms: Times from encoded image files to outputs, preprocessing included, by round.
+        processing_ms: Median preprocessing time in these.
+        load_ms: Time to open the artifact in a new process, including its libraries' lazy imports.
+        first_ms: Time of the process's first run, with the artifact's smallest batch.
+        peak_memory_bytes: Peak resident memory of the process, over all batch sizes; None if the system does not report
+            it.
+        steady: True if times were steady at the end of the warm-up.
+        threads: Number of CPU threads, with the reason; None if it uses none.
+        details: Engine, device and settings that ran.
     """
 
     artifact: str
@@ -70,29 +70,29 @@ class Latency:
 
     @property
     def times_ms(self) -> tuple[float, ...]:
-        """The runs of all rounds on ready input."""
+        """Times of all rounds on preprocessed input."""
         return tuple(itertools.chain.from_iterable(self.rounds_ms))
 
     @property
     def image_times_ms(self) -> tuple[float, ...]:
-        """The runs of all rounds from image files."""
+        """Times of all rounds from image files."""
         return tuple(itertools.chain.from_iterable(self.image_rounds_ms))
 
     def percentile_ms(self, percent: float) -> float:
-        """Percentiles of runs on ready input."""
+        """Percentile of the times on preprocessed input."""
         return float(np.percentile(self.times_ms, percent))
 
     def image_percentile_ms(self, percent: float) -> float:
-        """Percentiles of runs from image files."""
+        """Percentile of the times from image files."""
         return float(np.percentile(self.image_times_ms, percent))
 
     @property
     def images_per_second(self) -> float:
-        """At the median time on ready input."""
+        """Throughput at the median time on preprocessed input."""
         return 1e3 * self.batch_size / self.percentile_ms(50)
 
     def ratio(self, base: Latency) -> Ratio:
-        """This one's time over that of `base`, by the medians of each round: a slow spell of the machine falls on both.
+        """Time relative to `base`, from the medians of each round, so that a slow phase of the machine affects both.
 
         Raises:
             UsageError: If they were not measured in the same rounds.
@@ -111,7 +111,7 @@ class Latency:
         return Ratio(median, low, high)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; the threads, and the reason for their number, are not among the details there."""
+        """For JSON; `details` then excludes the threads and the reason for their number."""
         details = {name: value for name, value in self.details.items() if name not in _THREAD_DETAILS}
         return {
             "artifact": self.artifact,
@@ -140,11 +140,11 @@ def _summary(times: Sequence[float]) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class NotMeasured:
-    """A backend that was not measured, at one batch size or (None) at all, and why.
+    """A backend that was not measured, at one batch size or (None) at all, with the reason.
 
     Attributes:
-        status: "failed" where its model gives NaN or infinite values; "left out" where its package is not installed and
-            it was not asked for by name; else "skipped".
+        status: "failed" for NaN or infinite outputs; "left out" if its package is not installed and it was not named;
+            else "skipped".
     """
 
     artifact: str
@@ -160,13 +160,13 @@ class NotMeasured:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Benchmark(Assessment):
-    """Every backend at every batch size.
+    """Latencies of every backend at every batch size.
 
     Attributes:
-        machine: Where it was measured.
-        settings: How.
-        latencies: By batch size, and in that in the order of the backends.
-        skipped: What could not be measured.
+        machine: Machine that measured them.
+        settings: Settings of the benchmark.
+        latencies: Sorted by batch size, then in the order of the backends.
+        skipped: Backends that could not be measured.
     """
 
     machine: dict[str, str]
@@ -183,13 +183,13 @@ class Benchmark(Assessment):
 
     @property
     def status(self) -> str:
-        """The outcome: "failed" or "skipped" if a backend was, or nothing was measured; else "passed"."""
+        """The outcome: "failed" or "skipped" if a backend was, or if nothing was measured; else "passed"."""
         counted = [skipped.status for skipped in self.skipped if skipped.status != "left out"]
         return overall([*counted, *("passed" for _ in self.latencies)])
 
     @property
     def note(self) -> str:
-        """A warning where backends ran with different numbers of threads; else empty."""
+        """A warning if backends ran with different numbers of threads; else empty."""
         counts = {latency.backend: latency.threads.count for latency in self.latencies if latency.threads is not None}
         if len(set(counts.values())) < 2:
             return ""
@@ -197,7 +197,7 @@ class Benchmark(Assessment):
         return f"the backends ran with different numbers of threads ({listed}); --threads N gives each the same"
 
     def latency(self, name: str, batch_size: int) -> Latency:
-        """The one of that name, such as "onnxruntime fp32"; UsageError where it was not measured."""
+        """The latency of a backend such as "onnxruntime fp32"; UsageError if it was not measured."""
         for candidate in self.latencies:
             if (candidate.name, candidate.batch_size) == (name, batch_size):
                 return candidate
@@ -205,7 +205,7 @@ class Benchmark(Assessment):
         raise UsageError(f"{name} at {batch_size} was not measured; measured: {measured}", what=name, found=batch_size)
 
     def ratio(self, name: str, base: str, batch_size: int) -> Ratio:
-        """The time of one over that of another; see `Latency.ratio`."""
+        """Ratio of the times of two backends; see `Latency.ratio`."""
         return self.latency(name, batch_size).ratio(self.latency(base, batch_size))
 
     def to_dict(self) -> dict[str, Any]:

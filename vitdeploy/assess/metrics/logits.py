@@ -1,4 +1,4 @@
-"""Comparison of logits: KL divergence, agreement, rank correlation, flips (numpy alone)."""
+"""Comparison of logits: KL divergence, agreement, rank correlation, flips (numpy only)."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ _TOP = 5
 
 @dataclasses.dataclass(frozen=True)
 class LogitsDifference:
-    """Logits compared with the reference's.
+    """Comparison of logits with the reference's.
 
     Attributes:
-        kl_divergence: The mean Kullback-Leibler divergence of the candidate's softmax from the reference's, in nats.
-        top5_agreement: Mean share of the reference's min(5, classes) best classes that are among the candidate's.
-        rank_correlation: Spearman's, the mean of all images: Pearson's correlation of the ranks, ties having their mean
-            rank (Kendall & Gibbons, Rank Correlation Methods, 1990); None where a row's values are all equal.
-        low_margin_flips: Rows whose best class changed, where the reference's logits of the two classes were no further
-            apart than twice the largest difference of a logit: each may have moved that far toward the other.
-        flips: The other rows whose best class changed. With the largest difference that is allowed, not with the one
-            that was found: no flip could be beyond that one.
+        kl_divergence: Mean Kullback-Leibler divergence of the candidate's softmax from the reference's, in nats.
+        top5_agreement: Mean share of the reference's top min(5, classes) classes that are among the candidate's.
+        rank_correlation: Spearman's rank correlation, mean over images: Pearson's correlation of the ranks, with mean
+            ranks for ties (Kendall & Gibbons, Rank Correlation Methods, 1990); None if a row's values are all equal.
+        low_margin_flips: Rows with another top-1 class, for which the reference's logits of the two classes differ by
+            at most twice the largest logit difference: each may have moved that far toward the other.
+        flips: Other rows with another top-1 class. The margin uses the largest difference allowed, not the measured
+            one, which no flip could exceed.
     """
 
     kl_divergence: float
@@ -44,7 +44,7 @@ def compare_logits(reference: np.ndarray, candidate: np.ndarray, tolerance: floa
     shared = (best_a[:, :, None] == best_b[:, None, :]).any(axis=2)
     changed = best_a[:, 0] != best_b[:, 0]
     rows = np.arange(len(a))
-    margin = a[rows, best_a[:, 0]] - a[rows, best_b[:, 0]]  # by which the reference prefers its class to the other's
+    margin = a[rows, best_a[:, 0]] - a[rows, best_b[:, 0]]  # the reference's margin between the two classes
     low = changed & (margin <= 2 * tolerance * np.abs(a).max())
     ranks = float(np.mean([_spearman(x, y) for x, y in zip(a, b, strict=True)]))
     return LogitsDifference(

@@ -1,4 +1,4 @@
-"""Differences of outputs, relative error and tolerances (numpy alone)."""
+"""Differences of outputs, relative error and tolerances (numpy only)."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from vitdeploy.bundle.manifest import Artifact
 
 # Largest difference relative to the output's largest value. float32: two summation orders of ViT-B's 24 matrix products
-# differ by about 1e-6 (seen from 2e-7 to 3e-6 for tiny to base); 1e-4 leaves room for other processors.
-# Half types round every tensor to 11 and 8 bits, to 5e-4 and 4e-3 of its values; the sum over the layers of ViT-tiny
-# and ViT-B is 6e-4 to 2e-3 and 1.1e-2 to 1.3e-2; five times that allows for more layers, and for outliers.
-# 8 bits round the factors of products alone, but to 1/255 of a range, or to 4 bits of each value (E4M3). Seen in models
-# of 0.4 M to 86 M parameters, trained and random: int8 5e-3 to 5.8e-2, fp8 1.7e-2 to 1.1e-1; 3.5 times that allows
-# for others. How often the best class is the same is measured beside it, and so is the cosine: `least_cosine`.
+# differ by about 1e-6 (measured: 2e-7 to 3e-6 for tiny to base); 1e-4 leaves room for other processors. Half types
+# round every tensor to 11 and 8 bits, to 5e-4 and 4e-3 of its values; the sum over the layers of ViT-tiny and ViT-B is
+# 6e-4 to 2e-3 and 1.1e-2 to 1.3e-2; five times that allows for more layers, and for outliers. 8 bits round only the
+# factors of products, but to 1/255 of a range, or to 4 bits of each value (E4M3). Measured in models of 0.4 M to 86 M
+# parameters, trained and random: int8 5e-3 to 5.8e-2, fp8 1.7e-2 to 1.1e-1; 3.5 times that allows for others. Top-1
+# agreement is measured as well, and so is the cosine: `least_cosine`.
 DEFAULT_TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 6e-2, "int8": 0.2, "fp8": 0.4}
 LOGITS = "logits"
 _FLOAT16_OUTPUT = 1e-3  # rounding to 11 bits, twice
@@ -32,26 +32,25 @@ _FLOAT16_OUTPUT = 1e-3  # rounding to 11 bits, twice
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """One output compared with the reference's.
+    """Comparison of one output with the reference's.
 
-    The values of a regression have units of their own, so each is compared by itself: the figures of its logits are
-    those of the worst of them, and they have no cosine, which would be that of the value with the largest unit.
+    The values of a regression have different units, so each is compared by itself: the figures of its logits are those
+    of the worst value. They have no cosine, which the value with the largest unit would dominate.
 
     Attributes:
-        output: Its name.
-        count: How many images were compared.
-        finite: Whether every value is a finite number.
+        output: Name of the output.
+        count: Number of images compared.
+        finite: True if every value is finite.
         max_abs: Largest absolute difference.
         mean_abs: Mean absolute difference.
         max_relative: `max_abs` over the largest absolute value of the reference.
-        min_cosine: The lowest cosine similarity of one image's output with the reference's; None for a regression's
-            logits.
-        top1_agreement: Share of images (of patches, where each has its own) with the same best class, from 0 to 1; None
-            for an output that is not `logits`, and for logits of which none is the best class.
+        min_cosine: Lowest cosine similarity over images; None for a regression's logits.
+        top1_agreement: Share of images (or patches, for per-patch logits) with the same top-1 class, 0 to 1; None for
+            an output other than `logits`, and for logits without a top-1 class.
         mean_relative: `mean_abs` over the mean absolute value of the reference.
-        mean_cosine: The mean of the images' cosine similarities; None for a regression's logits.
-        psnr_db: The largest absolute value of the reference over the root mean square of the difference, in decibels
-            (peak signal-to-noise ratio); None where nothing differs, or a value is not finite.
+        mean_cosine: Mean cosine similarity over images; None for a regression's logits.
+        psnr_db: Peak signal-to-noise ratio, in decibels: largest absolute value of the reference over the root mean
+            square of the difference; None if nothing differs, or a value is not finite.
     """
 
     output: str
@@ -68,7 +67,7 @@ class Difference:
 
     @property
     def required_tolerance(self) -> float:
-        """The smallest tolerance, to two digits, that would have passed."""
+        """Smallest tolerance, to two digits, that would have passed."""
         if not self.finite:
             return math.inf
         nearest = float(f"{self.max_relative:.1e}")
@@ -78,7 +77,7 @@ class Difference:
         return float(context.create_decimal_from_float(self.max_relative))
 
     def within(self, tolerance: float) -> bool:
-        """Whether the output is finite and differs by at most `tolerance` of the reference's largest value."""
+        """True if the output is finite and differs by at most `tolerance` of the reference's largest value."""
         return self.finite and self.max_relative <= tolerance
 
     def to_dict(self) -> dict[str, Any]:
@@ -87,12 +86,12 @@ class Difference:
 
 @dataclasses.dataclass
 class RelativeError:
-    """The length of a difference over the length of the reference's values, of all the images that are added.
+    """L2 norm of the difference over that of the reference's values, over all added images.
 
-    It is the square root of the inverse of the signal-to-quantization-noise ratio.
+    It is 1 / sqrt(SQNR), the signal-to-quantization-noise ratio.
 
     Args:
-        by_output: Whether each output by itself, of which the largest error counts; see `has_own_scales`.
+        by_output: True for a separate error per output, of which the largest counts; see `has_own_scales`.
     """
 
     by_output: bool
@@ -100,16 +99,16 @@ class RelativeError:
     _whole: Any = 0.0
 
     def add(self, reference: np.ndarray, candidate: np.ndarray) -> None:
-        """Add images: (N, ...) each; (N, outputs) by output."""
+        """Add images: (N, ...) each; (N, outputs) if by output."""
         axis = 0 if self.by_output else None
         want, got = reference.astype(np.float64), candidate.astype(np.float64)
-        with np.errstate(invalid="ignore", over="ignore"):  # of what is not finite
+        with np.errstate(invalid="ignore", over="ignore"):  # of non-finite values
             self._whole = self._whole + np.square(want).sum(axis=axis)
             self._different = self._different + np.square(got - want).sum(axis=axis)
 
     @property
     def value(self) -> float:
-        """From 0 up; infinite where a value is not finite, or differs from a reference that is always 0."""
+        """The error, 0 or more; infinite for non-finite values, or for a difference from an all-zero reference."""
         different, whole = np.atleast_1d(self._different), np.atleast_1d(self._whole)
         if not (np.isfinite(different).all() and np.isfinite(whole).all()):
             return math.inf
@@ -117,9 +116,9 @@ class RelativeError:
 
 
 def relative_error(reference: np.ndarray, candidate: np.ndarray, *, of_classes: bool = False) -> float:
-    """The `RelativeError` of images (N, ...), of all values together; unlike a cosine it sees a constant factor.
+    """`RelativeError` of images (N, ...) over all values; unlike a cosine, it detects a constant factor.
 
-    With `of_classes` the values are a single-label classifier's logits; see `centred`.
+    With `of_classes`, the values are a single-label classifier's logits; see `centred`.
     """
     error = RelativeError(by_output=False)
     error.add(*(centred(array) if of_classes else array for array in (reference, candidate)))
@@ -127,8 +126,8 @@ def relative_error(reference: np.ndarray, candidate: np.ndarray, *, of_classes: 
 
 
 def centred(logits: np.ndarray) -> np.ndarray:
-    """Logits (..., classes) less their mean: what is added to all of them changes no class, yet is most of a cosine."""
-    with np.errstate(invalid="ignore"):  # of what is not finite
+    """Logits (..., classes) less their mean: a constant added to all changes no class, but dominates a cosine."""
+    with np.errstate(invalid="ignore"):  # of non-finite values
         shifted: np.ndarray = logits.astype(np.float64) - logits.astype(np.float64).mean(axis=-1, keepdims=True)
     return shifted
 
@@ -143,7 +142,7 @@ def check_tolerance(tolerance: object) -> None:
 
 
 def default_tolerance(artifact: Artifact) -> float:
-    """Default tolerance, relative to each output's largest value; UsageError where the precision has none."""
+    """Default tolerance, relative to each output's largest value; UsageError for a precision without one."""
     if artifact.precision not in DEFAULT_TOLERANCES:
         raise UsageError(f"{artifact.precision} has no default tolerance", what="tolerance", hint="give one")
     half = any(spec.dtype == "float16" for spec in artifact.outputs)
@@ -151,17 +150,16 @@ def default_tolerance(artifact: Artifact) -> float:
 
 
 def least_cosine(tolerance: float) -> float:
-    """The cosine of two vectors of one length whose difference is `tolerance` of that length.
+    """Cosine of two vectors of equal length whose difference has `tolerance` times that length.
 
-    What is rounded many times differs at random: the length of its difference, in lengths of the whole, is about as
-    large as the largest difference in units of the largest value (0.063 and 0.058 for ViT-B in int8), so that one
-    tolerance does for both.
+    Values that are rounded many times differ at random: the relative L2 norm of the difference is about as large as the
+    largest difference relative to the largest value (0.063 and 0.058 for ViT-B in int8), so one tolerance serves both.
     """
     return 1 - tolerance**2 / 2
 
 
 def has_own_scales(name: str, problem_type: ProblemType) -> bool:
-    """Whether each value of that output has its own unit, as a regression's logits (an age, a weight)."""
+    """True if each value of that output has its own unit, as a regression's logits do (an age, a weight)."""
     return name == LOGITS and problem_type is ProblemType.REGRESSION
 
 
@@ -175,11 +173,11 @@ def compare_outputs(
 
     Args:
         reference: Arrays (N, ...) by name.
-        candidate: As many of the same names and shapes.
-        problem_type: Of the model: how its `logits` are read.
+        candidate: Arrays of the same names and shapes.
+        problem_type: The model's problem type, which defines the meaning of its `logits`.
 
     Raises:
-        UsageError: If names or shapes are not the same, or there is nothing to compare.
+        UsageError: If names or shapes differ, or there is nothing to compare.
     """
     if set(reference) != set(candidate) or not reference:
         raise UsageError(

@@ -9,16 +9,16 @@ import numpy as np
 
 from vitdeploy.errors import UsageError
 
-_SPREAD = 8.0  # standard deviations of a binomial that are summed over; what lies beyond is below 1e-14
+_SPREAD = 8.0  # standard deviations of a binomial that are summed; the remainder is below 1e-14
 _MOST_IMAGES = 1 << 22
 _MOST_SUMMED = 10_000  # images that only one classifies correctly
 
 
 def wilson(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The interval of a share, both ends from 0 to 1: Wilson (1927), doi:10.1080/01621459.1927.10502953.
+    """Confidence interval of a share, both ends from 0 to 1: Wilson (1927), doi:10.1080/01621459.1927.10502953.
 
     Raises:
-        UsageError: If nothing was counted, or a number is wrong.
+        UsageError: If the total is 0, or a number is invalid.
     """
     if not (0 <= correct <= total and total > 0 and 0 < confidence < 1):
         raise UsageError(
@@ -29,18 +29,18 @@ def wilson(correct: int, total: int, confidence: float = 0.95) -> tuple[float, f
     z2, share = NormalDist().inv_cdf(0.5 + confidence / 2) ** 2, correct / total
     center = (share + z2 / (2 * total)) / (1 + z2 / total)
     half = math.sqrt(z2 * (share * (1 - share) + z2 / (4 * total)) / total) / (1 + z2 / total)
-    return max(center - half, 0.0), min(center + half, 1.0)  # at 0 and 1 exact, but for rounding
+    return max(center - half, 0.0), min(center + half, 1.0)  # at 0 and 1 exact, except for rounding
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """The exact two-sided p-value of McNemar's test (1947), doi:10.1007/BF02295996.
+    """Exact two-sided p-value of McNemar's test (1947), doi:10.1007/BF02295996.
 
-    If two classifiers are equally accurate, an image that only one of them gets right is as likely the one's as the
-    other's: p is the chance that these images then are divided as unequally as they are, or more.
+    If two classifiers are equally accurate, an image that only one classifies correctly is equally likely to be
+    either's. p is the probability that these images are then divided at least as unequally as observed.
 
     Args:
-        only_first: Images that the first alone classifies correctly.
-        only_second: Images that the second alone classifies correctly.
+        only_first: Number of images that only the first classifies correctly.
+        only_second: Number of images that only the second classifies correctly.
     """
     if min(only_first, only_second) < 0:
         counts = (only_first, only_second)
@@ -54,17 +54,17 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 
 def mcnemar_power(images: int, lost: float, gained: float, alpha: float = 0.05, beyond: float = 0.0) -> float:
-    """The chance that a true drop in accuracy is seen: larger than `beyond`, with McNemar's exact test at `alpha`.
+    """Power to detect a true accuracy drop: larger than `beyond`, with McNemar's exact test at `alpha`.
 
-    Above some 10,000 images that only one classifies correctly, by the normal approximation (Connor 1987,
+    Above about 10,000 images that only one classifies correctly, the normal approximation is used (Connor 1987,
     doi:10.2307/2531961).
 
     Args:
-        images: How many both classifiers see.
-        lost: The share of all images that only the first classifies correctly, from 0 to 1.
-        gained: The share that only the second does; less than `lost`.
-        alpha: The largest p-value that counts.
-        beyond: The largest drop among these images that is allowed, as a share of them.
+        images: Number of images that both classify.
+        lost: Share of all images that only the first classifies correctly, 0 to 1.
+        gained: Share that only the second classifies correctly; less than `lost`.
+        alpha: Largest p-value that counts as a drop.
+        beyond: Largest drop allowed, as a share of these images.
     """
     share = lost + gained
     if not (images >= 1 and 0 <= gained < lost and share <= 1 and 0 < alpha < 1):
@@ -91,7 +91,7 @@ def mcnemar_power(images: int, lost: float, gained: float, alpha: float = 0.05, 
 
     power = 0.0
     for count, weight in zip(range(least, most + 1), pmf(images, share, least, most), strict=True):
-        tail = np.cumsum(pmf(count, 0.5, 0, count)[::-1])[::-1]  # the chance of k losses or more, if both are equal
+        tail = np.cumsum(pmf(count, 0.5, 0, count)[::-1])[::-1]  # probability of k losses or more if both are equal
         below = np.flatnonzero(2 * tail <= alpha)
         first = max(below[0] if len(below) else count + 1, math.floor((count + beyond * images) / 2 + 1e-9) + 1)
         if first <= count:
@@ -102,20 +102,20 @@ def mcnemar_power(images: int, lost: float, gained: float, alpha: float = 0.05, 
 def images_needed(
     drop: float, *, disagreement: float | None = None, alpha: float = 0.05, power: float = 0.9, beyond: float = 0.0
 ) -> int:
-    """Number of images that a drop in accuracy needs to be seen (see `mcnemar_power`), paired.
+    """Number of paired images needed to detect an accuracy drop; see `mcnemar_power`.
 
-    A number of images whose power is enough; nearby ones can have a little less or more, as the test is discrete.
+    The power at this number is sufficient; nearby numbers can have slightly less or more, because the test is discrete.
 
     Args:
-        drop: Of the accuracy, as a share of the images: 0.02 is two points.
-        disagreement: The share of images that exactly one of the two classifies correctly; it is at least the drop, and
-            the drop by default. The more they disagree, the more images are needed.
-        alpha: The largest p-value that counts as a drop.
-        power: The chance with which a drop of this size is to be seen.
-        beyond: Less than the drop: the largest that is allowed.
+        drop: Accuracy drop as a share of the images: 0.02 is two points.
+        disagreement: Share of images that exactly one of the two classifies correctly, at least the drop. Default: the
+            drop. More disagreement needs more images.
+        alpha: Largest p-value that counts as a drop.
+        power: Probability of detecting a drop of this size.
+        beyond: Largest drop allowed; less than `drop`.
 
     Raises:
-        UsageError: If a number is wrong, or more than 4 million images are needed.
+        UsageError: If a number is invalid, or more than 4 million images are needed.
     """
     disagreement = drop if disagreement is None else disagreement
     if not (0 <= beyond < drop <= disagreement <= 1 and 0 < alpha < 1 and 0 < power < 1):
@@ -145,20 +145,20 @@ def images_needed(
 def smallest_bound(
     images: int, times: float, *, disagreement: float = 0.0, alpha: float = 0.05, power: float = 0.9
 ) -> float:
-    """The smallest drop in accuracy that can be the largest allowed: so many images show one of `times` its size.
+    """Smallest usable bound on an accuracy drop: with this many images, a drop of `times` its size is detected.
 
     Args:
-        images: How many both classifiers see.
-        times: More than 1.
-        disagreement: As in `images_needed`; the larger drop itself where that is more.
-        alpha: The largest p-value that counts as a drop.
-        power: The chance with which the larger drop is to be seen.
+        images: Number of images that both classify.
+        times: Factor above 1.
+        disagreement: As in `images_needed`; the larger drop itself if that is more.
+        alpha: Largest p-value that counts as a drop.
+        power: Probability of detecting the larger drop.
 
     Returns:
         A share of the images.
 
     Raises:
-        UsageError: If a number is wrong, or so few images show no drop at all.
+        UsageError: If a number is invalid, or the images are too few to detect any drop.
     """
     if not (images >= 1 and times > 1 and 0 <= disagreement <= 1 and 0 < alpha < 1 and 0 < power < 1):
         raise UsageError(

@@ -16,10 +16,10 @@ _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 
 class CheckResult(NamedTuple):
-    """An outcome: its subject, name ("max_drop") and, in a line, what was found.
+    """The outcome of a check: its subject, name ("max_drop") and one-line message.
 
-    `status` is "passed", "failed" or "skipped"; of a gate "new", too, for what its baseline does not have; and "error"
-    for a command that ended without an outcome. `seconds` is None where no time was taken.
+    `status` is "passed", "failed" or "skipped"; also "new" in a gate, for an artifact that its baseline lacks, and
+    "error" for a command that ended without an outcome. `seconds` is None if not timed.
     """
 
     subject: str
@@ -30,7 +30,7 @@ class CheckResult(NamedTuple):
 
 
 class Judged(Protocol):
-    """A result with an outcome: a comparison, of outputs or of layers, or a gate's."""
+    """A result with an outcome: a comparison of outputs or layers, or a gate's."""
 
     @property
     def bundle(self) -> str: ...
@@ -51,18 +51,18 @@ class Judged(Protocol):
 
     @property
     def left_out(self) -> LeftOut | None:
-        """The files of the folder that are not among its images; None where no folder was listed."""
+        """Files of the folder that are not among its images; None if no folder was listed."""
         ...
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Assessment(abc.ABC):
-    """A result of assessing a bundle; its `repr` is one line.
+    """Result of an assessment; its `repr` is one line.
 
     Attributes:
-        bundle: The folder.
-        processor: Where the image processor came from, in a line; None where the bundle does not say.
-        left_out: The files of the folder that are not among its images; None where no folder was listed.
+        bundle: The bundle's folder.
+        processor: Origin of the image processor, one line; None if the bundle does not record it.
+        left_out: Files of the folder that are not among its images; None if no folder was listed.
     """
 
     bundle: str
@@ -83,8 +83,8 @@ class ImageAssessment(Assessment):
     """Result of comparing outputs on images without labels.
 
     Attributes:
-        images: How many.
-        synthetic: Whether they were made up, none having been given.
+        images: Number of images.
+        synthetic: True if no images were given and they were generated.
     """
 
     images: int
@@ -96,13 +96,13 @@ class ImageAssessment(Assessment):
 
 
 class ByResult:
-    """A comparison of several, judged by what each came to; they have a `status` and `check_results` of their own."""
+    """A comparison of several artifacts, each with a `status` and `check_results`."""
 
     results: tuple[Any, ...]
 
     @property
     def status(self) -> str:
-        """The outcome: "failed" if a result is, else "skipped" if one is or nothing ran, else "passed"."""
+        """The outcome: "failed" if any result failed, "skipped" if any was skipped or nothing ran, else "passed"."""
         return overall(result.status for result in self.results)
 
     @property
@@ -112,18 +112,18 @@ class ByResult:
 
     @property
     def changes(self) -> tuple[str, ...]:
-        """None: nothing is compared with an earlier comparison."""
+        """Always empty: a comparison has no earlier result."""
         return ()
 
 
 def overall(statuses: Iterable[str]) -> str:
-    """The outcome of several: "failed" if one is, "passed" if all are and there is one, else "skipped"."""
+    """The outcome of several: "failed" if any failed, "passed" if all passed and there is one, else "skipped"."""
     found = set(statuses)
     return "failed" if "failed" in found else "passed" if found == {"passed"} else "skipped"
 
 
 def counted(statuses: Sequence[str], noun: str) -> str:
-    """Such as "14 checks, 2 failed, 1 skipped"."""
+    """A summary such as "14 checks, 2 failed, 1 skipped"."""
     counts = {status: statuses.count(status) for status in ("failed", "new", "skipped")}
     parts = [
         f"{len(statuses)} {noun}{'' if len(statuses) == 1 else 's'}",
@@ -133,5 +133,5 @@ def counted(statuses: Sequence[str], noun: str) -> str:
 
 
 def writable(text: str) -> str:
-    """The text, with what no XML or UTF-8 file can hold replaced: names of files and classes are anybody's."""
+    """The text, with characters replaced that XML or UTF-8 cannot hold: file and class names may contain anything."""
     return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)

@@ -1,4 +1,4 @@
-"""Choose the images that a report shows, with the predictions of each backend."""
+"""Choose a report's example images, with the predictions of each backend."""
 
 from __future__ import annotations
 
@@ -25,22 +25,21 @@ if TYPE_CHECKING:
     from vitdeploy.assess.compare.worst_images import WorstImage
     from vitdeploy.assess.evaluate.evaluate import Evaluation
 
-MOST = 12  # of a group
-_SEEN = 0.01  # a smaller difference of two scores is none on a page that shows them in tenths of a percent
-_WORST = 2.0  # stands for the score of an image whose logits are not finite: above any
+MOST = 12  # images per group
+_SEEN = 0.01  # smaller score differences are invisible on a page that shows tenths of a percent
+_WORST = 2.0  # replaces the score of an image with non-finite logits: above any
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ExampleImage:
-    """An image, its class, and what each backend makes of it.
+    """An image, its class, and each backend's prediction.
 
     Attributes:
-        image: Its name.
-        expected: Its class.
-        predictions: By backend, such as "onnxruntime fp32", its best class; of index -1 where no logit is best, for
-            they are not all finite.
-        load: Gives the bytes of its file; raises ImageError where it cannot be read.
-        distance: The largest difference of a logit, over the largest of the reference's; None where it is not known.
+        image: Image name.
+        expected: Expected class.
+        predictions: Top-1 class by backend, such as "onnxruntime fp32"; index -1 for non-finite logits.
+        load: Returns the encoded image; raises ImageError if it cannot be read.
+        distance: Largest logit difference, over the reference's largest logit; None if unknown.
     """
 
     image: str
@@ -51,7 +50,7 @@ class ExampleImage:
 
     @property
     def correct(self) -> bool:
-        """Whether every backend's best class is the expected one."""
+        """True if every backend's top-1 class is the expected one."""
         return all(best.label == self.expected for best in self.predictions.values())
 
     def to_dict(self) -> dict[str, Any]:
@@ -65,10 +64,10 @@ class ExampleImage:
 
 
 def worst_images(evaluation: Evaluation) -> dict[str, tuple[ExampleImage, ...]]:
-    """By heading: those furthest from the reference, and those misclassified with the highest score.
+    """Images by heading: those furthest from the reference, and those misclassified with the highest score.
 
-    The further ones are those of which an artifact makes another class than the reference, the surer both the further;
-    then those whose score differs by a point or more.
+    Furthest are images whose top-1 class differs from the reference's, ordered by the confidence of both; then images
+    whose score differs by a point or more.
     """
     ran = [result for result in evaluation.results if result.skipped is None]
     if not ran:
@@ -93,7 +92,7 @@ def worst_images(evaluation: Evaluation) -> dict[str, tuple[ExampleImage, ...]]:
 
 
 def furthest_images(comparison: Comparison) -> dict[str, tuple[ExampleImage, ...]]:
-    """By heading: the images, of those that are files, of which an artifact makes most else than the reference.
+    """Image files by heading, on which an artifact differs most from the reference.
 
     The expected class is the reference's.
     """
@@ -116,7 +115,7 @@ def furthest_images(comparison: Comparison) -> dict[str, tuple[ExampleImage, ...
 
 
 def first_of_each_class(evaluation: Evaluation) -> tuple[ExampleImage, ...]:
-    """The first image of each class that has any."""
+    """The first image of each class that has images."""
     _, first = np.unique(evaluation.targets, return_index=True)
     return _examples(evaluation, first.tolist(), _Images(evaluation))
 
@@ -133,7 +132,7 @@ def _heading(what: str, count: int, total: int) -> str:
 
 
 class _Images:
-    """The data set of an evaluation, opened when an image of it is asked for: it may be gone by then, or changed."""
+    """The data set of an evaluation, opened on the first access to an image: it may have been deleted or changed."""
 
     def __init__(self, evaluation: Evaluation) -> None:
         self._source, self._labels = evaluation.data, evaluation.labels
@@ -147,7 +146,7 @@ class _Images:
         return {name: position for position, name in enumerate(self._data.names)}
 
     def load(self, name: str) -> bytes:
-        """The bytes of the image of that name; ImageError where there are none any more, and why."""
+        """The encoded image of that name; ImageError, with the reason, if it is gone."""
         try:
             position = self._positions.get(name)
         except VitDeployError as exc:

@@ -1,9 +1,9 @@
-"""The outcome of a comparison, of outputs or of layers, or of a gate as JUnit XML, which CI servers show."""
+"""A comparison or gate as JUnit XML, which CI servers show."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from xml.etree import ElementTree as ET  # written alone, never parsed
+from xml.etree import ElementTree as ET  # only written, never parsed
 
 from vitdeploy.assess.metrics.status import Judged, writable
 from vitdeploy.assess.report.written import write_result
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 def junit(result: Judged, *, seconds: float | None = None) -> bytes:
-    """One test case for each check, in UTF-8; the image processor's origin and the files left out are properties.
+    """One test case per check, in UTF-8; the image processor's origin and the files left out are properties.
 
-    One that was skipped, or that the baseline does not have, is an error, not a skipped test: CI servers take the
-    latter for a pass, and it is none.
+    A check that was skipped, or that the baseline lacks, is an error, not a skipped test, which CI servers count as a
+    pass.
 
     Args:
-        result: What was judged.
-        seconds: How long all of it took; no time is given by default.
+        result: Result with an outcome.
+        seconds: Total duration, in seconds. Default: not written.
     """
     checks = result.check_results
     counts = {
@@ -49,7 +49,7 @@ def junit(result: Judged, *, seconds: float | None = None) -> bytes:
 
 
 def write_junit(path: str | os.PathLike[str], result: Judged, *, seconds: float | None = None) -> None:
-    """Write `junit`; a file that exists is replaced whole or not at all. Raises as `write_result`."""
+    """Write `junit` atomically; replaces an existing file. Raises as `write_result`."""
     write_result(path, junit(result, seconds=seconds), result)
 
 

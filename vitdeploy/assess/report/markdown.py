@@ -1,4 +1,4 @@
-"""The outcome of an assessment in Markdown, for the summary of a CI job."""
+"""An assessment's outcome in Markdown, for the summary of a CI job."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from vitdeploy.assess.report.tables import Table
 
 _MARKS = {"passed": "✅ passed", "failed": "❌ failed", "skipped": "⚠️ skipped", "new": "🆕 new", "error": "❌ error"}
-_ALWAYS = ("passed", "failed", "skipped")  # counted even where there are none
+_ALWAYS = ("passed", "failed", "skipped")  # shown even if zero
 _ORDER = ("error", "failed", "new", "skipped", "passed")
 
 
 def markdown(result: Judged | Measured, *, seconds: float | None = None) -> str:
-    """A heading with the outcome, and tables: of what did not pass before what did, or of what was measured.
+    """A heading with the outcome, and tables: of failed checks, then passed ones, or of measurements.
 
-    `seconds` is how long all of it took; it is left out by default.
+    `seconds` is the total duration; omitted by default.
     """
     lines = [f"### {_MARKS[result.status]}: {_cell(result.bundle)}", ""]
     if result.processor is not None:
@@ -38,7 +38,7 @@ def markdown(result: Judged | Measured, *, seconds: float | None = None) -> str:
 
 
 def write_markdown(path: str | os.PathLike[str], result: Judged | Measured, *, seconds: float | None = None) -> None:
-    """Write `markdown`; a file that exists is replaced whole or not at all. Raises as `write_result`."""
+    """Write `markdown` atomically; replaces an existing file. Raises as `write_result`."""
     write_result(path, markdown(result, seconds=seconds).encode(), result)
 
 
@@ -75,7 +75,7 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def _cell(text: str) -> str:
-    """Text in which no table, link or tag begins or ends."""
+    """Text escaped so that no table, link or tag begins or ends in it."""
     line = html.escape(" ".join(writable(text).split()), quote=False)
     for mark in "\\|`*_[]~":
         line = line.replace(mark, f"\\{mark}")

@@ -1,4 +1,4 @@
-"""A report as one HTML file that needs nothing beside it: no network, no script, no other file."""
+"""A report as one self-contained HTML file: no network, script or other file."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
     from vitdeploy.assess.metrics.latency import Latency
     from vitdeploy.assess.report.example_images import ExampleImage
 
-_LARGEST_SIDE = 320  # pixels of an embedded image; the page shows half of it, for dense displays
-_SHARP_BELOW = 128  # pixels: smaller images are kept as they are, and enlarged without smoothing
+_LARGEST_SIDE = 320  # pixels of an embedded image; the page shows it at half size, for dense displays
+_SHARP_BELOW = 128  # pixels: smaller images are embedded as they are, and enlarged without smoothing
 _QUALITY = 85
 
 
 def write_html(path: str | os.PathLike[str], result: Assessed | Report) -> None:
-    """Write the page; a file that exists is replaced whole or not at all. Equal reports give equal bytes.
+    """Write the page atomically; replaces an existing file. Equal reports give equal bytes.
 
-    An image that cannot be read any more is named in its place.
+    An image that can no longer be read is replaced by its name.
 
     Raises:
-        UsageError: If it is no result of an assessment, or the file is part of what the result is of.
-        OutputError: If the file cannot be written; the one before is untouched.
+        UsageError: If it is not the result of an assessment, or the file is part of the assessed bundle or data.
+        OutputError: If the file cannot be written; an existing one is unchanged.
     """
     report = result if isinstance(result, Report) else report_of(result)
     parts = (report.gate, report.comparison, report.layers, report.sensitivity, report.evaluation, report.benchmark)
@@ -101,7 +101,7 @@ def _latency(report: Report) -> dict[str, Any]:
 
 
 class Picture(NamedTuple):
-    """An image in the page, and its size in pixels; its data is "" where it cannot be shown, and `missing` says why.
+    """An image in the page, and its size in pixels; without data if it cannot be shown, with the reason in `missing`.
 
     A `small` one is enlarged without smoothing.
     """
@@ -114,9 +114,9 @@ class Picture(NamedTuple):
 
 
 def picture_of(example: ExampleImage) -> Picture:
-    """The colours alone: nothing else that a file holds gets into the page. An image may be gone by now: it says so.
+    """The image's colours only: no other file content reaches the page. An image that is gone gives the reason.
 
-    For a model of gray or RGBA images too: as the file's colours, without alpha.
+    Also for gray and RGBA models: the file's colours, without alpha.
     """
     try:
         image = open_image(example.load(), name=repr(example.image))

@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from vitdeploy.assess.metrics.accuracy import Accuracy, Predictions
     from vitdeploy.assess.report.report import Report
 
-MATRIX_CLASSES = 25  # a larger confusion matrix is no longer read, and grows with the square
+MATRIX_CLASSES = 25  # larger confusion matrices are unreadable, and grow with the square
 MOST_PAIRS = 30
-MOST_LAYERS = 10  # of the table of sensitivities that is open; the others are below it
-MOST_CLASSES = 50  # of a table of classes, where there are more than twice as many
+MOST_LAYERS = 10  # visible rows of the sensitivity table; the others are folded
+MOST_CLASSES = 50  # rows of a table with more than twice as many classes
 
 
 class Headline(NamedTuple):
-    """One of the figures that stand out at the top."""
+    """A figure that stands out at the top."""
 
     label: str
     value: str
@@ -27,17 +27,17 @@ class Headline(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """How many images of a label have a class for their best, and their share of the label's."""
+    """Number of a label's images with a class as top-1, and their share of the label's images."""
 
     images: int
     share: float
 
 
 class Confusion(NamedTuple):
-    """The most frequent confusions of classes, of the backends that take the same for the same.
+    """The most frequent class confusions, for backends with equal ones.
 
-    The matrix has no `classes` and `rows` where there are too many. `pairs` are label, class and images, where the two
-    differ, the most frequent first; `left_out` counts the further ones.
+    With too many classes, the matrix (`classes` and `rows`) is empty. `pairs` are label, other class and image count,
+    the most frequent first; `left_out` counts the remaining pairs.
     """
 
     names: tuple[str, ...]
@@ -48,14 +48,14 @@ class Confusion(NamedTuple):
 
 
 class Classes(NamedTuple):
-    """Accuracies by class: those of all, or of the `len(rows)` least accurate of `total`."""
+    """Accuracies by class: all of them, or the `len(rows)` least accurate of `total`."""
 
     rows: tuple[tuple[str, tuple[Accuracy, ...]], ...]
     total: int
 
 
 def statuses(report: Report) -> dict[str, str]:
-    """The outcome of each part, by what it is."""
+    """The outcome of each part, by its name."""
     parts = {
         "Gate": report.gate,
         "Comparison": report.comparison,
@@ -80,7 +80,7 @@ def headlines(report: Report) -> list[Headline]:
 
 
 def confusions(evaluation: Evaluation) -> list[Confusion]:
-    """One for all the backends that take the same classes for the same."""
+    """Confusions, one entry for all backends with equal ones."""
     alike: dict[object, list[Predictions]] = {}
     for result in evaluation.results:
         if result.skipped is None:
@@ -90,7 +90,7 @@ def confusions(evaluation: Evaluation) -> list[Confusion]:
 
 
 def least_accurate(evaluation: Evaluation) -> Classes:
-    """Every class, in the model's order; of a great many those of the lowest accuracy with any backend."""
+    """Every class, in the model's order; of very many, those with the lowest accuracy on any backend."""
     ran = [evaluation.per_class(result) for result in evaluation.results if result.skipped is None]
     rows = [(name, tuple(of_backend[name] for of_backend in ran)) for name in ran[0]]
     if len(rows) > 2 * MOST_CLASSES:
@@ -151,7 +151,7 @@ def _of_sensitivity(report: Report) -> Iterator[Headline]:
         first = sensitivity.ranked[0]
         error = _exponential(sensitivity.error)
         note = f"relative error with it alone in {sensitivity.precision}; {error} with all layers"
-        yield Headline(f"{first.label}, the most sensitive layer", _exponential(first.error), note)
+        yield Headline(f"{first.layer}: the most sensitive layer", _exponential(first.error), note)
 
 
 def _of_accuracy(report: Report) -> Iterator[Headline]:
@@ -174,5 +174,5 @@ def _of_latency(report: Report) -> Iterator[Headline]:
 
 
 def _exponential(value: float) -> str:
-    """A difference in two digits, in words where it is no number."""
+    """A difference in two digits, as words if it is not a number."""
     return f"{value:.1e}" if math.isfinite(value) else "not finite"

@@ -1,4 +1,4 @@
-"""The plots of a report: SVG that follows the page's theme."""
+"""Plots of a report: SVG in the page's theme."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
     from vitdeploy.assess.evaluate.evaluate import Evaluation
     from vitdeploy.assess.metrics.latency import Latency
 
-# Colours that matplotlib writes and the page then takes from its own style.
+# Colours in matplotlib's output that the page replaces by its own style.
 _INK, _BAD = "#0000e0", "#0000e1"
 _SERIES = ("#0000f0", "#0000f1", "#0000f2", "#0000f3")
 _MARKERS = "osD^"
-_WIDTH = 4  # inches: on a phone, text of 10 points is then still as large as the page's smallest
-_BELOW = 0.2  # a difference of 0 has no logarithm: it is drawn at this share of the smallest other
+_WIDTH = 4  # inches: on a phone, text of 10 points is then as large as the page's smallest
+_BELOW = 0.2  # a difference of 0 has no logarithm: drawn at this fraction of the smallest other
 
 
 def latency_plot(batches: Mapping[int, Sequence[Latency]]) -> Markup:
-    """A panel a batch size, and in it a row a backend: each run as a dot, and a bar up to the median."""
+    """A panel per batch size with a row per backend: each run as a dot, and a bar up to the median."""
     rows = [len(latencies) for latencies in batches.values()]
 
     def draw(panels: Sequence[Axes]) -> None:
@@ -50,7 +50,7 @@ def latency_plot(batches: Mapping[int, Sequence[Latency]]) -> Markup:
 
 
 def accuracy_plot(evaluation: Evaluation) -> Markup:
-    """A row a backend: top-1 and top-5 as dots, with their 95 % Wilson intervals."""
+    """A row per backend: top-1 and top-5 as dots, with their 95 % Wilson intervals."""
     ran = [result for result in evaluation.results if result.skipped is None]
 
     def draw(panels: Sequence[Axes]) -> None:
@@ -72,7 +72,7 @@ def accuracy_plot(evaluation: Evaluation) -> Markup:
 
 
 def calibration_plot(evaluation: Evaluation) -> Markup:
-    """Mean score against accuracy, a point a bin; on the diagonal, scores are what they promise."""
+    """Mean score against accuracy, a point per bin; scores on the diagonal are calibrated."""
     ran = [result for result in evaluation.results if result.skipped is None]
 
     def draw(panels: Sequence[Axes]) -> None:
@@ -93,7 +93,7 @@ def calibration_plot(evaluation: Evaluation) -> Markup:
 
 
 def layers_plot(results: Sequence[ArtifactLayers]) -> Markup:
-    """A panel an artifact, and in it a bar a part: its own largest difference, beside what is allowed."""
+    """A panel per artifact with a bar per part: its largest difference, beside the tolerance."""
 
     def draw(panels: Sequence[Axes]) -> None:
         for axes, result in zip(panels, results, strict=True):
@@ -105,7 +105,7 @@ def layers_plot(results: Sequence[ArtifactLayers]) -> Markup:
 
 
 def sensitivity_plot(result: Sensitivity) -> Markup:
-    """A bar a layer, in the order of the graph: the error with it alone in the lower precision, beside that of all."""
+    """A bar per layer, in graph order: the error with that layer alone in the lower precision, beside that of all."""
 
     def draw(panels: Sequence[Axes]) -> None:
         axes = panels[0]
@@ -113,7 +113,7 @@ def sensitivity_plot(result: Sensitivity) -> Markup:
         colours = [_SERIES[1] if math.isfinite(value) else _BAD for value in values]
         _log_bars(axes, values, colours, result.error, alpha=0.3)
         for row, layer in enumerate(result.layers):  # names of nodes may be as long as the plot is wide
-            axes.text(0.01, row, layer.label, parse_math=False, va="center", transform=axes.get_yaxis_transform())
+            axes.text(0.01, row, layer.layer, parse_math=False, va="center", transform=axes.get_yaxis_transform())
         axes.set_yticks([])
         axes.set_xlabel("relative error of the outputs", color=_INK)
 
@@ -129,7 +129,7 @@ def _parts(axes: Axes, result: ArtifactLayers) -> None:
 
 
 def _log_bars(axes: Axes, values: Sequence[float], colours: Sequence[str], line: float, alpha: float = 0.75) -> None:
-    """A bar a value on a logarithmic axis, one that is not finite up to its end, and a dashed line."""
+    """A bar per value on a logarithmic axis, full length if not finite, and a dashed line."""
     finite = [value for value in (*values, line) if 0 < value < math.inf] or [1.0]
     low, high = _BELOW * min(finite), 3 * max(finite)
     drawn = [min(max(value, low), high) if math.isfinite(value) else high for value in values]
@@ -141,7 +141,7 @@ def _log_bars(axes: Axes, values: Sequence[float], colours: Sequence[str], line:
 
 
 def _latencies(axes: Axes, latencies: Sequence[Latency]) -> None:
-    # A few runs may take many times the median, where something else had the processor: they are counted, not drawn.
+    # A few runs may take many times the median because of other processes: they are counted, not drawn.
     limit = 2 * max(latency.percentile_ms(50) for latency in latencies)
     generator = np.random.default_rng(0)
     for row, latency in enumerate(latencies):
@@ -159,7 +159,7 @@ def _latencies(axes: Axes, latencies: Sequence[Latency]) -> None:
 
 
 def _svg(name: str, draw: Callable[[Sequence[Axes]], None], heights: Sequence[float]) -> Markup:
-    """Panels of these heights, in inches, one below the other; identifiers begin with `name`: a page has several."""
+    """Panels of these heights, in inches, one below the other; `name` prefixes the page's identifiers."""
     with mpl.rc_context({
         "svg.fonttype": "none", "svg.hashsalt": name, "font.size": 10, "font.sans-serif": ["DejaVu Sans"],
         "text.color": _INK,

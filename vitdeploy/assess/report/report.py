@@ -1,4 +1,4 @@
-"""The content of a report, made from the result of any assessment."""
+"""The content of a report, from the result of any assessment."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ Assessed: TypeAlias = "Comparison | LayerComparison | Sensitivity | Evaluation |
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Report:
-    """The content of a report; a part that is absent is left out.
+    """The content of a report; absent parts are omitted.
 
     Attributes:
-        title: Of the page.
-        source: The model and its artifacts, as names and values.
-        machine: Where the figures were measured, as names and values.
-        gate: Its checks.
-        comparison: The artifacts against the reference.
+        title: Title of the page.
+        source: Model and artifacts, as names and values.
+        machine: Machine that measured the figures, as names and values.
+        gate: Result of a gate.
+        comparison: Comparison of artifacts with the reference.
         layers: The same, part by part.
-        sensitivity: The effect of each layer alone in a lower precision.
+        sensitivity: Effect of each layer alone in a lower precision.
         evaluation: Accuracy on labelled images.
-        benchmark: Latencies; the first of each batch size is what the others are compared with.
+        benchmark: Latencies; the first of each batch size is the baseline of the others.
         examples: Images with predictions, in groups by heading.
     """
 
@@ -65,9 +65,9 @@ class Report:
 
 
 def report_of(result: Assessed) -> Report:
-    """The report of one result: with what a gate measured, and with the worst images of an evaluation or a comparison.
+    """Make the report of a result, with a gate's measurements and the worst images of an evaluation or comparison.
 
-    UsageError where it is no result of an assessment.
+    UsageError if it is not the result of an assessment.
     """
     kinds = {
         Comparison: ("comparison", "Comparison with the reference"),
@@ -99,7 +99,7 @@ def report_of(result: Assessed) -> Report:
 
 
 def source_of(folder: str) -> dict[str, str]:
-    """Names and values that say what a bundle holds; its folder alone, where it is gone."""
+    """Names and values that describe a bundle; only its folder if it is gone."""
     facts = {"bundle": folder}
     try:
         manifest = Bundle.open(folder).manifest

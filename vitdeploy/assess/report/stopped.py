@@ -1,4 +1,4 @@
-"""A command that stopped with an error, as a result: what a CI server reads is there whatever happens."""
+"""A command that ended with an error, as a result, so that a CI server always finds its files."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from vitdeploy.assess.metrics.status import Assessment, CheckResult
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Stopped(Assessment):
-    """The outcome of a command that has none.
+    """The result of a command that ended with an error.
 
     Attributes:
-        command: Such as "gate".
-        kind: The type of the error.
-        message: What it says.
+        command: Name, such as "gate".
+        kind: Type of the error.
+        message: Message of the error.
     """
 
     command: str

@@ -1,4 +1,4 @@
-"""Tables of results, for a terminal and for a job's summary."""
+"""Result tables, for a terminal and for a CI job's summary."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ if TYPE_CHECKING:
 
 
 class Table(NamedTuple):
-    """A table, its most telling columns first.
+    """A table with the most important columns first.
 
-    Its title is "" where it needs none, and a row has a cell a column, or fewer; `notes` stand below it, such as why
-    something was skipped.
+    The title may be ""; a row has at most one cell per column; `notes`, such as a skip reason, are shown below it.
     """
 
     title: str
@@ -32,13 +31,13 @@ Measured: TypeAlias = Evaluation | Benchmark | Sensitivity
 
 @functools.singledispatch
 def tables(_result: Any) -> tuple[Table, ...]:
-    """The tables of a measurement; none of a result that is judged, whose checks say it all."""
+    """Tables of a measurement; empty for a result with an outcome, whose checks are shown instead."""
     return ()
 
 
 @tables.register
 def _of_evaluation(result: Evaluation) -> tuple[Table, ...]:
-    """A row a backend."""
+    """A row per backend."""
     columns = (
         "artifact",
         "backend",
@@ -55,7 +54,7 @@ def _of_evaluation(result: Evaluation) -> tuple[Table, ...]:
 
 @tables.register
 def _of_benchmark(result: Benchmark) -> tuple[Table, ...]:
-    """A row a backend and batch size, with notes of what could not be measured; and their threads."""
+    """A row per backend and batch size, with notes on skipped ones and on threads."""
     first = {latency.batch_size: latency for latency in reversed(result.latencies)}
     columns = ("backend", "batch", "p50 ms", "p99 ms", "images/s", "time / the first's (quartiles)", "p90 ms",
                "from image files, p50 ms", "load ms", "first run ms", "peak MB", "steady")  # fmt: skip
@@ -77,12 +76,9 @@ def _of_benchmark(result: Benchmark) -> tuple[Table, ...]:
 
 @tables.register
 def _of_sensitivity(result: Sensitivity) -> tuple[Table, ...]:
-    """A row a layer, the most sensitive first."""
-    columns = ("layer", "part", "operator", "relative error", "nodes, as --keep-fp32 takes them")
-    rows = tuple(
-        (layer.label, layer.part, layer.op_type, f"{layer.error:.2e}", ", ".join(layer.nodes))
-        for layer in result.ranked
-    )
+    """A row per layer, the most sensitive first."""
+    columns = ("layer, as --keep-fp32 takes it", "operator", "relative error")
+    rows = tuple((layer.layer, layer.op_type, f"{layer.error:.2e}") for layer in result.ranked)
     return (Table(result.summary, columns, rows),)
 
 

@@ -1,4 +1,4 @@
-"""Write a result to a file, which must be none of those that the result is of."""
+"""Write a result to a file that is not part of the assessed bundle or data."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def write_result(path: str | os.PathLike[str], content: bytes, *results: Any) -> None:
-    """Write what was made of results; a file that exists is replaced whole or not at all.
+    """Write the content made from results atomically; replaces an existing file.
 
-    UsageError for part of a bundle or data of a result, or its baseline; OutputError where none can be written.
+    UsageError for a file of a result's bundle, data or baseline; OutputError if it cannot be written.
     """
     for result in results:
         inputs = {f"the {name}": getattr(result, name, None) for name in ("data", "baseline")}

@@ -1,1 +1,1 @@
-"""Artifacts and backends to assess, their open runtimes, and batches of images."""
+"""Selected artifacts and backends, their open runtimes, and batches of images."""

@@ -1,4 +1,4 @@
-"""Open runtimes of one bundle, each opened once for everything that runs it."""
+"""Runtimes of one bundle, each opened once and shared."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 
 class OpenRuntimes:
-    """The reference and the artifacts of a bundle on one device. A context manager, which closes them.
+    """Runtimes of a bundle's reference and artifacts on one device. A context manager, which closes them.
 
     Args:
         bundle: The bundle.
         device: "cpu", "cuda" or "cuda:1".
-        keep: Whether a runtime stays open for whoever asks for it next; else it is closed after each use.
-        options: Of the backends' runtimes, by the backend's name.
-        progress: Told where the reference runs on another device.
+        keep: True to keep runtimes open between uses.
+        options: Runtime options by backend name.
+        progress: Receives a note if the reference runs on another device.
 
     Attributes:
         bundle, device: As the arguments.
@@ -63,9 +63,9 @@ class OpenRuntimes:
 
     @contextlib.contextmanager
     def open(self, selected: Selected) -> Iterator[Runtime]:
-        """The runtime of an artifact, or of the reference with its own outputs, for this block.
+        """The runtime of an artifact, or of the reference with its default outputs, in this block.
 
-        UnavailableError where it cannot run here; else as `open_recorded`.
+        UnavailableError if it cannot run here; else as `open_recorded`.
         """
         if (selected.artifact, selected.precision) == (REFERENCE, Precision.FP32):
             with self._opened_reference(self.device, ()) as reference:
@@ -77,9 +77,9 @@ class OpenRuntimes:
 
     @contextlib.contextmanager
     def reference(self, outputs: Sequence[str] | None = None) -> Iterator[Runtime]:
-        """The reference with these outputs, for this block; on the CPU where torch cannot use the GPU, as engines can.
+        """The reference with these outputs, in this block; on the CPU if engines can use the GPU but torch cannot.
 
-        MissingDependencyError where torch is not installed.
+        MissingDependencyError if torch is not installed.
         """
         with contextlib.ExitStack() as stack:
             try:
@@ -92,7 +92,7 @@ class OpenRuntimes:
             yield model if outputs is None else stack.enter_context(cast("Any", model).with_outputs(outputs))
 
     def drop(self, selected: Selected) -> None:
-        """Close a runtime that is kept, and that nobody will ask for again."""
+        """Close a kept runtime that is no longer needed."""
         runtime = self._kept.pop(selected, None)
         if runtime is not None:
             runtime.close()
@@ -118,7 +118,7 @@ class OpenRuntimes:
 
 
 def _is_gpu_beyond_torch(device: str) -> bool:
-    """Whether `device` is a GPU of this machine that torch cannot use."""
+    """True if `device` is a GPU of this machine that torch cannot use."""
     kind, index = parse_device(device)
     if kind != "cuda" or any(name.startswith("cuda") for name in runtime_class(reference_backend()).probe()):
         return False

@@ -1,4 +1,4 @@
-"""Batches of processed images, and runs of the reference on them."""
+"""Batches of preprocessed images, and runs of the reference on them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def run_reference(
     runtimes: OpenRuntimes, batches: Batches, outputs: tuple[str, ...] | None = None, *, keep: Keep = dict
 ) -> tuple[dict[str, np.ndarray], str]:
-    """Outputs of the reference for the images (by default its own ones), and the engine and device that ran it.
+    """The reference's outputs (default: all) for the images, and the engine and device that ran it.
 
     Raises:
         MissingDependencyError: If torch is not installed.
@@ -41,7 +41,7 @@ def run_reference(
 
 
 class Runs(Protocol):
-    """A runtime, or what runs as one does."""
+    """A runtime, or an object with its `run` method."""
 
     @property
     def run(self) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]: ...
@@ -56,12 +56,12 @@ def run_batches(
     """Run feeds of N images each, and join the outputs: (sum of N, ...) by name.
 
     Args:
-        runtime: What runs them.
-        batches: Feeds.
-        keep: What is kept of the outputs of a batch; all of them by default.
+        runtime: Runtime for the feeds.
+        batches: Feeds of each batch.
+        keep: Function that selects from a batch's outputs. Default: all.
 
     Raises:
-        UsageError: If the outputs of two batches differ in shape, as the tokens of images of different sizes do.
+        UsageError: If two batches' outputs differ in shape, as the tokens of images of different sizes do.
     """
     runs = [keep(runtime.run(batch)) for batch in batches]
     shapes = {name: sorted({run[name].shape[1:] for run in runs}) for name in runs[0]}
@@ -75,7 +75,7 @@ def run_batches(
 
 
 def rows_not_finite(outputs: Mapping[str, np.ndarray]) -> NDArray[np.bool_]:
-    """(N,): whether a value of an image is NaN or infinite in any of the outputs, (N, ...) each."""
+    """True for images (N,) with a NaN or infinite value in any of the outputs, (N, ...) each."""
     rows: NDArray[np.bool_] = np.any(
         [~np.isfinite(value.reshape(len(value), -1)).all(axis=1) for value in outputs.values()], axis=0
     )
@@ -84,21 +84,21 @@ def rows_not_finite(outputs: Mapping[str, np.ndarray]) -> NDArray[np.bool_]:
 
 @dataclasses.dataclass(frozen=True)
 class Batches:
-    """Images, processed a batch at a time whenever they are gone through, so that never all are in memory."""
+    """Images, preprocessed batch by batch on each iteration, so that they are never all in memory."""
 
     processor: ImageProcessor
     sources: Sequence[Any]
     batch_size: int
 
     def feeds(self, of: Runtime | Artifact) -> Iterator[dict[str, np.ndarray]]:
-        """Inputs for the images, a batch at a time."""
+        """Yield the images as inputs, batch by batch."""
         size = batch_size_for(self.processor, of, self.batch_size)
         for start in range(0, len(self.sources), size):
             sources = self.sources[start : start + size]
             yield feeds(of.inputs, self.processor(sources, pixels=of.pixels, first_index=start))
 
     def pixels_sha256(self) -> str:
-        """SHA-256 of all processed images, normalised float32, one after the other."""
+        """SHA-256 of all preprocessed images, normalized float32, in sequence."""
         digest = hashlib.sha256()
         for index, source in enumerate(self.sources):
             digest.update(self.processor(source, first_index=index).tobytes())
@@ -107,13 +107,13 @@ class Batches:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ReferenceRun:
-    """Images and the reference's outputs for them.
+    """Images with the reference's outputs.
 
     Attributes:
-        bundle: The reference's.
-        sources: The images.
-        batches: The same, processed.
-        expected: The outputs, (N, ...) by name.
+        bundle: The reference's bundle.
+        sources: Source images.
+        batches: The same images, preprocessed.
+        expected: Outputs, (N, ...) by name.
     """
 
     bundle: Bundle
@@ -138,7 +138,7 @@ class ReferenceRun:
 
     @property
     def assessment(self) -> dict[str, Any]:
-        """The fields of an `ImageAssessment` on these images."""
+        """Fields of an `ImageAssessment` for these images."""
         return {
             "bundle": str(self.bundle.path),
             "images": len(self.sources.images),

@@ -1,4 +1,4 @@
-"""Selection of artifacts and backends."""
+"""Select artifacts and backends."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from vitdeploy.bundle.bundle import Bundle
     from vitdeploy.runtimes.base import Runtime
 
-REFERENCE = "reference"  # in the place of an artifact's name: what every bundle holds that was not packed
+REFERENCE = "reference"  # replaces an artifact's name: every bundle has it unless it was packed
 
 
 class Selected(NamedTuple):
-    """An artifact and what runs it: "" where no backend of this version does."""
+    """An artifact and its backend: "" if no backend of this version runs it."""
 
     artifact: str
     backend: str
@@ -30,7 +30,7 @@ class Selected(NamedTuple):
         return f"{self.artifact} on {self.backend or 'no backend'}"
 
     def open(self, bundle: Bundle, options: Mapping[str, Any] | None = None, *, device: str | None = None) -> Runtime:
-        """Open the artifact; UnavailableError where it cannot run here, else as `open_recorded`."""
+        """Open the artifact; UnavailableError if it cannot run here, else as `open_recorded`."""
         if not self.backend:
             kind = self.artifact.rpartition("-")[0]
             raise UnavailableError(
@@ -41,15 +41,15 @@ class Selected(NamedTuple):
 
 
 def select(bundle: Bundle, backends: Sequence[str] | None = None) -> list[Selected]:
-    """The reference, where the bundle has it, and every artifact; or those asked for.
+    """The reference, if the bundle has it, and every artifact; or the named ones.
 
     Args:
         bundle: The bundle.
-        backends: Such as "onnxruntime", which stands for every artifact that it runs, or "onnxruntime:fp16"; "torch" is
-            the reference.
+        backends: Backends such as "onnxruntime", for every artifact that it runs, or "onnxruntime:fp16"; "torch" is the
+            reference.
 
     Raises:
-        UsageError: If there is no such backend or artifact, or none is asked for.
+        UsageError: If a backend or artifact does not exist, or the list is empty.
     """
     if backends is None:
         reference = [Selected(REFERENCE, reference_backend(), "fp32")] if bundle.manifest.has_reference else []
@@ -88,9 +88,9 @@ def select(bundle: Bundle, backends: Sequence[str] | None = None) -> list[Select
 
 
 def artifacts(bundle: Bundle, backends: Sequence[str] | None = None) -> list[Selected]:
-    """Every artifact with each backend that runs it by default, with "" where none does; or those asked for.
+    """Every artifact with each of its default backends, or "" without one; or the named ones.
 
-    UsageError as `select`, or where only the reference is asked for.
+    UsageError as `select`, or if only the reference is named.
     """
     if backends is not None:
         selection = [selected for selected in select(bundle, backends) if selected.artifact != REFERENCE]
@@ -115,12 +115,12 @@ def _unknown(what: str, asked: str, known: Iterable[str]) -> UsageError:
 
 
 def no_artifact(bundle: Bundle, verb: str) -> UsageError:
-    """The error for a bundle without any."""
+    """The error for a bundle without artifacts."""
     return UsageError(
         f"{bundle.path} has no artifact to {verb}", where=bundle.path, hint=f"make one: {bundle.export_line()}"
     )
 
 
 def reference_backend() -> str:
-    """The name of the backend that runs what every bundle holds."""
+    """Name of the backend that runs the reference."""
     return next(name for name, row in BACKENDS.items() if row.artifact_format is None)

@@ -31,7 +31,7 @@ SEARCHED = 0.75
 
 @dataclasses.dataclass(frozen=True)
 class LowestCosine:
-    """The output with the lowest 5th percentile of the cosine; `too_long` explains lengths that differ too far."""
+    """The output with the lowest 5th percentile of the cosine; `too_long` says how vector lengths differ too much."""
 
     nearness: Nearness
     too_long: str | None = None

@@ -13,22 +13,22 @@ if TYPE_CHECKING:
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 CONVERSIONS = frozenset({"Cast", "QuantizeLinear", "DequantizeLinear"})
-_EMBEDDINGS = -1  # what no layer has touched; the head is one more than the last layer
+_EMBEDDINGS = -1  # before the first layer; the head is one more than the last layer
 
 
 def nodes_by_part(nodes: Sequence[onnx.NodeProto], inputs: set[str]) -> dict[str, list[onnx.NodeProto]]:
-    """The nodes of each part: "embeddings", "layers.0" ..., "head"; all in "graph" where no name tells of a layer.
+    """The nodes of each part: "embeddings", "layers.0" ..., "head"; all in "graph" if no name refers to a layer.
 
-    1. A layer begins with the nodes whose weights or results are named after it, and holds what is made of these, up to
-       the next layer. Equal weights are stored once, under the name of the first: of several layers that a node
-       descends from, the latest counts.
-    2. The last layer ends with the sum of its two branches; the head is what comes after.
-    3. A conversion between element types, and what is made of weights and sizes alone, belongs to the part that uses
-       it, where only one does.
+    1. A layer begins with the nodes whose weights or results are named after it, and includes their descendants up to
+       the next layer. Equal weights are stored once, under the first name, so a node that descends from several layers
+       belongs to the latest.
+    2. The last layer ends with the sum of its two branches; the head follows.
+    3. A type conversion, and a node computed from weights and sizes only, belongs to the part that uses it, if only one
+       does.
 
     Args:
         nodes: In topological order.
-        inputs: The names of what the graph takes.
+        inputs: Names of the graph's inputs.
     """
     maker = {name: index for index, node in enumerate(nodes) for name in node.output if name}
     taken = [[*node.input, *_captured(node)] for node in nodes]
@@ -39,7 +39,7 @@ def nodes_by_part(nodes: Sequence[onnx.NodeProto], inputs: set[str]) -> dict[str
             users[source].append(index)
     named = [_layer_in([*node.output, *(name for name in node.input if name not in maker)]) for node in nodes]
     stages: list[int] = []
-    computed: list[bool] = []  # from the values that the graph takes
+    computed: list[bool] = []  # from the graph's inputs
     for node, names, layer, made_from in zip(nodes, taken, named, sources, strict=True):
         stages.append(max([layer, *(stages[source] for source in made_from)]))
         from_values = any(computed[source] for source in made_from) or not inputs.isdisjoint(names)
@@ -66,14 +66,14 @@ def _split_off_head(
     computed: list[bool],
     stages: list[int],
 ) -> None:
-    """Raise the stage of what comes after the last layer by one, in place."""
+    """Increment in place the stage of nodes after the last layer."""
     last = max(stages)
-    within = [layer == last for layer in named]  # the last layer, or leading to a node that is
+    within = [layer == last for layer in named]  # in the last layer, or leading to a node in it
     for index in reversed(range(len(nodes))):
         within[index] = within[index] or any(within[user] for user in users[index])
     for index, node in enumerate(nodes):
         if stages[index] == last and not within[index]:
-            # conversions come after what is named, and are not of the layer yet
+            # conversions follow the named nodes, and are not in the layer yet
             branches = [_converted(source, nodes, sources) for source in sources[index] if computed[source]]
             sums = node.op_type == "Add" and len(branches) == 2
             if not sums or max(stages[branch] for branch in branches) > last:
@@ -81,7 +81,7 @@ def _split_off_head(
 
 
 def _captured(node: onnx.NodeProto) -> set[str]:
-    """The values that a node's subgraphs take from the graph around them."""
+    """Values that a node's subgraphs capture from the outer graph."""
     captured: set[str] = set()
     for attribute in node.attribute:
         for graph in (attribute.g, *attribute.graphs):
@@ -92,12 +92,12 @@ def _captured(node: onnx.NodeProto) -> set[str]:
 
 
 def _converted(index: int, nodes: Sequence[onnx.NodeProto], sources: list[list[int]]) -> int:
-    """The node whose result a row of conversions that ends with this node converts."""
+    """The node whose result is converted by the chain of conversions ending here."""
     while nodes[index].op_type in CONVERSIONS and sources[index]:
         index = sources[index][0]
     return index
 
 
 def _layer_in(names: Sequence[str]) -> int:
-    """The highest layer that one of `names` belongs to, or none's number."""
+    """The highest layer among `names`, or the number for none."""
     return max((int(match[1]) for name in names if (match := _LAYER.search(name))), default=_EMBEDDINGS)
