@@ -16,11 +16,12 @@ from vitdeploy.errors import CheckFailedError, UsageError, shown
 from vitdeploy.exporters import Exported
 from vitdeploy.exporters.graph.embedded_resize import check_embeddable, embed_resize
 from vitdeploy.exporters.graph.emulation import emulated
+from vitdeploy.exporters.graph.kept_nodes import kept_nodes
 from vitdeploy.exporters.graph.measured_graph import MeasuredGraph, largest_magnitude, measured_graph
 from vitdeploy.exporters.graph.onnx_file import MAX_BYTES, without_weights, write_onnx
 from vitdeploy.exporters.graph.onnxruntime_graph import write_optimized
 from vitdeploy.exporters.graph.passes import simplify
-from vitdeploy.exporters.graph.precision import TYPES, activations, set_precision
+from vitdeploy.exporters.graph.precision import TYPES, activations, on_data_path, set_precision
 from vitdeploy.exporters.graph.tracing import forget, trace_layers, traced_pixels
 from vitdeploy.models.normalization import fold_normalization
 from vitdeploy.models.signature import Served, input_specs
@@ -122,7 +123,10 @@ class TracedGraph:
         if dtype == ir.DataType.FLOAT:
             set_precision(self.model, dtype, io, {})
             return {}
-        keep = self.quantized.get("float32_nodes", self.spec.keep_fp32)
+        keep = self.quantized.get("float32_nodes")
+        if keep is None:
+            problem = "the graph has no {} to keep in float32"
+            keep = kept_nodes(self.spec.keep_fp32, self.model, on_data_path(self.model), problem)
         kept = set_precision(self.model, dtype, io, self.largest, keep)
         nodes = {"rest_float32_nodes" if self.quantized else "float32_nodes": list(kept.nodes)}
         record = {

@@ -78,24 +78,27 @@ def test_the_first_layer_that_diverges_is_named(page: Page) -> None:
 
 
 def test_the_most_sensitive_layer_is_named_first(page: Page) -> None:
-    assert page.text["th"][page.text["th"].index("layers.0.mlp.fc1") + 1] == "embeddings.projection"
-    assert after(page, "layers.0.mlp.fc1", 4) == ["layers.0", "MatMul", "not finite", "val_1, linear_1"]
-    assert after(page, "embeddings.projection", 4) == ["embeddings", "Conv", "2.50e-01", "conv"]
-    assert after(page, "layers.0.mlp.fc1, the most sensitive layer", 2, tag="span") == [
+    assert page.text["th"][page.text["th"].index("block 0, MLP, fc1") + 1] == "embeddings, projection"
+    assert after(page, "block 0, MLP, fc1", 3) == ["MatMul", "not finite", "val_1, linear_1"]
+    assert after(page, "embeddings, projection", 3) == ["Conv", "2.50e-01", "conv"]
+    assert after(page, "block 0, MLP, fc1: the most sensitive layer", 2, tag="span") == [
         "not finite",
         "relative error with it alone in fp16; not finite with all layers",
     ]
     bars = page.text["text"]
-    assert bars.index("embeddings.projection") + 1 == bars.index("layers.0.mlp.fc1")
+    assert bars.index("embeddings, projection") + 1 == bars.index("block 0, MLP, fc1")
 
 
 def test_a_great_many_layers_are_folded_away(tmp_path: Path) -> None:
-    layers = [LayerEffect(f"layers.{index}.fc", (f"n{index}",), "MatMul", "head", 1e-3 * index) for index in range(150)]
+    layers = [
+        LayerEffect(f"layers.{index}.fc", (f"n{index}",), "MatMul", "head", 1e-3 * index, f"block {index}, fc")
+        for index in range(150)
+    ]
     found = dataclasses.replace(SENSITIVITY, layers=tuple(layers), error=0.0)
     page = written(tmp_path / "report.html", Report("Many", {}, {}, sensitivity=found))
     assert page.text["summary"] == ["The other 140 layers"]
-    assert [text for text in page.text["th"] if text.startswith("layers.")][:2] == ["layers.149.fc", "layers.148.fc"]
-    assert len(page.all("td")) == 4 * 150
+    assert [text for text in page.text["th"] if text.startswith("block ")][:2] == ["block 149, fc", "block 148, fc"]
+    assert len(page.all("td")) == 3 * 150
     assert (tmp_path / "report.html").stat().st_size < 250_000
 
 

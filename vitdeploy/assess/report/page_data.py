@@ -151,7 +151,7 @@ def _of_sensitivity(report: Report) -> Iterator[Headline]:
         first = sensitivity.ranked[0]
         error = _exponential(sensitivity.error)
         note = f"relative error with it alone in {sensitivity.precision}; {error} with all layers"
-        yield Headline(f"{first.label}, the most sensitive layer", _exponential(first.error), note)
+        yield Headline(f"{first.layer}: the most sensitive layer", _exponential(first.error), note)
 
 
 def _of_accuracy(report: Report) -> Iterator[Headline]:

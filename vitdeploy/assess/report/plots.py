@@ -112,8 +112,8 @@ def sensitivity_plot(result: Sensitivity) -> Markup:
         values = [layer.error for layer in result.layers]
         colours = [_SERIES[1] if math.isfinite(value) else _BAD for value in values]
         _log_bars(axes, values, colours, result.error, alpha=0.3)
-        for row, layer in enumerate(result.layers):  # node names may be as long as the plot is wide
-            axes.text(0.01, row, layer.label, parse_math=False, va="center", transform=axes.get_yaxis_transform())
+        for row, layer in enumerate(result.layers):  # names of nodes may be as long as the plot is wide
+            axes.text(0.01, row, layer.layer, parse_math=False, va="center", transform=axes.get_yaxis_transform())
         axes.set_yticks([])
         axes.set_xlabel("relative error of the outputs", color=_INK)
 

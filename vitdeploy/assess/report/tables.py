@@ -77,11 +77,8 @@ def _of_benchmark(result: Benchmark) -> tuple[Table, ...]:
 @tables.register
 def _of_sensitivity(result: Sensitivity) -> tuple[Table, ...]:
     """A row per layer, the most sensitive first."""
-    columns = ("layer", "part", "operator", "relative error", "nodes, as --keep-fp32 takes them")
-    rows = tuple(
-        (layer.label, layer.part, layer.op_type, f"{layer.error:.2e}", ", ".join(layer.nodes))
-        for layer in result.ranked
-    )
+    columns = ("layer, as --keep-fp32 takes it", "operator", "relative error")
+    rows = tuple((layer.layer, layer.op_type, f"{layer.error:.2e}") for layer in result.ranked)
     return (Table(result.summary, columns, rows),)
 
 
