@@ -21,6 +21,7 @@ from vitdeploy.assess.debug.layers import LAYER_TOLERANCES, compare_layers
 from vitdeploy.assess.inspection.torchscript_reader import hidden_states
 from vitdeploy.assets import default_checkpoint
 from vitdeploy.errors import UsageError
+from vitdeploy.exporters.naming.layer_names import readable_name
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -186,7 +187,7 @@ def test_the_command_names_the_layer_and_exits_with_1(embedded: Bundle, tmp_path
     assert b'tests="14" failures="1"' in suite.read_bytes()
     shown = run(*command, "--against", "torchscript:fp32")
     assert shown.code == 1
-    assert "layers.3" in shown.out
+    assert f"first that diverges  {readable_name('layers.3')}  " in shown.out
     assert "against torchscript-fp32" in shown.out
 
 
