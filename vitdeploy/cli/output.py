@@ -94,6 +94,11 @@ def print_tables(title: str, tables: Iterable[Table]) -> None:
         print_table(f"\n{item.title}" if index else title, item.columns, item.rows, item.notes)
 
 
+def measured_title(title: str, status: str) -> str:
+    """The title of figures that nothing judges: with a status only where something failed or was skipped."""
+    return title if status == "passed" else f"{title}: {status}"
+
+
 def print_left_out(left_out: LeftOut | None) -> None:
     """Print which files of a folder are not among the images, or that all are; nothing where no folder was read."""
     if left_out is not None:
