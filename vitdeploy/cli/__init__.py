@@ -130,12 +130,11 @@ def _run(args: list[str] | None) -> int:
 
 def _show(error: click.ClickException) -> int:
     """Print an error of click's in one line, whatever was typed, or the help where a command is missing."""
-    without_command = getattr(click.exceptions, "NoArgsIsHelpError", ())  # click 8.2 and later
-    if isinstance(error, without_command):
+    if type(error).__name__ == "NoArgsIsHelpError":  # click 8.2 and later
+        line = "a command is missing"
         error.show()
-        annotate("a command is missing")
-        return error.exit_code
-    line = one_line(error.format_message())
-    click.UsageError(line, getattr(error, "ctx", None)).show()
+    else:
+        line = one_line(error.format_message())
+        click.UsageError(line, getattr(error, "ctx", None)).show()
     annotate(line)
     return error.exit_code
