@@ -82,7 +82,7 @@ def print_table(
 ) -> None:
     """Print a table, and below it notes, such as why something was skipped; see `vitdeploy.cli.table`."""
     if not is_quiet():
-        cells = [[printable(str(cell)) for cell in row] for row in rows]
+        cells = [[printable(str(cell)).replace("\n", "\\n") for cell in row] for row in rows]
         print(table.rendered(printable(title), columns, cells), flush=True)
         for note in notes:
             print_text(note)
@@ -161,6 +161,11 @@ def printable(text: str) -> str:
     return "".join(
         char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode() for char in text
     )
+
+
+def one_line(text: str) -> str:
+    """`text` as `printable`, with spaces in the place of line breaks."""
+    return printable(" ".join(text.split()))
 
 
 def _strict(value: Any) -> Any:
