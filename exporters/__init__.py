@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """An artifact that was written.
+    """A written artifact.
 
     Attributes:
-        files: Relative to the bundle, the one to open first.
-        options: Of the export, for the manifest.
-        tools: The version of each library that took part.
-        emulation: Files beside them that give the same, to be validated where no CPU can run the artifact itself. They
-            do not belong into the bundle.
+        files: Paths relative to the bundle; the first one is opened.
+        options: Export options for the manifest.
+        tools: Version of each library involved.
+        emulation: Equivalent files beside them, for validation if no CPU can run the artifact itself. They are not part
+            of the bundle.
     """
 
     files: tuple[str, ...]
@@ -40,34 +40,35 @@ class Exported:
 
 
 class Traced(Protocol):
-    """A model in the form of an exporter. It becomes an artifact when it is written."""
+    """A model in an exporter's form; `write` makes the artifact."""
 
     def write(self, folder: Path) -> Exported:
-        """Write the artifact into the folder of a bundle."""
+        """Write the artifact into a bundle's folder."""
 
 
 class TraceFunction(Protocol):
     """Trace a model.
 
     Args:
-        model: The reference, in float32; it stays as it is.
-        processor: Of the bundle; the artifact does what it leaves out, see `ExportSpec.pixels`.
+        model: The reference, in float32; unchanged.
+        processor: The bundle's image processor; the artifact does the preprocessing that it omits, see
+            `ExportSpec.pixels`.
     """
 
     def __call__(self, model: VisionTransformer, spec: ExportSpec, processor: ImageProcessor) -> Traced: ...
 
 
 class Exporter(NamedTuple):
-    """One row of the table of exporters.
+    """One exporter.
 
     Attributes:
         target: "module:function", a `TraceFunction`.
-        refuses: Options that it does not take, by the fields of the option values.
-        made_from: The format of the artifact that it makes its own from; None where it is made from the reference. The
-            target is then a function of `vitdeploy.exporters.engine.build.EngineRequest`.
-        has_graph: Whether it traces a `vitdeploy.exporters.graph.onnx_graph.TracedGraph`, whose lower precisions depend
-            on the values that images give.
-        quantized_for: What may run an artifact of a precision that is quantized, the usual one first.
+        refuses: Unsupported options, as fields of the option values.
+        made_from: Format of its source artifact; None for the reference. With a source artifact, the target takes a
+            `vitdeploy.exporters.engine.build.EngineRequest`.
+        has_graph: True if it traces a `vitdeploy.exporters.graph.onnx_graph.TracedGraph`, whose lower precisions depend
+            on values observed on images.
+        quantized_for: Targets of quantized precisions, the default first.
     """
 
     target: str
@@ -107,10 +108,10 @@ EXPORTERS: dict[str, Exporter] = {
 
 
 def find_exporter(to: str, precision: str, options: Mapping[str, Any]) -> Exporter:
-    """The row for a format and a precision.
+    """The exporter for a format and a precision.
 
     Raises:
-        UsageError: If there is none, or it does not take one of the options.
+        UsageError: If there is none, or it does not support one of the options.
     """
     if not isinstance(to, str) or to not in EXPORTERS:
         raise UsageError(
@@ -136,7 +137,7 @@ def quantization_target(formats: Sequence[str], precision: str, asked: str | Non
     """Runtime that a quantized graph for all these formats is built for; None for other precisions.
 
     Raises:
-        UsageError: If what is asked for does not run one of them.
+        UsageError: If the requested target does not run one of them.
     """
     rows = {to: EXPORTERS[to].quantized_for.get(precision, ()) for to in formats}
     for to, known in rows.items():
@@ -150,10 +151,10 @@ def quantization_target(formats: Sequence[str], precision: str, asked: str | Non
 
 
 def export_function(exporter: Exporter) -> TraceFunction:
-    """Import the function that the row names.
+    """Import the exporter's function.
 
     Raises:
-        UnavailableError: If a library that it needs is not installed, or does not load.
+        UnavailableError: If a required library is not installed, or does not load.
     """
     function: TraceFunction = load_target(exporter.target, "exporting", "export")
     return function

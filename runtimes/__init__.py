@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 
 
 class Backend(NamedTuple):
-    """One row of the table of backends.
+    """One backend.
 
     Attributes:
         target: "module:class" of the runtime.
-        artifact_format: The format that it runs; None for the reference, which a bundle holds unless it was packed.
-        extra: The extra of vitdeploy that installs its engine.
-        by_default: Whether artifacts of its format are assessed with it where no backend is named.
+        artifact_format: Artifact format that it runs; None for the reference, which every bundle has unless it was
+            packed.
+        extra: vitdeploy extra that installs its engine.
+        by_default: True if artifacts of its format are assessed with it unless backends are named.
     """
 
     target: str
@@ -54,12 +55,12 @@ BACKENDS: dict[str, Backend] = {
 
 
 def runtime_class(backend: str) -> type[Runtime]:
-    """The class behind a backend's name.
+    """The runtime class of a backend.
 
     Raises:
         UsageError: If there is no such backend.
         MissingDependencyError: If its engine is not installed.
-        UnavailableError: If its engine is installed, and does not load.
+        UnavailableError: If its engine is installed but does not load.
     """
     row = _row(backend)
     cls: type[Runtime] = load_target(row.target, f"the {backend} backend", row.extra, row.package)
@@ -67,12 +68,12 @@ def runtime_class(backend: str) -> type[Runtime]:
 
 
 def format_of(backend: str) -> str | None:
-    """The format that a backend runs; None for the reference's, UsageError where there is no such backend."""
+    """The format that a backend runs; None for the reference. UsageError if there is no such backend."""
     return _row(backend).artifact_format
 
 
 def check_reference(bundle: Bundle) -> None:
-    """Raise NoReferenceError where a bundle was packed without the reference's weights."""
+    """Raise NoReferenceError if a bundle was packed without the reference's weights."""
     if bundle.manifest.has_reference:
         return
     source = bundle.manifest.source
@@ -102,23 +103,23 @@ def open_runtime(
     precision: str = "fp32",
     device: str | None = None,
 ) -> Runtime:
-    """Open a bundle's artifact with a backend; the bytes that are opened are those that were verified.
+    """Open a bundle's artifact with a backend; exactly the verified bytes are opened.
 
-    Where an export has replaced the bundle since it was opened, by one of the same model, the new artifact is opened.
+    If an export has since replaced the bundle with one of the same model, the new artifact is opened.
 
     Args:
         backend: A name of `BACKENDS`.
         options: The `options_type` of the backend's runtime, or its fields by name.
-        precision: Of the artifact; for torch, of the weights and activations.
-        device: "cpu", "cuda" or "cuda:1"; by default the backend's own: "cuda" where TensorRT runs, else "cpu".
+        precision: Precision of the artifact; for torch, of the weights and activations.
+        device: "cpu", "cuda" or "cuda:1". Default: "cuda" for TensorRT backends, else "cpu".
 
     Raises:
-        UsageError: If unknown backend, precision, device or option.
+        UsageError: If the backend, precision, device or an option is unknown.
         UnavailableError: If the engine is not installed, or does not load.
-        DeviceError: If the device cannot be had.
-        BundleError: If a file is missing or altered, or is not what the manifest says.
+        DeviceError: If the device is not available.
+        BundleError: If a file is missing or altered, or contradicts the manifest.
     """
-    from vitdeploy.bundle.retry import MOST_TRIES  # not with the table above, which the command line's help shows
+    from vitdeploy.bundle.retry import MOST_TRIES  # not in the table above, which the command line's help shows
 
     for _ in range(MOST_TRIES - 1):
         try:
@@ -136,16 +137,16 @@ def open_recorded(
     precision: str = "fp32",
     device: str | None = None,
 ) -> Runtime:
-    """`open_runtime` of the very artifact that `bundle.manifest` records.
+    """As `open_runtime`, but only the artifact that `bundle.manifest` records.
 
     Raises:
-        BundleChangedError: If the bundle was replaced since.
-        NoReferenceError: If the reference is asked for, and the bundle was packed without its weights.
-        UsageError, UnavailableError, BundleError: as `open_runtime`.
+        BundleChangedError: If the bundle has been replaced.
+        NoReferenceError: If the reference is requested, and the bundle was packed without its weights.
+        UsageError, UnavailableError, BundleError: As `open_runtime`.
     """
     row = _row(backend)
     if row.artifact_format is None:
-        check_reference(bundle)  # before torch, which would not help, is asked for
+        check_reference(bundle)  # before the check for torch, which would not help
     cls = runtime_class(backend)
     value = cls.options_type.of(backend, options)
     runtime = cls.from_bundle(bundle, value, precision=precision, device=row.device if device is None else device)

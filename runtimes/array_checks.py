@@ -1,4 +1,4 @@
-"""Check the names, types and shapes of arrays against the tensors that a runtime takes and gives."""
+"""Check names, types and shapes of arrays against a runtime's inputs and outputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vitdeploy.specs import TensorSpec
 
 
 class Array(Protocol):
-    """The attributes of an array, of whatever library, that are checked."""
+    """Attributes of an array, from any library, that are checked."""
 
     @property
     def dtype(self) -> np.dtype[Any]: ...
@@ -21,11 +21,11 @@ class Array(Protocol):
 
 
 def check_names(what: str, arrays: object, specs: Iterable[TensorSpec]) -> None:
-    """Raise UsageError unless there is an array for each name, and no other.
+    """Raise UsageError unless there is exactly one array for each tensor.
 
     Args:
-        what: Is checked, "inputs" or "outputs".
-        specs: The tensors there must be.
+        what: "inputs" or "outputs", for the message.
+        specs: Expected tensors.
     """
     names = [spec.name for spec in specs]
     if not isinstance(arrays, Mapping):
@@ -41,11 +41,11 @@ def check_names(what: str, arrays: object, specs: Iterable[TensorSpec]) -> None:
 
 
 def check_array(spec: TensorSpec, array: Array, sizes: dict[str, int], hint: str) -> None:
-    """Raise UsageError unless an array is as stated, and of elements.
+    """Raise UsageError unless an array fits its specification and is not empty.
 
     Args:
-        sizes: Of free axes, by name; those that have none yet take the array's from here on.
-        hint: Ends the message.
+        sizes: Sizes of dynamic axes by name; updated with the array's sizes for new names.
+        hint: End of the message.
     """
     fits = array.dtype == np.dtype(spec.dtype) and len(array.shape) == len(spec.shape) and all(array.shape)
     for want, got in zip(spec.shape, array.shape, strict=False):

@@ -1,4 +1,4 @@
-"""The interface of every runtime: inputs are checked and runs are counted here, engines only run."""
+"""Base class of all runtimes: checks inputs and counts runs, so that engines only run."""
 
 from __future__ import annotations
 
@@ -31,19 +31,21 @@ if TYPE_CHECKING:
 
 
 class Runtime(abc.ABC):
-    """Executes one artifact: arrays in, arrays out, by name. Every method may be called from several threads.
+    """Runs one artifact: arrays in, arrays out, by name. All methods are thread-safe.
 
-    It belongs to its process and cannot be pickled. In a forked child it runs where its engine has neither threads nor
-    a GPU there (`_lost_in_fork`), and is refused else; closing it, and the child's exit, leave the engine alone.
+    It belongs to its process and cannot be pickled. A forked child can run it only if its engine uses neither threads
+    nor a GPU (`_lost_in_fork`); otherwise `run` raises. Closing it there, and the child's exit, do not touch the
+    engine.
 
     Attributes:
-        pixels: The form of images among the inputs.
-        axes: The sizes that a free axis may have, by its name; one without an entry takes every size from 1 up.
-        size_problem: Of a model that resizes by itself, why it cannot take so many images of a height and a width.
-        precision: Of the artifact; None where it was not opened by `open_runtime`.
-        gpu: The number of the GPU that arrays of `run_device` are on; None for the host.
-        threads: How many threads the engine computes with on the CPU, and why; None where it computes on a GPU alone.
-        details: The engine and its version, the device or providers that really run, and the options in force.
+        pixels: Format of the input images.
+        axes: Allowed sizes of dynamic axes, by name; an axis without an entry takes any size from 1 up.
+        size_problem: For a model that resizes images itself: reason why it cannot take that many images of a height and
+            width.
+        precision: Precision of the artifact; None unless opened by `open_runtime`.
+        gpu: Index of the GPU for the arrays of `run_device`; None for the host.
+        threads: Number of CPU threads of the engine, with the reason; None if it computes on a GPU only.
+        details: Engine and version, actual device or providers, and effective options.
     """
 
     backend: str
@@ -51,8 +53,8 @@ class Runtime(abc.ABC):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     details: dict[str, Any]
-    _alignment: ClassVar[int] = 1  # of the arrays of `run_device`, in bytes
-    _fork_advice: ClassVar[str] = ""  # what else can be done where a forked process cannot run it
+    _alignment: ClassVar[int] = 1  # alignment of arrays for `run_device`, in bytes
+    _fork_advice: ClassVar[str] = ""  # remedy for a forked process that cannot run it
 
     def __init__(self) -> None:
         self.pixels = PixelFormat()
@@ -70,36 +72,36 @@ class Runtime(abc.ABC):
     @classmethod
     @abc.abstractmethod
     def from_bundle(cls, bundle: Bundle, options: Any, *, precision: str, device: str) -> Self:
-        """Open the bundle's artifact of that precision on that device. See `vitdeploy.runtimes.open_runtime`.
+        """Open the bundle's artifact in that precision on that device. See `vitdeploy.runtimes.open_runtime`.
 
         Args:
-            options: An `options_type`.
+            options: Instance of `options_type`.
             device: "cpu", "cuda" or "cuda:1".
         """
 
     @classmethod
     @abc.abstractmethod
     def probe(cls) -> dict[str, str | None]:
-        """Run something small on each device or provider that the engine lists here: None, or why it failed."""
+        """Run a small computation on each device or provider of the engine; None, or the reason for its failure."""
 
     @classmethod
     def builds_here(cls) -> bool:
-        """Whether the engine builds artifacts on this machine though no device here runs them."""
+        """True if the engine can build artifacts on this machine although no device here runs them."""
         return False
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the model once.
 
         Args:
-            feeds: An array for each of `inputs`, of exactly its type and shape, free axes within `axes`.
+            feeds: An array for each of `inputs`, with exactly its type and shape, dynamic axes within `axes`.
 
         Returns:
-            An array for each of `outputs`: contiguous, writable, and the caller's own.
+            An array for each of `outputs`: contiguous, writable, and owned by the caller.
 
         Raises:
-            UsageError: If an array is missing, unknown, or not as stated; or the runtime is closed, or of the process
-                that forked this one.
-            DeviceError: If the engine failed, for want of memory for example.
+            UsageError: If an array is missing, unknown or has another type or shape; or if the runtime is closed, or
+                was opened by the parent of this forked process.
+            DeviceError: If the engine failed, for example out of memory.
         """
         with self._in_use():
             check_names("inputs", feeds, self.inputs)
@@ -111,18 +113,18 @@ class Runtime(abc.ABC):
             return self._run(feeds)
 
     def run_device(self, feeds: Mapping[str, Any], results: Mapping[str, Any]) -> None:
-        """Run the model once on arrays that are on its device, and write into others there; none goes through the host.
+        """Run the model once on arrays on its device, and write into arrays there; nothing is copied through the host.
 
-        Arrays are those of a library with DLPack, such as torch or CuPy, or numpy where `gpu` is None: contiguous and,
-        for an engine, aligned to 256 bytes, as new ones are. What their library has queued on its current stream is
-        waited for; on return all is done.
+        Arrays come from a library with DLPack, such as torch or CuPy, or numpy if `gpu` is None. They are contiguous
+        and, for an engine, aligned to 256 bytes, as newly allocated ones are. Work queued on their library's current
+        stream is awaited; on return, all work is complete.
 
         Args:
-            feeds: An array for each of `inputs`, of exactly its type and shape, free axes within `axes`.
-            results: A writable array for each of `outputs`, which is overwritten.
+            feeds: An array for each of `inputs`, with exactly its type and shape, dynamic axes within `axes`.
+            results: A writable array for each of `outputs`; overwritten.
 
         Raises:
-            UsageError: If an array is missing, unknown, or not as stated; or the runtime is closed.
+            UsageError: If an array is missing, unknown or has another type or shape; or if the runtime is closed.
             DeviceError: If the engine failed.
         """
         with self._in_use():
@@ -138,7 +140,7 @@ class Runtime(abc.ABC):
             self._run_device(arrays)
 
     def close(self) -> None:
-        """Free what the engine holds, when the runs in progress are done; `run` is an error from here on."""
+        """Release the engine after the runs in progress; `run` raises from then on."""
         with self._idle:
             if self._closed:
                 return
@@ -177,7 +179,7 @@ class Runtime(abc.ABC):
 
     def _check_inherited(self) -> None:
         lost = self._lost_in_fork()
-        if lost is None and self._busy_at_fork:  # with locks of the engine, which nobody will release
+        if lost is None and self._busy_at_fork:  # with the engine's locks, which nobody will release
             lost = "the fork came in the middle of a run of another thread"
         if lost is not None:
             raise UsageError(
@@ -187,7 +189,7 @@ class Runtime(abc.ABC):
             )  # fmt: skip
 
     def _lost_in_fork(self) -> str | None:
-        """The reason why the engine cannot run in a forked child of the process that opened it; None if it can."""
+        """Reason why the engine cannot run in a forked child of its process; None if it can."""
         return "its engine does not work in a forked process"
 
     def __repr__(self) -> str:
@@ -197,7 +199,7 @@ class Runtime(abc.ABC):
     @property
     def brief(self) -> str:
         """Backend, precision and device, such as "onnxruntime int8 on cpu"."""
-        details = getattr(self, "details", {})  # which a subclass sets when the engine is open
+        details = getattr(self, "details", {})  # set by a subclass once the engine is open
         providers = [name.removesuffix("ExecutionProvider").lower() for name in details.get("providers", ())]
         device = details.get("device") or next(iter(providers), None)
         precision = self.precision or details.get("precision")
@@ -216,18 +218,18 @@ class Runtime(abc.ABC):
 
     @abc.abstractmethod
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """`run`, with feeds that were checked."""
+        """Implement `run` with checked feeds."""
 
     def _run_device(self, arrays: Mapping[str, DeviceArray]) -> None:  # noqa: ARG002  (of those that have it)
-        """`run_device`, with inputs and outputs that were checked, but for what only the engine knows of the latter."""
+        """Implement `run_device` with checked arrays, except for output shapes that only the engine knows."""
         raise UsageError(f"the {self.backend} backend takes arrays of numpy alone", what="run_device", hint="call run")
 
     @abc.abstractmethod
     def _close(self) -> None:
-        """Let go of the engine."""
+        """Release the engine."""
 
     def _check_shapes(self, feeds: Mapping[str, Array]) -> dict[str, int]:
-        """The sizes of the free axes."""
+        """Sizes of the dynamic axes."""
         sizes: dict[str, int] = {}
         for spec in self.inputs:
             check_array(spec, feeds[spec.name], sizes, "preprocess images with ImageProcessor")

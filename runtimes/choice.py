@@ -1,4 +1,4 @@
-"""Choose the backend and the artifact of a bundle that are opened where not both are named."""
+"""Choose the backend and the artifact of a bundle if not both are named."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Choice(NamedTuple):
-    """What is opened, and which other artifacts could have been."""
+    """The choice, and the other artifacts that could have been opened."""
 
     backend: str
     precision: str
@@ -19,9 +19,9 @@ class Choice(NamedTuple):
 
 
 def choose(bundle: Bundle, backend: str | None, precision: str | None) -> Choice:
-    """The artifact of a backend or precision; of several, ONNX Runtime's before others, and fp32 before the rest.
+    """The artifact for a backend or precision; of several, ONNX Runtime's first, and fp32 first.
 
-    Where the bundle has none that fits, the choice is the one that was asked for, and cannot be opened.
+    If the bundle has none, the choice is the requested one, which cannot be opened.
     """
     asked = Choice(backend or "onnxruntime", precision or "fp32")
     fits = {

@@ -1,4 +1,4 @@
-"""Arrays of other libraries, on the GPU or the host, by DLPack: their memory is used where it lies.
+"""Arrays of other libraries through DLPack, on the GPU or the host, without a copy.
 
 The structures are those of DLPack's `dlpack.h`; the protocol is the Python array API standard's.
 """
@@ -16,7 +16,7 @@ from vitdeploy.errors import UsageError, first_line
 
 _VERSION = (1, 0)  # the first whose capsules have flags
 _READ_ONLY = 1  # DLPACK_FLAG_BITMASK_READ_ONLY
-_NO_STREAM = -1  # of `__dlpack__`: nothing is to be waited for
+_NO_STREAM = -1  # argument of `__dlpack__`: no synchronization
 _ON_GPU = (2, 13)  # kDLCUDA, kDLCUDAManaged
 _ON_HOST = (1, 3)  # kDLCPU, kDLCUDAHost
 # numpy's types, by DLPack's code (kDLInt, kDLUInt, kDLFloat, kDLBool) and bits.
@@ -34,7 +34,7 @@ _MOST_AXES = 64  # of numpy's arrays
 
 
 class _DLTensor(ctypes.Structure):
-    """DLTensor, with which a DLManagedTensor begins."""
+    """DLTensor, the first field of a DLManagedTensor."""
 
     _fields_ = (
         ("data", ctypes.c_void_p),
@@ -51,7 +51,7 @@ class _DLTensor(ctypes.Structure):
 
 
 class _DLManagedTensorVersioned(ctypes.Structure):
-    """DLManagedTensorVersioned, of capsules that are called "dltensor_versioned"."""
+    """DLManagedTensorVersioned, in capsules named "dltensor_versioned"."""
 
     _fields_ = (
         ("major", ctypes.c_uint32),
@@ -76,10 +76,10 @@ class DeviceArray:
     """A view of an array.
 
     Attributes:
-        address: Of the first element.
-        shape: Of the array, which is contiguous.
-        source: Whose memory it is.
-        capsule: Keeps the memory from being freed. Nobody takes it over, so that it frees its memory itself.
+        address: Address of the first element.
+        shape: Shape of the contiguous array.
+        source: Owner of the memory.
+        capsule: Keeps the memory alive. It is never consumed, so it releases the memory itself.
     """
 
     address: int
@@ -89,7 +89,7 @@ class DeviceArray:
     capsule: object
 
     def hold_up(self, stream: int) -> None:
-        """Make a stream of the GPU wait for what its library has queued on the array."""
+        """Make a GPU stream wait for work that the array's library has queued on it."""
         _share(self.source, stream)
 
 
@@ -97,15 +97,15 @@ def view(name: str, array: Any, gpu: int | None, alignment: int = 1, *, writable
     """A view of an array.
 
     Args:
-        name: To be told where it does not fit.
-        array: Of numpy, torch, CuPy, JAX or another library with DLPack.
-        gpu: The number of the GPU that it must be on; None for the host.
-        alignment: Of its address, in bytes.
-        writable: Whether it is to be written to.
+        name: Name for messages.
+        array: Array of numpy, torch, CuPy, JAX or another library with DLPack.
+        gpu: Index of the GPU that must hold it; None for the host.
+        alignment: Required alignment of its address, in bytes.
+        writable: True if it will be written to.
 
     Raises:
-        UsageError: If it has no DLPack, or is somewhere else, or not contiguous and aligned, or of a type without
-            numpy's, or read-only where it is to be written to.
+        UsageError: If it has no DLPack, is on another device, is not contiguous and aligned, has a type that numpy
+            lacks, or is read-only although it will be written to.
     """
 
     def refused(problem: str, expected: object, found: object, hint: str | None = None) -> UsageError:
@@ -115,7 +115,7 @@ def view(name: str, array: Any, gpu: int | None, alignment: int = 1, *, writable
         raise refused(f"is no array with DLPack, but a {type(array).__name__}", "DLPack", type(array).__name__)
     try:
         kind, index = map(int, array.__dlpack_device__())
-    except Exception as exc:  # whatever its library raises
+    except Exception as exc:  # any exception of its library
         reason = f"{type(exc).__name__}: {first_line(exc)}"
         raise refused(f"does not say which device it is on: {reason}", "a device", reason) from exc
     if kind not in _ON_HOST if gpu is None else kind not in _ON_GPU or index != gpu:
@@ -125,7 +125,7 @@ def view(name: str, array: Any, gpu: int | None, alignment: int = 1, *, writable
     try:
         capsule = _share(array, None if gpu is None else _NO_STREAM)
         tensor, read_only = _opened(capsule, array)
-    except Exception as exc:  # likewise: of one that requires gradients, for example
+    except Exception as exc:  # likewise: for example, if it requires gradients
         raise refused(f"cannot be shared through DLPack: {first_line(exc)}", "a capsule", first_line(exc)) from exc
     if writable and read_only:
         raise refused("is read-only", "writable", "read-only", "give another array")
@@ -141,36 +141,36 @@ def view(name: str, array: Any, gpu: int | None, alignment: int = 1, *, writable
     strides = tensor.strides[: tensor.ndim] if tensor.strides else None
     if strides is not None and not _contiguous(shape, strides):
         raise refused(f"is not contiguous: its strides are {strides}", "contiguous", strides, "copy it")
-    if address % alignment and all(shape):  # where an array of no elements lies means nothing
+    if address % alignment and all(shape):  # the address of an empty array is meaningless
         problem = f"does not begin at a multiple of {alignment} bytes, as new arrays do"
         raise refused(problem, alignment, address, "copy it")
     return DeviceArray(address, _DTYPES[tensor.code, tensor.bits], shape, array, capsule)
 
 
 def _share(array: Any, stream: int | None) -> object:
-    """Its capsule: one with flags, where its library has such."""
+    """Its capsule, with flags if its library supports them."""
     try:
         return array.__dlpack__(stream=stream, max_version=_VERSION)
-    except TypeError:  # a library of before the array API standard of 2023
+    except TypeError:  # a library older than the array API standard of 2023
         return array.__dlpack__(stream=stream)
 
 
 def _opened(capsule: object, array: Any) -> tuple[_DLTensor, bool]:
-    """The tensor in a capsule, and whether it is read-only.
+    """The tensor in a capsule, and its read-only flag.
 
     Raises:
-        ValueError: If it is no capsule of DLPack, or one of a later version.
+        ValueError: If it is not a DLPack capsule, or has a later version.
     """
     if not _is_capsule(capsule, b"dltensor_versioned"):
         return _DLTensor.from_address(_capsule_pointer(capsule, b"dltensor")), _is_read_only(array)
     managed = _DLManagedTensorVersioned.from_address(_capsule_pointer(capsule, b"dltensor_versioned"))
-    if managed.major != _VERSION[0]:  # of which nothing but the first fields is known
+    if managed.major != _VERSION[0]:  # only its first fields are known
         raise ValueError(f"it is of DLPack {managed.major}.{managed.minor}, {_VERSION[0]}.x was asked for")
     return managed.dl_tensor, bool(managed.flags & _READ_ONLY)
 
 
 def _is_read_only(array: Any) -> bool:
-    """Read-only by another protocol, as the capsule has no flags: JAX's arrays all are (jax-ml/jax#40789)."""
+    """True if another protocol says read-only, for capsules without flags: JAX's arrays all are (jax-ml/jax#40789)."""
     interface = getattr(array, "__cuda_array_interface__", None)
     if interface is not None:
         return bool(interface["data"][1])
@@ -181,7 +181,7 @@ def _is_read_only(array: Any) -> bool:
 
 
 def _contiguous(shape: tuple[int, ...], strides: list[int]) -> bool:
-    """Row-major without gaps; the stride of an axis of one element does not matter."""
+    """True for row-major without gaps; the stride of an axis of length 1 is ignored."""
     return all(
         size == 1 or stride == math.prod(shape[axis + 1 :])
         for axis, (size, stride) in enumerate(zip(shape, strides, strict=True))

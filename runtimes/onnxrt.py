@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from vitdeploy.runtimes.device_arrays import DeviceArray
     from vitdeploy.runtimes.options import RuntimeOptions
 
-# The patch projection is a ViT's one convolution: ONNX Runtime's own default times every algorithm anew for each shape.
-# Its default of TF32 keeps 11 bits of the factors of float32 products, of which an fp32 artifact is to keep all.
+# The patch projection is a ViT's only convolution: by default, ONNX Runtime times every algorithm again for each shape.
+# With its default of TF32, float32 products keep 11 bits of their factors; an fp32 artifact must keep all.
 _CUDA_DEFAULTS = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
 _RECORD_PLACES = "session.record_ep_graph_assignment_info"
 _KEEPS_RECORD = hasattr(ort.InferenceSession, "get_provider_graph_assignment_info")  # since 1.24
@@ -47,19 +47,19 @@ _NAMED = 3  # nodes in a message
 
 
 class OnnxRuntime(Runtime):
-    """An ONNX Runtime session that runs on the providers asked for, or does not open.
+    """An ONNX Runtime session that runs on the requested providers, or does not open.
 
     Args:
-        path: The .onnx file; external data lies beside it.
+        path: The .onnx file, with external data beside it.
 
     Raises:
-        DeviceError: If a provider cannot be had.
+        DeviceError: If a provider is not available.
         BundleError: If the file cannot be loaded.
     """
 
     backend = "onnxruntime"
     options_type: ClassVar[type[RuntimeOptions]] = OnnxRuntimeOptions
-    shapes_on_cpu: ClassVar[bool] = True  # whether nodes that compute shapes may run there, unasked
+    shapes_on_cpu: ClassVar[bool] = True  # True if nodes that compute shapes may run there by default
     _fork_advice = ", or open it on the CPU with intra_op_threads=1"
 
     def __init__(self, path: str | Path | OpenedFile, options: OnnxRuntimeOptions = DEFAULTS) -> None:
@@ -78,7 +78,7 @@ class OnnxRuntime(Runtime):
             session.add_session_config_entry(_RECORD_PLACES, "1")
         elif CPU not in providers:
             session.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        beside = (CPU,) if judged else ()  # onnxruntime would add it, and then warn of it
+        beside = (CPU,) if judged else ()  # onnxruntime would add it, with a warning
         self._session = open_session(file, session, providers, provider_options, beside)
         if judged and (left := _computing_on_cpu(self._session, Path(file.handle))):
             self.close()
@@ -126,7 +126,7 @@ class OnnxRuntime(Runtime):
 
     @classmethod
     def _problem(cls, provider: str) -> str | None:
-        """Why a provider does not run a model of one node; None where it does."""
+        """Reason why a provider does not run a one-node model; None if it runs."""
         with resources.as_file(resources.files("vitdeploy.runtimes") / "probe.onnx") as path:
             try:
                 with cls(path, OnnxRuntimeOptions(providers=(provider,), log_severity=4)) as runtime:
@@ -140,7 +140,7 @@ class OnnxRuntime(Runtime):
         with self._errors():
             if not self._io_binding:
                 return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
-            binding = self._session.io_binding()  # one a call: a binding must not be shared between threads
+            binding = self._session.io_binding()  # one per call: threads must not share a binding
             for name, array in feeds.items():
                 binding.bind_cpu_input(name, np.ascontiguousarray(array))
             for name in names:
@@ -175,7 +175,7 @@ class OnnxRuntime(Runtime):
         if self.details["providers"] != [CPU]:
             return f"{', '.join(self.details['providers'])} may have threads or a GPU that are not in this process"
         if self.details["intra_op_threads"] == 1 and self.details["inter_op_threads"] <= 1:
-            return None  # the caller's thread does it all
+            return None  # the caller's thread does all the work
         return "onnxruntime's threads are not in this process"
 
     def _close(self) -> None:
@@ -183,7 +183,7 @@ class OnnxRuntime(Runtime):
 
 
 def _computing_on_cpu(session: ort.InferenceSession, path: Path) -> list[str]:
-    """The nodes on the CPU that compute more than shapes: operator and name of each."""
+    """Nodes on the CPU that compute more than shapes: operator and name of each."""
     parts = session.get_provider_graph_assignment_info()
     on_cpu = [(node.name, node.op_type) for part in parts if part.ep_name == CPU for node in part.get_nodes()]
     shapes = shape_nodes(path) if on_cpu else set()

@@ -29,7 +29,7 @@ _LEVELS = {
 @described
 @dataclasses.dataclass(frozen=True)
 class OnnxRuntimeOptions(RuntimeOptions):
-    """Options of an ONNX Runtime session. A value that is invalid raises UsageError."""
+    """Options of an ONNX Runtime session. An invalid value raises UsageError."""
 
     providers: Sequence[str] | None = option(
         None,
@@ -95,11 +95,11 @@ class OnnxRuntimeOptions(RuntimeOptions):
         """These options for one provider on a GPU.
 
         Args:
-            index: Of the GPU; None for the first.
-            defaults: Options of the provider, where it is given no others.
+            index: GPU index; None for the first.
+            defaults: Default options of the provider.
 
         Raises:
-            UsageError: If the provider's options name a GPU too, or there are options of another provider.
+            UsageError: If the provider's options also name a GPU, or belong to another provider.
         """
         given = dict(self.provider_options or {})
         stated = given.get(provider, {})
@@ -113,7 +113,7 @@ class OnnxRuntimeOptions(RuntimeOptions):
 
 
 def session_options(options: OnnxRuntimeOptions, threads: int, spinning: bool) -> ort.SessionOptions:
-    """The options in ONNX Runtime's own form, but for the providers."""
+    """The options in ONNX Runtime's form, except the providers."""
     session = ort.SessionOptions()
     session.log_severity_level = onnxruntime_severity() if options.log_severity is None else options.log_severity
     session.intra_op_num_threads = threads

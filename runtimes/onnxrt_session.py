@@ -1,4 +1,4 @@
-"""Open an ONNX Runtime session on the execution providers asked for, or fail."""
+"""Open an ONNX Runtime session on the requested execution providers, or fail."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _NEEDED = {
 
 
 if is_quiet():
-    ort.set_default_logger_severity(onnxruntime_severity())  # of messages that belong to no session
+    ort.set_default_logger_severity(onnxruntime_severity())  # for messages outside a session
 
 
 def check_built(providers: Sequence[str]) -> None:
-    """Raise DeviceError unless onnxruntime was built with every provider; load the libraries of NVIDIA's."""
+    """Raise DeviceError unless onnxruntime was built with every provider; load NVIDIA's libraries."""
     if not {CUDA, TENSORRT}.isdisjoint(providers):
-        _preload_libraries()  # first: some builds list a provider only when it was loaded
+        _preload_libraries()  # first: some builds list a provider only once it is loaded
     available = ort.get_available_providers()
     for name in providers:
         if name not in available:
@@ -43,7 +43,7 @@ def check_built(providers: Sequence[str]) -> None:
 
 
 def _install(providers: Iterable[str]) -> str | None:
-    """The packages that providers need; None where that is not known."""
+    """Packages that the providers need; None if unknown."""
     return "; ".join(_NEEDED[name] for name in providers if name in _NEEDED) or None
 
 
@@ -54,17 +54,17 @@ def open_session(
     provider_options: Mapping[str, Mapping[str, Any]],
     beside: tuple[str, ...],
 ) -> ort.InferenceSession:
-    """A session on exactly these providers, which never falls back to another.
+    """Open a session on exactly these providers, without a fallback.
 
     Args:
-        providers: Asked for, the preferred one first.
-        provider_options: Of the providers, by name.
-        beside: Providers that the session has as well, which do not have to start.
+        providers: Requested providers, in order of preference.
+        provider_options: Provider options, by provider.
+        beside: Additional providers that may fail to start.
 
     Raises:
-        DeviceError: If a provider cannot be had, or does not run the model.
+        DeviceError: If a provider is not available, or does not run the model.
         UsageError: If the path is not UTF-8.
-        BundleError: If the file is absent or is no model.
+        BundleError: If the file is missing or not a model.
     """
     path, names = file.path, ", ".join(providers)
     check_built(providers)
@@ -95,8 +95,8 @@ def open_session(
         raise BundleError(
             f"{path} is no model that onnxruntime {ort.__version__} loads: {reason}", where=path, found=reason
         ) from exc
-    session.disable_fallback()  # of runs that fail, to the CPU: old ones do not know the keyword above
-    # ONNX Runtime drops a provider that it cannot start, and appends its own CPU provider.
+    session.disable_fallback()  # for failed runs, to the CPU: old versions do not know the keyword above
+    # ONNX Runtime drops a provider that fails to start, and appends its CPU provider.
     started = session.get_providers()
     if tuple(started[: len(providers)]) != providers:
         advice = _install(name for name in providers if name not in started)
@@ -110,9 +110,9 @@ def open_session(
 
 @functools.cache
 def _preload_libraries() -> None:
-    """Load CUDA and cuDNN from NVIDIA's Python packages, where onnxruntime alone does not look.
+    """Load CUDA and cuDNN from NVIDIA's Python packages, which onnxruntime does not search by itself.
 
-    It prints the libraries that it misses. They matter only where the provider does not start, which is an error then.
+    It prints missing libraries. They matter only if the provider does not start, which is then an error.
     """
     preload = getattr(ort, "preload_dlls", None)  # since 1.21
     if preload is not None:
@@ -121,14 +121,14 @@ def _preload_libraries() -> None:
 
 
 def _ort_errors() -> tuple[type[Exception], ...]:
-    """The exception types of onnxruntime's C++ core, which share no base class but Exception."""
+    """Exception types of onnxruntime's C++ core; their only common base class is Exception."""
     state = ort.capi.onnxruntime_pybind11_state
     names = ("EPFail", "EngineError", "Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoModel",
              "NoSuchFile", "NotFound", "NotImplemented", "RuntimeException")  # fmt: skip
     return tuple(getattr(state, name) for name in names if hasattr(state, name))
 
 
-# Those of them that quote a model.
+# Those that quote a model.
 _MODEL_ERRORS: tuple[type[Exception], ...] = (
     ort.capi.onnxruntime_pybind11_state.InvalidGraph,
     ort.capi.onnxruntime_pybind11_state.InvalidProtobuf,

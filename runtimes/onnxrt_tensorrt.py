@@ -1,4 +1,4 @@
-"""Run an ONNX artifact with ONNX Runtime's TensorRT provider, which builds an engine of it and keeps that."""
+"""Run an ONNX artifact with ONNX Runtime's TensorRT provider, which builds and caches an engine."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 @described
 @dataclasses.dataclass(frozen=True)
 class TensorRTOnnxRuntimeOptions(OnnxRuntimeOptions):
-    """Options of a session of the TensorRT provider, which is its only one.
+    """Options of a session with the TensorRT provider only.
 
-    Options of the provider, as ONNX Runtime documents them, override those that are chosen here.
+    Provider options, as documented by ONNX Runtime, override the values chosen here.
     """
 
     batch: str | AxisRange = option(
@@ -58,23 +58,23 @@ class TensorRTOnnxRuntimeOptions(OnnxRuntimeOptions):
 
     @property
     def sizes(self) -> EngineOptions:
-        """The sizes of batches and images."""
+        """Sizes of batches and images."""
         batch = read_range(self.batch) if isinstance(self.batch, str) else self.batch
         return EngineOptions(batch=(batch,), image_sizes=() if self.image_sizes is None else (self.image_sizes,))
 
 
 class TensorRTOnnxRuntime(OnnxRuntime):
-    """A session whose every node TensorRT runs in one engine, or which does not open.
+    """A session in which TensorRT runs every node in one engine; otherwise it does not open.
 
-    What is half in the artifact is half in the engine, and nothing else: ONNX Runtime makes the network strongly typed
-    where neither `trt_fp16_enable` nor `trt_int8_enable` is on, so that no precision is asked for. The engine is built
-    when the session opens, for a range of batches and the artifact's own image sizes; other shapes, for which ONNX
-    Runtime would build it anew, are refused by `run`. It is kept, so that the next session opens sooner.
+    The engine has the artifact's types: ONNX Runtime makes the network strongly typed if neither `trt_fp16_enable` nor
+    `trt_int8_enable` is on, so neither is set. The engine is built when the session opens, for a range of batches and
+    the artifact's image sizes; `run` refuses other shapes, for which ONNX Runtime would rebuild it. It is cached, so
+    that the next session opens sooner.
     """
 
     backend = "onnxruntime-tensorrt"
     options_type = TensorRTOnnxRuntimeOptions
-    shapes_on_cpu = False  # the engine computes them, and a second one would have no profile
+    shapes_on_cpu = False  # the engine computes them, and a second engine would have no profile
 
     @classmethod
     def from_bundle(  # type: ignore[override]  # each runtime takes its own options
@@ -83,10 +83,10 @@ class TensorRTOnnxRuntime(OnnxRuntime):
         """Open the bundle's ONNX artifact of that precision.
 
         Raises:
-            UsageError: If an option is invalid, or the artifact is for a CPU, or takes images of any size.
-            DeviceError: If the provider cannot be had.
+            UsageError: If an option is invalid, or the artifact targets a CPU or takes images of any size.
+            DeviceError: If the provider is not available.
             BundleError: If a file was altered.
-            OutputError: If there can be no folder for engines.
+            OutputError: If the engine folder cannot be created.
         """
         index = cuda_index(cls.backend, device)
         if options.providers is not None:
@@ -110,7 +110,7 @@ class TensorRTOnnxRuntime(OnnxRuntime):
             parent = _default_folder() if options.engine_cache is None else Path(options.engine_cache)
             folder = _make_folder(parent / _key(artifact, version, chosen))
         options = dataclasses.replace(options, provider_options={TENSORRT: {**_cache_options(folder), **chosen}})
-        with bundle.opened_artifact(artifact, by_name=True) as (model, *_):  # engines are kept by the file's name, too
+        with bundle.opened_artifact(artifact, by_name=True) as (model, *_):  # engines are cached by file name, too
             runtime = cls(model, options)
         runtime.axes = profile
         return runtime
@@ -126,9 +126,9 @@ class TensorRTOnnxRuntime(OnnxRuntime):
 
 
 def _load_tensorrt() -> str:
-    """The version of TensorRT's package; "" where its libraries were installed without one.
+    """Version of the TensorRT package; "" if its libraries were installed without one.
 
-    Importing it loads the libraries, which a package has where ONNX Runtime does not look.
+    Importing it loads the libraries, which ONNX Runtime does not find in a package.
     """
     try:
         return str(load_library("tensorrt", "the TensorRT provider").__version__)
@@ -137,7 +137,7 @@ def _load_tensorrt() -> str:
 
 
 def _profile_options(inputs: Sequence[TensorSpec], profile: Profile) -> dict[str, str]:
-    """The smallest, the best and the largest shape of each input, as ONNX Runtime spells them: "x:1x3x224x224,..."."""
+    """Minimum, optimum and maximum shape of each input, in ONNX Runtime's spelling: "x:1x3x224x224,..."."""
 
     def shape(spec: TensorSpec, size: str) -> str:
         return "x".join(str(axis if isinstance(axis, int) else getattr(profile[axis], size)) for axis in spec.shape)
@@ -149,7 +149,7 @@ def _profile_options(inputs: Sequence[TensorSpec], profile: Profile) -> dict[str
 
 
 def _key(artifact: Artifact, tensorrt: str, settings: Mapping[str, Any]) -> str:
-    """A hash of all that an engine depends on but the GPU, whose compute capability is in ONNX Runtime's file name."""
+    """Hash of an engine's dependencies, except the GPU, whose compute capability is in ONNX Runtime's file name."""
     parts = [
         [file.sha256 for file in artifact.files],
         ort.__version__,

@@ -1,4 +1,4 @@
-"""Run-time options of a backend, and the device it runs on."""
+"""Run-time options of a backend, and its device."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class RuntimeOptions:
-    """Base of the options of every backend, one dataclass each; a value checks itself when it is made."""
+    """Base class of all backends' options, one dataclass each; a value validates itself on creation."""
 
     def __post_init__(self) -> None:
         check_options(self)
 
     @classmethod
     def of(cls, backend: str, given: RuntimeOptions | Mapping[str, Any] | None) -> Self:
-        """The options of a backend, from such a value or from keyword arguments.
+        """The options of a backend, from an options value or from keyword arguments.
 
         Raises:
             UsageError: If an option is unknown or invalid, or the value belongs to another backend.
@@ -45,7 +45,7 @@ class RuntimeOptions:
 
 
 def parse_device(name: str) -> tuple[str, int | None]:
-    """The kind and the index of "cpu", "cuda" or "cuda:1".
+    """Kind and index of "cpu", "cuda" or "cuda:1".
 
     Raises:
         UsageError: If it is none of these.
@@ -58,10 +58,10 @@ def parse_device(name: str) -> tuple[str, int | None]:
 
 
 def cuda_index(backend: str, device: str) -> int | None:
-    """The index of "cuda" or "cuda:1", for a backend that runs on a GPU alone.
+    """Index of "cuda" or "cuda:1", for a backend that runs on GPUs only.
 
     Raises:
-        UsageError: If it is no device.
+        UsageError: If it is not a device.
         DeviceError: If it is the CPU.
     """
     kind, index = parse_device(device)

@@ -48,18 +48,18 @@ class PyTorchRuntimeOptions(RuntimeOptions):
 
 
 class PyTorchRuntime(TorchRuntime):
-    """The reference model on a device; inputs and outputs stay float32 whatever the precision.
+    """The reference model on a device; inputs and outputs are float32 in every precision.
 
-    In fp32 no factor of a product is rounded to TF32, unless torch was told to (`torch.set_float32_matmul_precision`).
+    In fp32, no product uses TF32 unless torch is configured to (`torch.set_float32_matmul_precision`).
 
     Args:
-        model: The model; it is moved to the device and converted.
+        model: The model; moved to the device and converted.
         device: "cpu", "cuda" or "cuda:1".
-        precision: "fp32", "fp16" or "bf16", of weights and activations.
+        precision: Precision of weights and activations: "fp32", "fp16" or "bf16".
 
     Raises:
-        DeviceError: If the device cannot be had.
-        UsageError: If the device or the precision is not one of these, or the model has no such output.
+        DeviceError: If the device is not available.
+        UsageError: If the device, the precision or an output is unknown.
     """
 
     backend = "torch"
@@ -112,10 +112,10 @@ class PyTorchRuntime(TorchRuntime):
         return cls(model, options, device=device, precision=precision)
 
     def with_outputs(self, outputs: Sequence[str]) -> PyTorchRuntime:
-        """A runtime of the same weights that gives other outputs.
+        """A runtime with the same weights and other outputs.
 
         Raises:
-            UsageError: as the constructor.
+            UsageError: As the constructor.
         """
         options = dataclasses.replace(self._options, outputs=outputs)
         model: VisionTransformer = self._model.model

@@ -1,4 +1,4 @@
-"""Find the nodes of an ONNX file that compute shapes: ONNX Runtime's GPU providers leave them to the CPU on purpose."""
+"""Find the nodes of an ONNX file that compute shapes: ONNX Runtime's GPU providers leave them to the CPU by design."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-# Numbers of fields in onnx.proto.
+# Field numbers in onnx.proto.
 _MODEL_GRAPH = 7
 _GRAPH_NODE, _GRAPH_INITIALIZER = 1, 5
 _NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OPERATOR, _NODE_DOMAIN = 1, 2, 3, 4, 7
 _TENSOR_DIMS, _TENSOR_NAME = 1, 8
 
 _SIZES = {"Shape", "Size"}
-# What sizes are computed with; none makes a large tensor of small ones.
+# Operators on sizes; none makes a large tensor from small ones.
 _ON_SIZES = {
     "Abs", "Add", "And", "Cast", "Concat", "Div", "Equal", "Gather", "Greater", "GreaterOrEqual", "Identity", "Less",
     "LessOrEqual", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "ReduceProd", "Reshape", "Slice", "Split", "Squeeze",
@@ -26,16 +26,16 @@ _SMALL = 100  # elements of a constant: the limit of onnxruntime/core/framework/
 
 
 def shape_nodes(path: Path) -> set[tuple[str, str]]:
-    """The nodes that take nothing but shapes of tensors and small constants: no image changes what they compute.
+    """Find nodes that use only tensor shapes and small constants: their results do not depend on image content.
 
-    ONNX Runtime tells of a node which provider has it, its name and its operator, but no type: whether a Mul is of a
-    size or of an image can be seen in the file alone.
+    ONNX Runtime reports a node's provider, name and operator, but no type: only the file shows whether a Mul applies to
+    a size or to an image.
 
     Args:
-        path: Of a file that ONNX Runtime loads, whose nodes are in topological order.
+        path: A file that ONNX Runtime loads, with nodes in topological order.
 
     Returns:
-        The name and the operator of each; those of nested graphs are left out.
+        Name and operator of each, without nested graphs.
     """
     (graph,) = _fields(np.memmap(path, np.uint8, "r").data)[_MODEL_GRAPH]  # weights are not read
     parts = _fields(graph)
@@ -62,7 +62,7 @@ def _text(values: list[Any]) -> str:
 
 
 def _fields(message: memoryview) -> dict[int, list[Any]]:
-    """The values of a message in protobuf's wire format, by the number of the field: whole numbers, else bytes."""
+    """The values in a protobuf message, by field number: integers, else bytes."""
     fields: dict[int, list[Any]] = collections.defaultdict(list)
     at = 0
     while at < len(message):
@@ -86,7 +86,7 @@ def _numbers(packed: memoryview) -> list[int]:
 
 
 def _number(message: memoryview, at: int) -> tuple[int, int]:
-    """A number of 7 bits a byte, the lowest first, and where it ends."""
+    """A varint (7 bits per byte, lowest first), and its end."""
     value = shift = 0
     while True:
         byte = message[at]

@@ -1,4 +1,4 @@
-"""Base of the backends that run on torch: devices, and copies of arrays to a device and back."""
+"""Base class of the torch backends: devices, and copies of arrays to a device and back."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from vitdeploy.system.forks import call_with_threads
 
 
 def open_device(name: str) -> torch.device:
-    """The device of that name; "cuda" is the one that torch has chosen for this thread, by its number.
+    """The device of that name; "cuda" becomes the index of torch's current device in this thread.
 
     Raises:
-        UsageError: If the name is none of a device.
+        UsageError: If it is not a device name.
         DeviceError: If torch cannot use it.
     """
     parse_device(name)
@@ -38,7 +38,7 @@ def open_device(name: str) -> torch.device:
 
 
 def probe_devices() -> dict[str, str | None]:
-    """Multiply two matrices on each device: None, or why it failed."""
+    """Multiply two matrices on each device: None for success, or the reason for failure."""
     names = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     problems: dict[str, str | None] = {}
     for name in names:
@@ -51,10 +51,10 @@ def probe_devices() -> dict[str, str | None]:
 
 
 def torch_threads() -> ThreadCount:
-    """The threads that torch computes with in this process.
+    """The number of torch's threads in this process, with the reason.
 
-    The number is global to the process, so that the runtimes leave it as it is: torch's own choice heeds the affinity
-    mask and `OMP_NUM_THREADS`, and no cgroup quota. Where it is more than that allows, the reason says what to do.
+    The number is global to the process, so the runtimes do not change it. torch's default respects the affinity mask
+    and `OMP_NUM_THREADS`, but no cgroup quota; if it exceeds the quota, the reason includes the remedy.
     """
     count, cpus = torch.get_num_threads(), usable_cpus()
     reason = "OMP_NUM_THREADS" if os.environ.get("OMP_NUM_THREADS") == str(count) else "torch's setting for the process"
@@ -67,20 +67,20 @@ def torch_threads() -> ThreadCount:
 
 
 def to_tensors(feeds: Mapping[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
-    """The arrays on the device; torch cannot take every layout, and warns of read-only memory: those are copied."""
+    """The arrays on the device. Layouts that torch cannot take and read-only memory, of which it warns, are copied."""
     arrays = {name: np.require(array, requirements=("C", "A", "W")) for name, array in feeds.items()}
     return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
 
 
 def to_array(value: Tensor) -> np.ndarray:
-    """A tensor of any device as a contiguous array."""
+    """A tensor on any device as a contiguous array."""
     return value.cpu().contiguous().numpy()
 
 
 class _PlainConvolutions:
-    """Keeps cuDNN from rounding the factors of float32 convolutions to the 11 bits of TF32, as it does by default.
+    """Prevents cuDNN from rounding float32 convolutions to TF32 (11 bits), its default.
 
-    The setting is the process's: it is put back when the last block of all threads ends.
+    The setting is global to the process; it is restored when the last block in any thread ends.
     """
 
     def __init__(self) -> None:
@@ -96,7 +96,7 @@ class _PlainConvolutions:
                 self._place = _OF_CUDNN
                 try:
                     self._before = getattr(*self._place)
-                except RuntimeError:  # whoever set what torch has had since 2.9 cannot read this one
+                except RuntimeError:  # cannot read a setting made with the API of torch 2.9 and later
                     self._place, plain = (_CUDNN.conv, "fp32_precision"), "ieee"
                     self._before = getattr(*self._place)
                 setattr(*self._place, plain)
@@ -115,14 +115,14 @@ plain_convolutions = _PlainConvolutions()
 
 
 class TorchRuntime(Runtime):
-    """A model that torch runs.
+    """Base class of runtimes on torch.
 
     Args:
         device: "cpu", "cuda" or "cuda:1".
 
     Raises:
-        DeviceError: If the device cannot be had.
-        UsageError: If the device is not one of these.
+        DeviceError: If the device is not available.
+        UsageError: If the device is unknown.
     """
 
     def __init__(self, device: str) -> None:
@@ -141,7 +141,7 @@ class TorchRuntime(Runtime):
 
     @abc.abstractmethod
     def _outputs(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The model's outputs by name, for inputs on its device; `tensors` may hold others as well."""
+        """The model's outputs by name, for inputs on its device; `tensors` may have additional entries."""
 
     def _why(self, exc: RuntimeError) -> str:
         return first_line(exc)
@@ -155,7 +155,7 @@ class TorchRuntime(Runtime):
         return call_with_threads(self._run_here, feeds)
 
     def _run_device(self, arrays: Mapping[str, DeviceArray]) -> None:
-        if self.gpu is not None:  # its current stream is this thread's
+        if self.gpu is not None:  # this thread's current stream
             self._run_device_here(arrays)
         else:
             call_with_threads(self._run_device_here, arrays)
@@ -167,7 +167,7 @@ class TorchRuntime(Runtime):
 
     def _run_device_here(self, arrays: Mapping[str, DeviceArray]) -> None:
         with self._inference():
-            # In the arrays' own memory; torch's stream waits for the work that is queued on them.
+            # In the arrays' memory; torch's stream waits for the work queued on them.
             tensors = {name: from_dlpack(array.source) for name, array in arrays.items()}
             for name, value in self._outputs(tensors).items():
                 target = tensors[name]

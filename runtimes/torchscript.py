@@ -49,13 +49,13 @@ class TorchScriptRuntime(TorchRuntime):
     """A frozen trace on a device.
 
     Args:
-        path: The .pt file, made by vitdeploy. Loading one can run code: open only files that are verified.
+        path: A .pt file written by vitdeploy. Loading one can run code: open only verified files.
         device: "cpu", "cuda" or "cuda:1".
 
     Raises:
-        DeviceError: If the device cannot be had.
-        UsageError: If the device is not one of these.
-        BundleError: If the file cannot be loaded, or does not state its inputs and outputs.
+        DeviceError: If the device is not available.
+        UsageError: If the device is unknown.
+        BundleError: If the file cannot be loaded, or lacks its inputs and outputs.
     """
 
     backend = "torchscript"
@@ -86,22 +86,22 @@ class TorchScriptRuntime(TorchRuntime):
             return cls(file, options, device=device)
 
     def _outputs(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        with _optimized(self._optimized_execution):  # of the thread
+        with _optimized(self._optimized_execution):  # per thread
             outputs = self._model(*(tensors[spec.name] for spec in self.inputs))
         return {spec.name: value for spec, value in zip(self.outputs, outputs, strict=True)}
 
     def _why(self, exc: RuntimeError) -> str:
-        return str(exc).strip().splitlines()[-1]  # after a traceback of the traced code
+        return str(exc).strip().splitlines()[-1]  # follows a traceback of the traced code
 
     def _close(self) -> None:
         del self._model
 
 
 def read_signature(path: str | Path, signature: str | bytes) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """The inputs and the outputs that the text of a `SIGNATURE_FILE` states, of types that torch has.
+    """Parse inputs and outputs, of types that torch has, from the text of a `SIGNATURE_FILE`.
 
     Raises:
-        BundleError: If it is something else.
+        BundleError: If it is malformed.
     """
     try:
         specs = strict_json(signature)
@@ -119,7 +119,7 @@ def read_signature(path: str | Path, signature: str | bytes) -> tuple[tuple[Tens
 
 @with_threads
 def load_module(source: str | Path | OpenedFile, device: torch.device) -> tuple[torch.jit.ScriptModule, str | bytes]:
-    """The module of a verified file, on a device, and the text of its `SIGNATURE_FILE`.
+    """Load the module of a verified file onto a device; return it and the text of its `SIGNATURE_FILE`.
 
     Raises:
         DeviceError: If it does not fit the device.
@@ -144,13 +144,13 @@ def load_module(source: str | Path | OpenedFile, device: torch.device) -> tuple[
         check_exhaustion(exc, f"loading {path}")
         reason = file.named(first_line(exc))
         raise BundleError(f"torch {torch.__version__} cannot load {path}: {reason}", where=path, found=reason) from exc
-    except UnicodeDecodeError as exc:  # torch quotes bytes of a damaged file in a message that is then no text
+    except UnicodeDecodeError as exc:  # torch quotes bytes of a damaged file in a message that is then not valid text
         raise BundleError(f"torch {torch.__version__} cannot load {path}: it is damaged", where=path) from exc
     return model, extra[SIGNATURE_FILE]
 
 
 def _check_pickles(file: OpenedFile) -> None:
-    """Refuse an archive whose pickles are damaged: torch reserves as many bytes as one says that a text of it has."""
+    """Refuse an archive with damaged pickles: torch allocates as many bytes as a pickle claims for a string."""
     try:
         with zipfile.ZipFile(file.handle) as archive:
             for member in archive.infolist():

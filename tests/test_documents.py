@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 import safetensors.torch
 from bundles import CPU_BACKENDS
-from documents import RUN, add_images, blocks, write_hub_model
+from documents import RUN, add_checkpoint, add_images, blocks, documents_hub
 from environments import ROOT
 from families import HEADS
-from hub_server import hub_server, use_hub
+from hub_server import Hub, use_hub
 
 from vitdeploy.models.checkpoint import task_of
 from vitdeploy.sources.layouts.timm_layout import from_timm
@@ -34,20 +34,19 @@ DOCUMENTS = {
 
 
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory, write_checkpoint: WriteCheckpoint) -> Iterator[str]:
-    """The address of a Hub that has the documents' models."""
-    names = ("google/vit-base-patch16-224", "google/vit-base-patch16-384")
-    with hub_server(dict.fromkeys(names, write_hub_model(write_checkpoint))) as server:
-        yield server.url
+def hub(write_checkpoint: WriteCheckpoint) -> Iterator[Hub]:
+    with documents_hub(write_checkpoint, {}) as server:
+        yield server
 
 
 @pytest.mark.parametrize("document", [name for name, blocks in DOCUMENTS.items() if blocks])
-def test_the_commands_of_a_document(document: str, hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commands_of_a_document(document: str, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They run in the document's order, in a folder with images: a later one uses what an earlier one made."""
     monkeypatch.chdir(tmp_path)
     add_images(tmp_path)
+    add_checkpoint(tmp_path, hub)
     monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    use_hub(hub, tmp_path / "hub", monkeypatch)
+    use_hub(hub.url, tmp_path / "hub", monkeypatch)
     monkeypatch.setattr("vitdeploy.assess.benchmark.benchmark._SYNTHETIC_SIZE", (48, 64))
     for block in DOCUMENTS[document]:
         RUN[block.language](block.code)

@@ -15,11 +15,11 @@ import pytest
 import torch
 import transformers
 from command_line import run
-from documents import add_images, blocks, commands, run_shell, section, write_hub_model
+from documents import add_images, blocks, commands, documents_hub, run_shell, section
 from engine_machines import gpu_marks, why_not
 from environments import ROOT
 from families import TINY
-from hub_server import hub_server, use_hub
+from hub_server import use_hub
 from npz_files import NPZ_CONFIG, write_npz
 from processors import write_processor
 
@@ -40,8 +40,7 @@ TIMM = next(model for model in MODELS.values() if model.startswith("timm/"))
 
 @pytest.fixture(scope="module")
 def hub(write_checkpoint: WriteCheckpoint) -> Iterator[str]:
-    """A Hub with the model of the documents, and one that timm wrote."""
-    with hub_server({ON_THE_HUB: write_hub_model(write_checkpoint), TIMM: GOLDEN / "timm" / "vit_2"}) as server:
+    with documents_hub(write_checkpoint, {TIMM: GOLDEN / "timm" / "vit_2"}) as server:
         yield server.url
 
 
@@ -59,14 +58,13 @@ def best_label(printed: str, image: str) -> str:
     return str(label)
 
 
-def train(write_checkpoint: WriteCheckpoint, folder: Path, *, processor: bool) -> str:
-    """Write what `Trainer` leaves in `folder`, and return what transformers' model says of cat.jpg."""
+def train(write_checkpoint: WriteCheckpoint, folder: Path) -> str:
+    """Write what `Trainer` leaves in a checkpoint, and return what transformers' model says of cat.jpg."""
     config = TINY | {"image_size": 224, "patch_size": 32}
     model = write_checkpoint(Task.CLASSIFICATION, config, processor=False).peer
     resize = transformers.ViTImageProcessorPil()
     model.save_pretrained(folder)
-    if processor:
-        resize.save_pretrained(folder)
+    resize.save_pretrained(folder)
     optimizer = torch.optim.AdamW(model.parameters())
     torch.save(optimizer.state_dict(), folder / "optimizer.pt")
     torch.save(torch.optim.lr_scheduler.StepLR(optimizer, 1).state_dict(), folder / "scheduler.pt")
@@ -93,16 +91,8 @@ def test_a_timm_name(hub: str, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_folder_of_a_fine_tuned_model(write_checkpoint: WriteCheckpoint, folder: Path) -> None:
-    want = train(write_checkpoint, folder / "my-model" / "checkpoint-500", processor=True)
+    want = train(write_checkpoint, folder / "my-model" / "checkpoint-500")
     assert first_prediction("./my-model/checkpoint-500") == want
-
-
-def test_a_fine_tuned_model_whose_processor_was_not_saved(
-    hub: str, write_checkpoint: WriteCheckpoint, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    use_hub(hub, folder / "hub", monkeypatch)
-    train(write_checkpoint, folder / "my-model" / "checkpoint-500", processor=False)
-    assert best_label(run_shell(blocks(YOUR_MODEL)[1].code), "cat.jpg") in TINY["label2id"]
 
 
 def test_an_adapter(folder: Path) -> None:

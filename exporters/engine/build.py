@@ -1,4 +1,4 @@
-"""Build an engine from an ONNX artifact, strongly typed: its tensors' types are the engine's."""
+"""Build a strongly typed engine from an ONNX artifact: the engine keeps its tensor types."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from vitdeploy.trt.gpu import find_gpu
 from vitdeploy.trt.library import LIBRARIES, compiles_on_target, load_library, make_builder, make_logger, network_flags
 from vitdeploy.trt.options import BATCH, EngineOptions, Profile, colons
 
-# What avoids an operator that the libraries refuse (seen with TensorRT-RTX 1.7).
+# Workarounds for operators that the libraries refuse (seen with TensorRT-RTX 1.7).
 _AVOIDED_BY = {
     "Attention": "export the ONNX artifact with --opset 22 or less, which has no such operator",
     "QuantizeLinear": "choose --fp16 or --bf16",
     "DequantizeLinear": "choose --fp16 or --bf16",
 }
 _OTHERWISE = "export the ONNX artifact again with its default options, without --optimize"
-# Of builds that name none, as TensorRT-RTX's documentation has it: "if the model precisions are supported on the target
-# architecture", which E4M3 is from 8.9 on; the builder refuses others that are named.
+# For builds that name no compute capability, TensorRT-RTX's documentation requires "if the model precisions are
+# supported on the target architecture"; E4M3 is from 8.9 on. The builder refuses others that are named.
 _TARGETS = "portable: 8.0, 8.6, 8.9, 12.0 and later"
 _TARGETS_OF = {Precision.FP8: "portable: 8.9, 12.0 and later"}
 
@@ -43,14 +43,14 @@ _MOST_TIMING_CACHE_BYTES = 256 * 1024**2
 
 @dataclasses.dataclass(frozen=True)
 class EngineRequest:
-    """An engine to be built.
+    """A request for an engine.
 
     Attributes:
-        library: Of `vitdeploy.trt.library.LIBRARIES`.
-        onnx: The verified file of the ONNX artifact.
-        profiles: The sizes of its free axes; see `EngineOptions.profiles`.
-        timing_cache: The file of measured kernels, read if it is there and written again.
-        log: The file that the builder's log goes to.
+        library: One of `vitdeploy.trt.library.LIBRARIES`.
+        onnx: The ONNX artifact's verified file.
+        profiles: Sizes of its dynamic axes; see `EngineOptions.profiles`.
+        timing_cache: File of kernel timings, read if it exists and updated.
+        log: File for the builder's log.
     """
 
     library: str
@@ -67,13 +67,11 @@ class EngineRequest:
 
 @dataclasses.dataclass(frozen=True)
 class Built(Exported):
-    """An engine that was built."""
-
     hardware: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def check_request(library: str, options: EngineOptions) -> None:
-    """Whether the library is here, and has the options.
+    """Check that the library is installed and has the options.
 
     Raises:
         UnavailableError: If the library is not installed, or does not load.
@@ -87,16 +85,16 @@ def build_engine(request: EngineRequest, folder: Path, file: str) -> Built:
 
     Raises:
         MissingDependencyError: If the library is not installed.
-        DeviceError: If the library, or an option, needs a GPU to build, and there is none.
+        DeviceError: If the library, or an option, needs a GPU for the build, and there is none.
         UsageError: If the library does not have an option.
-        CheckFailedError: If it refuses the graph, or does not build it; the message names the log.
+        CheckFailedError: If the library refuses the graph, or fails to build it; the message names the log.
         OSError: If a file cannot be written.
     """
     trt = load_library(request.library, f"exporting to {request.library}")
     check_options(trt, request.library, request.options)
     _check_files(request)
-    # The libraries hold a lock while they call the logger and the monitor. What Python lets go of there, such as an
-    # older builder in a cycle or a traceback, would wait for that lock for ever (seen with TensorRT-RTX 1.7).
+    # The libraries hold a lock while they call the logger and the monitor. If Python releases an object there, such as
+    # an older builder in a reference cycle or a traceback, it deadlocks (seen with TensorRT-RTX 1.7).
     collected = gc.isenabled()
     gc.disable()
     try:
@@ -111,7 +109,7 @@ def build_engine(request: EngineRequest, folder: Path, file: str) -> Built:
 
 
 def _let_go(exc: BaseException | None) -> None:
-    """Clear the frames of an exception, and of those that it came from."""
+    """Clear the frames of an exception and of its causes."""
     while exc is not None:
         traceback.clear_frames(exc.__traceback__)
         exc = exc.__cause__ or exc.__context__
@@ -168,7 +166,7 @@ def _build(trt: Any, request: EngineRequest, folder: Path, file: str, came: Sequ
 
 
 def _hardware(trt: Any, request: EngineRequest) -> dict[str, Any]:
-    """The hardware that the engine runs on; a GPU is looked for if the library, or an option, needs one to build."""
+    """The target hardware of the engine; looks for a GPU if the library or an option needs one for the build."""
     options = request.options
     system: dict[str, Any] = {"platform": f"{platform.system()} {platform.machine()}"}
     if not compiles_on_target(trt):
@@ -179,7 +177,7 @@ def _hardware(trt: Any, request: EngineRequest) -> dict[str, Any]:
             "driver": gpu.driver,
             "hardware_compatibility": options.hardware_compatibility,
         }
-    if options.refit or options.strip_weights:  # it fails to build such an engine without (TensorRT-RTX 1.7)
+    if options.refit or options.strip_weights:  # without it, such an engine fails to build (TensorRT-RTX 1.7)
         try:
             find_gpu()
         except DeviceError as exc:
@@ -192,7 +190,7 @@ def _hardware(trt: Any, request: EngineRequest) -> dict[str, Any]:
 
 
 def _parse(trt: Any, parser: Any, network: Any, request: EngineRequest) -> None:
-    """Read the graph; what the library refuses is told before a long build starts."""
+    """Parse the graph; the library's objections are reported before a long build starts."""
     if not parser.parse_from_file(str(request.onnx)):
         error = parser.get_error(0)
         operator = error.node_operator() or "unknown"
@@ -203,7 +201,7 @@ def _parse(trt: Any, parser: Any, network: Any, request: EngineRequest) -> None:
             f"{request.library} {trt.__version__} refuses node {node} ({operator}) of {request.onnx.name}: {reason}",
             what=node, where=request.onnx, found=operator, hint=f"{avoid}; see {request.log}",
         )  # fmt: skip
-    # TensorRT-RTX 1.7 parses it, and then refuses to build it or crashes.
+    # TensorRT-RTX 1.7 parses it, and then refuses to build it, or crashes.
     fused = getattr(trt.LayerType, "ATTENTION_INPUT", None) if compiles_on_target(trt) else None
     layers = (network.get_layer(index) for index in range(network.num_layers))
     for layer in layers:
@@ -248,7 +246,7 @@ def _use_timing_cache(config: Any, request: EngineRequest) -> None:
 
 
 def _recorded(trt: Any, request: EngineRequest) -> dict[str, Any]:
-    """The options in force, for the manifest: those that the library has, and the sizes of images for each batch."""
+    """Effective options for the manifest: those that the library has, and the image sizes for each batch size."""
     values = request.options.to_dict()
     kept = {name: value for name, value in values.items() if name not in CAPABILITIES or CAPABILITIES[name].has(trt)}
     first = request.profiles[0]

@@ -1,4 +1,4 @@
-"""Differences of TensorRT 10, TensorRT 11 and TensorRT-RTX for the builder, found by the attributes of a library."""
+"""Builder differences between TensorRT 10, TensorRT 11 and TensorRT-RTX, detected by a library's attributes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from vitdeploy.trt.options import EngineOptions
 
 
 class Capability(NamedTuple):
-    """One option of the builder.
+    """One builder option.
 
     Attributes:
-        has: Whether a library has it, and heeds it.
-        apply: Set it in a builder's configuration, given the library, the configuration and the value. What it returns
-            says whether the library took it; None where it does not tell.
+        has: True if a library has it and respects it.
+        apply: Sets the value, given the library, the builder's configuration and the value. Returns whether the library
+            accepted it; None if the library does not report that.
     """
 
     has: Callable[[Any], bool]
@@ -36,9 +36,9 @@ def _has_flag(name: str) -> Callable[[Any], bool]:
 
 
 def _set_strip(trt: Any, config: Any, on: bool) -> None:
-    """Leave weights out, to be given later: the same ones, for which TensorRT need not keep more than their places.
+    """Strip weights, to refit the same ones later, for which TensorRT stores only placeholders.
 
-    TensorRT-RTX's documentation names REFIT for it, TensorRT's REFIT_IDENTICAL, which any other weights would break.
+    TensorRT-RTX's documentation prescribes REFIT, TensorRT's REFIT_IDENTICAL, with which other weights are invalid.
     """
     _flag("STRIP_PLAN")(trt, config, on)
     if on:
@@ -67,7 +67,7 @@ def _set_targets(trt: Any, config: Any, names: tuple[str, ...]) -> bool:
 
 
 def targets(trt: Any) -> dict[str, str]:
-    """The library's name of each compute capability that can be asked for: "8.9" is SM89."""
+    """The library's name of each available compute capability: "8.9" is SM89."""
     names = [name for name in dir(trt.ComputeCapability) if name.startswith("SM")]
     return {f"{name[2:-1]}.{name[-1]}": name for name in sorted(names, key=lambda name: int(name[2:]))}
 
@@ -76,7 +76,7 @@ def _measures_kernels(trt: Any) -> bool:
     return not compiles_on_target(trt)
 
 
-# By the name of the option. The timing cache is no more than a file to `apply`: see `vitdeploy.exporters.engine.build`.
+# By option name. `apply` treats the timing cache as a file only: see `vitdeploy.exporters.engine.build`.
 CAPABILITIES = {
     "workspace_mib": Capability(lambda trt: hasattr(trt.MemoryPoolType, "WORKSPACE"), _set_workspace),
     "optimization_level": Capability(lambda trt: hasattr(trt.IBuilderConfig, "builder_optimization_level"), _set_level),
@@ -96,7 +96,7 @@ def check_options(trt: Any, name: str, options: EngineOptions) -> None:
     """Raise UsageError unless the library has each option that differs from its default.
 
     Args:
-        name: Of `vitdeploy.trt.library.LIBRARIES`.
+        name: One of `vitdeploy.trt.library.LIBRARIES`.
     """
     for option, value in options.chosen().items():
         if not CAPABILITIES[option].has(trt):
@@ -116,10 +116,10 @@ def check_options(trt: Any, name: str, options: EngineOptions) -> None:
 
 
 def configure(trt: Any, config: Any, options: EngineOptions) -> None:
-    """Set every option that the library has, defaults included: they are ours, and the same in every version.
+    """Set every option that the library has, including vitdeploy's defaults, which are the same for every version.
 
     Raises:
-        UsageError: If the library does not take a value.
+        UsageError: If the library refuses a value.
     """
     for option, row in CAPABILITIES.items():
         value = getattr(options, option)

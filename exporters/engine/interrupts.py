@@ -1,4 +1,4 @@
-"""Signals that come while another library runs."""
+"""Hold back signals while another library runs."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 
 @contextlib.contextmanager
 def interrupts_held() -> Iterator[list[int]]:
-    """Hold SIGINT, SIGTERM and SIGHUP back; they take effect when the block ends.
+    """Hold back SIGINT, SIGTERM and SIGHUP until the block ends.
 
-    What a handler raises while a library calls back into Python is lost there. In another thread than the main one,
-    where no handler runs, nothing is held.
+    A library that calls back into Python would swallow a handler's exception. Outside the main thread, where no handler
+    runs, nothing is held.
 
     Yields:
-        The signals that have come so far, at which the work can be ended early.
+        The signals received so far, so that the work can end early.
     """
     came: list[int] = []
     handlers: dict[int, Any] = {}
@@ -28,7 +28,7 @@ def interrupts_held() -> Iterator[list[int]]:
         came.append(number)
 
     if threading.current_thread() is threading.main_thread():
-        # What was not installed from Python could not be put back, and what is ignored ends nothing.
+        # A handler not installed from Python could not be restored, and an ignored signal ends nothing.
         current = {number: signal.getsignal(number) for number in _ENDING}
         handlers = {number: action for number, action in current.items() if action not in (None, signal.SIG_IGN)}
     try:

@@ -1,4 +1,4 @@
-"""How far a builder is, from its own monitor."""
+"""Progress of a builder, from the library's monitor."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-OF = 1000  # the whole, in what is reported
+OF = 1000  # total, as reported
 
 
 @dataclasses.dataclass
@@ -17,10 +17,10 @@ class _Phase:
 
 
 class BuildProgress:
-    """Phases within phases, each of a number of steps, as one number that only grows.
+    """Nested phases with numbers of steps, combined into one monotonic number.
 
     Args:
-        report: Called with how much is done, of `OF`.
+        report: Called with the progress and the total, `OF`.
     """
 
     def __init__(self, report: Callable[[int, int], None]) -> None:
@@ -32,7 +32,7 @@ class BuildProgress:
         self._phases[name] = _Phase(parent, max(steps, 1))
 
     def step(self, name: str, index: int) -> None:
-        """A step of a phase is done; they are numbered from 0."""
+        """Record a completed step of a phase; steps start at 0."""
         self._phases[name].done = max(self._phases[name].done, index + 1)
         self._tell()
 
@@ -48,16 +48,16 @@ class BuildProgress:
             self._report(now, OF)
 
     def _share(self, parent: str | None) -> float:
-        """How much of a phase's present step, or of all, the phases below it have done."""
+        """Fraction of a phase's current step, or of the total, that its subphases have completed."""
         below = [(name, phase) for name, phase in self._phases.items() if phase.parent == parent]
         shares = [min((phase.done + self._share(name)) / phase.steps, 1.0) for name, phase in below]
         return min(shares, default=0.0)
 
 
 def make_monitor(trt: Any, report: Callable[[int, int], None], came: Sequence[int]) -> Any:
-    """The library's monitor, reporting to `report`; a signal that came ends the build.
+    """The library's monitor, which calls `report`, and ends the build after a signal.
 
-    An exception in there cannot pass through the library: the build is cancelled, and the exception is the monitor's
+    An exception cannot pass through the library: the build is cancelled, and the exception is stored as the monitor's
     `error`.
     """
     progress = BuildProgress(report)

@@ -1,4 +1,4 @@
-"""Resize and crop inside the graph, as Pillow does it, so that it takes decoded images of any size."""
+"""Resize and crop inside the graph, as Pillow does, so that it takes decoded images of any size."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from vitdeploy.images.preprocessor_config import ShortestEdge
 from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.models.signature import BATCH_AXIS, SIZE_AXES
 
-_WEIGHT_BITS = 22  # of Pillow's fixed-point weights for bytes (src/libImaging/Resample.c, PRECISION_BITS)
-# A weight is cut into parts so short that neither their products with bytes nor sums of 512 of those are rounded in
-# float32, also where an engine cuts the factors to the 11 bits of TF32.
+_WEIGHT_BITS = 22  # bits of Pillow's fixed-point weights for bytes (src/libImaging/Resample.c, PRECISION_BITS)
+# A weight is split into parts so short that neither their products with bytes nor sums of 512 of those are rounded in
+# float32, even if an engine truncates the factors to TF32's 11 bits.
 _PART_BITS = (8, 7, 7)
 
 
@@ -25,8 +25,8 @@ class _Axis(NamedTuple):
     """One side of the image.
 
     Attributes:
-        length: Of the decoded image, an int64 scalar.
-        resized: Of the resized image, an int64 scalar.
+        length: Length in the decoded image, an int64 scalar.
+        resized: Length in the resized image, an int64 scalar.
     """
 
     length: ir.Value
@@ -35,19 +35,19 @@ class _Axis(NamedTuple):
 
 
 def embed_resize(model: ir.Model, processor: ImageProcessor) -> None:
-    """Make a graph of resized bytes one of decoded bytes, in place.
+    """Change the input of a graph from resized bytes to decoded bytes, in place.
 
-    Pillow resizes one side, rounds to bytes, and resizes the other (Resample.c, ImagingResampleInner). Each is a matrix
-    product with the filter's weights, and all of it is in whole numbers, as in Pillow: every byte is Pillow's. A crop
-    is a choice of the matrix's rows, and padding a row of zeros.
+    Pillow resizes one side, rounds to bytes, and resizes the other (Resample.c, ImagingResampleInner). Each step is a
+    matrix product with the filter's weights in integer arithmetic, as in Pillow, so the bytes are equal to Pillow's. A
+    crop selects rows of the matrix, and padding is a row of zeros.
 
     Args:
-        model: Takes `pixel_values` (batch, C, H, W) uint8, which it converts first; it will take (batch, height, width,
-            C) uint8.
-        processor: Of the size and the channels that the graph takes.
+        model: A graph that takes `pixel_values` (batch, C, H, W) uint8, and converts it first; the new input is (batch,
+            height, width, C) uint8.
+        processor: Processor with the graph's size and channels.
 
     Raises:
-        UsageError: see `check_embeddable`.
+        UsageError: See `check_embeddable`.
     """
     size = check_embeddable(processor)
     filter_weights = _FILTERS[processor.resample if processor.do_resize else 2]
@@ -83,7 +83,7 @@ def embed_resize(model: ir.Model, processor: ImageProcessor) -> None:
 
 
 def check_embeddable(processor: ImageProcessor) -> tuple[int, int]:
-    """The (height, width) that a processor gives, when a graph can do the same.
+    """The output (height, width) of a processor that a graph can reproduce.
 
     Raises:
         UsageError: If its result depends on the image's size, or its filter is neither bilinear nor bicubic.
@@ -101,7 +101,7 @@ def check_embeddable(processor: ImageProcessor) -> tuple[int, int]:
 
 
 class _Ops:
-    """Calls that record operators. A branch has nodes of its own, and the names and the constants of the whole."""
+    """Records operators. A branch has its own nodes, and shares names and constants with the whole."""
 
     def __init__(self, whole: _Ops | None = None) -> None:
         self.nodes: list[ir.Node] = []
@@ -141,9 +141,9 @@ class _Ops:
 
 
 def _height_first(ops: _Ops, height: _Axis, width: _Axis) -> ir.Value | None:
-    """Whether Pillow begins with the height: from 13.0 on where that removes more than twice as many rows as columns.
+    """True if Pillow begins with the height: from 13.0 on, if that removes more than twice as many rows as columns.
 
-    The rule was found by experiment, and held for 1,473 pairs of random sizes; before, the width was always first.
+    The rule was found by experiment, and held for 1,473 pairs of random sizes; before 13.0, the width is always first.
     """
     if int(PIL.__version__.partition(".")[0]) < 13:
         return None
@@ -173,7 +173,7 @@ def _passes(
 
 
 def _premultiplied(ops: _Ops, x: ir.Value) -> ir.Value:
-    """RGBA -> colours times alpha, (batch, 4, H, W): so Pillow resizes it, unless its size stays (`Image.resize`).
+    """RGBA -> premultiplied by alpha, (batch, 4, H, W), as Pillow does unless the size stays the same (`Image.resize`).
 
     Divides by 255 with rounding, as Convert.c's rgbA2rgba: t = colour alpha + 128, then (t / 256 + t) / 256.
     """
@@ -186,7 +186,7 @@ def _premultiplied(ops: _Ops, x: ir.Value) -> ir.Value:
 
 
 def _straight(ops: _Ops, x: ir.Value) -> ir.Value:
-    """The inverse of `_premultiplied`, as Convert.c's rgba2rgbA: 255 colour / alpha, cut off; none where alpha is 0."""
+    """Inverse of `_premultiplied`, as Convert.c's rgba2rgbA: 255 colour / alpha, clipped; undivided if alpha is 0."""
     whole = ops("Cast", x, to=int(ir.DataType.INT32))
     colours, alpha = _channels(ops, whole, 0, 3), _channels(ops, whole, 3, 4)
     zero, one, most = ops.int32(0), ops.int32(1), ops.int32(255)
@@ -201,7 +201,7 @@ def _channels(ops: _Ops, x: ir.Value, first: int, end: int) -> ir.Value:
 
 
 def _resized(ops: _Ops, processor: ImageProcessor, lengths: list[ir.Value]) -> list[ir.Value]:
-    """The sides of the resized image; see `ShortestEdge.of`."""
+    """Side lengths of the resized image; see `ShortestEdge.of`."""
     size = processor.size
     if not processor.do_resize:
         return lengths
@@ -214,10 +214,10 @@ def _resized(ops: _Ops, processor: ImageProcessor, lengths: list[ir.Value]) -> l
 def _weights(
     ops: _Ops, axis: _Axis, processor: ImageProcessor, filter_weights: Callable[[_Ops, ir.Value, ir.Value], ir.Value]
 ) -> list[ir.Value]:
-    """Weights of the pixels that go in for each that comes out: (crop, length) float32 for each part.
+    """Weights of the input pixels for each output pixel: (crop, length) float32 for each part.
 
     Pixel p of the resized image lies at (p + 1/2) length / resized, pixel j of the image at j + 1/2. The filter is
-    stretched where the image shrinks. Their distance: |(2j + 1) resized - (2p + 1) length| / (2 max(length, resized)).
+    stretched if the image shrinks. Their distance: |(2j + 1) resized - (2p + 1) length| / (2 max(length, resized)).
     """
     one, two, zero = ops.int64(1), ops.int64(2), ops.int64(0)
     rows = ops("Add", ops.int64(np.arange(axis.crop)[:, None]), _offset(ops, axis, processor))  # p, (crop, 1)
@@ -226,7 +226,7 @@ def _weights(
     here = ops("Mul", ops("Add", ops("Mul", two, rows), one), axis.length)
     stretch = ops("Mul", two, ops("Max", axis.length, axis.resized))
     weights = filter_weights(ops, ops("Abs", ops("Sub", there, here)), stretch)
-    total = ops("Max", ops("ReduceSum", weights, ops.int64([1]), keepdims=1), one)  # 0 beyond the image
+    total = ops("Max", ops("ReduceSum", weights, ops.int64([1]), keepdims=1), one)  # 0 outside the image
     inside = ops("And", ops("GreaterOrEqual", rows, zero), ops("Less", rows, axis.resized))
     negative = ops("Less", weights, zero)
     return [
@@ -236,9 +236,9 @@ def _weights(
 
 
 def _parts(ops: _Ops, weights: ir.Value, total: ir.Value) -> list[ir.Value]:
-    """`weights` / `total` in `_WEIGHT_BITS` bits, halves rounded up, the highest part first: long division.
+    """`weights` / `total` in `_WEIGHT_BITS` bits, halves rounded up, by long division: the highest part first.
 
-    The filters' numbers fit 63 bits as long as length^4 / resized is less than 2^51: to 224 pixels from 26,000.
+    The filters' integers fit 63 bits if length^4 / resized is less than 2^51: up to 26,000 pixels for 224.
     `vitdeploy.images.pixel_limit.embedded_problem` refuses others.
     """
     parts, left = [], weights
@@ -251,9 +251,9 @@ def _parts(ops: _Ops, weights: ir.Value, total: ir.Value) -> list[ir.Value]:
 
 
 def _offset(ops: _Ops, axis: _Axis, processor: ImageProcessor) -> ir.Value:
-    """Where the crop begins, which is before the image where that is smaller; see `processor._crop_offset`."""
+    """Offset of the crop, negative for an image smaller than the crop; see `processor._crop_offset`."""
     crop, two = ops.int64(axis.crop), ops.int64(2)
-    # Division cuts towards zero: what is divided is made positive.
+    # Division rounds towards zero: the dividend is made positive.
     floor = ops("Sub", ops("Div", ops("Add", axis.resized, crop), two), crop)
     if processor.crop_rounding == "floor":
         return floor
@@ -265,14 +265,14 @@ def _offset(ops: _Ops, axis: _Axis, processor: ImageProcessor) -> ir.Value:
 
 
 def _bytes(ops: _Ops, parts: list[ir.Value]) -> ir.Value:
-    """The sum of the parts of a sum in steps of 2^-22, rounded to whole numbers from 0 to 255, halves up: float32."""
+    """The sum of the parts in steps of 2^-22, rounded to integers from 0 to 255, halves up: float32."""
     total = ops.int32(1 << _WEIGHT_BITS - 1)
     place = _WEIGHT_BITS
     for part, bits in zip(parts, _PART_BITS, strict=True):
         place -= bits
         whole = ops("Cast", part, to=int(ir.DataType.INT32))
         total = ops("Add", total, ops("Mul", whole, ops.int32(1 << place)))
-    whole = ops("Div", total, ops.int32(1 << _WEIGHT_BITS))  # towards zero, where less than zero is cut off
+    whole = ops("Div", total, ops.int32(1 << _WEIGHT_BITS))  # towards zero, where values below zero are clipped
     return ops("Clip", _float(ops, whole), ops.float32(0), ops.float32(255))
 
 
@@ -281,14 +281,14 @@ def _float(ops: _Ops, value: ir.Value) -> ir.Value:
 
 
 def _bilinear(ops: _Ops, x: ir.Value, unit: ir.Value) -> ir.Value:
-    """1 - x, at least 0; in whole numbers, as multiples of `unit`."""
+    """1 - x, at least 0; in integers, as multiples of `unit`."""
     return ops("Max", ops("Sub", unit, x), ops.int64(0))
 
 
 def _bicubic(ops: _Ops, x: ir.Value, unit: ir.Value) -> ir.Value:
     """Keys' cubic convolution with a = -1/2 (doi:10.1109/TASSP.1981.1163711), as Resample.c's bicubic_filter.
 
-    Twice its values, in whole numbers: as multiples of unit^3.
+    Twice its values, in integers, as multiples of unit^3.
     """
     near = _polynomial(ops, x, unit, (3, -5, 0, 2))
     far = _polynomial(ops, x, unit, (-1, 5, -8, 4))
@@ -297,7 +297,7 @@ def _bicubic(ops: _Ops, x: ir.Value, unit: ir.Value) -> ir.Value:
 
 
 def _polynomial(ops: _Ops, x: ir.Value, unit: ir.Value, coefficients: tuple[int, ...]) -> ir.Value:
-    """The homogeneous one with these coefficients, that of the highest power of `x` first (Horner's rule)."""
+    """The homogeneous polynomial with these coefficients, highest power of `x` first (Horner's rule)."""
     first, *others = coefficients
     value, power = ops.int64(first), unit
     for coefficient in others:
@@ -306,5 +306,5 @@ def _polynomial(ops: _Ops, x: ir.Value, unit: ir.Value, coefficients: tuple[int,
     return value
 
 
-# By Pillow's numbers.
+# By Pillow's filter numbers.
 _FILTERS: dict[int, Callable[[_Ops, ir.Value, ir.Value], ir.Value]] = {2: _bilinear, 3: _bicubic}

@@ -1,4 +1,4 @@
-"""A graph that rounds as a half-precision graph does, in operators that every processor has."""
+"""A graph with a half-precision graph's rounding, in operators that every processor has."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ FLOAT = ir.DataType.FLOAT
 
 
 def emulated(model: ir.Model, half: ir.DataType) -> ir.Model:
-    """A copy of `model` that casts to float32 before, and back after, every node that computes in `half`.
+    """A copy of `model` that casts to float32 before every node that computes in `half`, and back after it.
 
-    ONNX Runtime casts to and from bfloat16 on a CPU, and can do little else with it; of float16 it keeps some values in
-    float32 from one node to the next, but not those that a graph casts itself. Tensor cores, too, multiply numbers of
-    half precision and add the products in float32.
+    On a CPU, ONNX Runtime supports little more than casts for bfloat16; for float16 it keeps some values in float32
+    between nodes, but not those that a graph casts itself. Tensor cores also multiply half-precision numbers and add
+    the products in float32.
 
     Args:
-        model: Whose inputs and outputs are not in `half`, but for those that a Cast takes or makes.
+        model: Model whose inputs and outputs are not in `half`, except those next to a Cast.
         half: FLOAT16 or BFLOAT16.
     """
     twin = model.clone()
@@ -27,7 +27,7 @@ def emulated(model: ir.Model, half: ir.DataType) -> ir.Model:
             continue
         for index, value in enumerate(node.inputs):
             if value is not None and value.dtype == half:
-                if value.const_value is not None:  # a session would hold it twice, and cast it while it opens
+                if value.const_value is not None:  # a session would hold it twice, and cast it on opening
                     node.replace_input_with(index, _widened(value, value.const_value, graph))
                     continue
                 before = _cast(value, FLOAT)
@@ -36,7 +36,7 @@ def emulated(model: ir.Model, half: ir.DataType) -> ir.Model:
         for value in node.outputs:
             if value.dtype == half:
                 users = list(value.uses())
-                value.type = ir.TensorType(FLOAT)  # not that of `model`, which a clone shares
+                value.type = ir.TensorType(FLOAT)  # not the one of `model`, which a clone shares
                 after = _cast(value, half)
                 graph.insert_after(node, after)
                 for user, index in users:

@@ -1,4 +1,4 @@
-"""Initializers of a graph: new ones, the endings of their names, and the names of layers that they tell."""
+"""Initializers of a graph: new ones, name suffixes, and the layer names derived from them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-# Endings of weights that are made from another one.
+# Suffixes of weights computed from another one.
 TRANSPOSED = ".transposed"
 SMOOTHED = ".smoothed"
 CORRECTED = ".corrected"
@@ -21,10 +21,10 @@ def register(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
 
 
 def labels_of(nodes: Iterable[ir.Node]) -> dict[str, str]:
-    """Label nodes with the modules that their weights come from, by the names of their first outputs.
+    """Map nodes, by their first output's name, to the module of their weights.
 
     A product with "layers.0.mlp.fc1.weight.transposed" is "layers.0.mlp.fc1", and so is the Add of its bias. Nodes
-    without such a weight have no label.
+    without such a weight are omitted.
     """
     labels: dict[str, str] = {}
     for node in nodes:

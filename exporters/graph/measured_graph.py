@@ -1,4 +1,4 @@
-"""Graphs that give statistics of another graph's values, to be run on images."""
+"""Graphs that compute statistics of another graph's values on images."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class MeasuredGraph:
     """A copy of a float32 graph with other outputs.
 
     Attributes:
-        model: It takes what the graph takes.
-        names: By the name of each output, the name of the value that it is computed from.
+        model: Model with the graph's inputs.
+        names: Name of the measured value, by output name.
     """
 
     model: ir.Model
@@ -26,12 +26,12 @@ def measured_graph(
     values: Iterable[ir.Value],
     statistic: Callable[[ir.Graph, ir.Value], ir.Value] = lambda _, value: value,
 ) -> MeasuredGraph:
-    """A copy of a graph that gives a statistic of each value, computed by nodes that are added to the copy.
+    """A copy of a graph whose outputs are a statistic of each value, computed by added nodes.
 
     Args:
-        model: In float32; it stays as it is.
+        model: Model in float32; unchanged.
         values: Inputs of the graph, or outputs of its nodes.
-        statistic: Adds the nodes; by default the value itself is given.
+        statistic: Adds the nodes. Default: the value itself.
     """
     twin = model.clone()
     graph = twin.graph
@@ -50,7 +50,7 @@ def measured_graph(
 
 
 def largest_magnitude(graph: ir.Graph, value: ir.Value) -> ir.Value:
-    """() the largest magnitude of a value; a statistic of `measured_graph`."""
+    """The largest magnitude of a value, (); a statistic for `measured_graph`."""
     absolute = ir.node("Abs", [value])
     largest = ir.node("ReduceMax", [absolute.outputs[0]], {"keepdims": 0})
     graph.extend([absolute, largest])

@@ -1,4 +1,4 @@
-"""Read and write large ONNX models without holding their weights a second time."""
+"""Read and write large ONNX models without a second copy of their weights."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import onnx_ir as ir
 
 from vitdeploy.files.opened import OpenedFile
 
-# Protobuf refuses messages of 2 GiB; the rest is room for the graph itself.
+# Protobuf refuses messages of 2 GiB; the difference is room for the graph itself.
 MAX_BYTES = (1 << 31) - (1 << 24)
-# Of each weight of more than 1 MiB in a file beside the model: where every system lets a map of memory begin.
+# Alignment of each weight above 1 MiB in an external file: every system can map memory from such an offset.
 ALIGNMENT = 1 << 16
 
 # Field numbers of onnx.proto.
@@ -22,7 +22,7 @@ _TENSOR_RAW_DATA = 9
 
 
 def read_onnx_ir(source: Path | OpenedFile) -> ir.Model:
-    """A model in a file, with that of its weights beside it mapped by now: its name is not looked up later."""
+    """Read a model file, and map its external weights now: their name is not looked up later."""
     model = ir.load(OpenedFile.of(source).handle)
     for tensor in _weights(model).values():
         if isinstance(tensor, ir.ExternalTensor):
@@ -31,10 +31,10 @@ def read_onnx_ir(source: Path | OpenedFile) -> ir.Model:
 
 
 def write_onnx(model: ir.Model, path: Path, max_bytes: int = MAX_BYTES) -> tuple[str, ...]:
-    """Write `model` to `path`, and to one file beside it, to be mapped, where its weights exceed `max_bytes`.
+    """Write `model` to `path`, and weights to a memory-mappable file beside it if they exceed `max_bytes`.
 
     Returns:
-        The names of the files, the model first.
+        File names, the model first.
 
     Raises:
         OSError: If a file cannot be written.
@@ -50,7 +50,7 @@ def write_onnx(model: ir.Model, path: Path, max_bytes: int = MAX_BYTES) -> tuple
 
 
 def _write_model(model: ir.Model, file: BinaryIO) -> None:
-    """Serialize the weights one by one: protobuf reads a message's parts in any order and appends repeated ones."""
+    """Serialize the weights one by one: protobuf reads fields in any order and appends repeated ones."""
     weights = _weights(model)
     proto = _without(model, set(weights))
     graph = proto.graph.SerializeToString(deterministic=True)
@@ -61,11 +61,11 @@ def _write_model(model: ir.Model, file: BinaryIO) -> None:
     file.write(_field(_MODEL_GRAPH, size) + graph)
     for name, header in headers.items():
         file.write(header)
-        file.write(weights[name].tobytes())  # little-endian, and packed where an element is less than a byte
+        file.write(weights[name].tobytes())  # little-endian, and packed for elements of less than a byte
 
 
 def without_weights(model: ir.Model, more_than_bytes: int = 1024) -> onnx.ModelProto:
-    """The model with its weights as inputs, all but small ones: shapes are inferred from what those hold."""
+    """The model with its weights, except small ones, as inputs: shape inference needs the content of small ones."""
     names = {name for name, tensor in _weights(model).items() if tensor.nbytes > more_than_bytes}
     proto = _without(model, names)
     proto.graph.input.extend(ir.to_proto(model.graph.initializers[name]) for name in sorted(names))
@@ -90,14 +90,14 @@ def _weights(model: ir.Model) -> dict[str, ir.TensorProtocol]:
 
 
 def _initializer_header(name: str, tensor: ir.TensorProtocol) -> bytes:
-    """The field of a graph with a TensorProto, but for its last bytes, the raw data."""
+    """A graph field with a TensorProto, without its last bytes, the raw data."""
     proto = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape.numpy())
     header: bytes = proto.SerializeToString(deterministic=True) + _field(_TENSOR_RAW_DATA, tensor.nbytes)
     return _field(_GRAPH_INITIALIZER, len(header) + tensor.nbytes) + header
 
 
 def _field(number: int, size: int) -> bytes:
-    """Tag and length of a length-delimited field, each in 7 bits a byte, the lowest first."""
+    """Tag and length of a length-delimited field, each as a varint (7 bits per byte, lowest first)."""
     parts = bytearray()
     for value in (number << 3 | 2, size):
         rest = value

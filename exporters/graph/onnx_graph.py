@@ -16,11 +16,12 @@ from vitdeploy.errors import CheckFailedError, UsageError, shown
 from vitdeploy.exporters import Exported
 from vitdeploy.exporters.graph.embedded_resize import check_embeddable, embed_resize
 from vitdeploy.exporters.graph.emulation import emulated
+from vitdeploy.exporters.graph.kept_nodes import kept_nodes
 from vitdeploy.exporters.graph.measured_graph import MeasuredGraph, largest_magnitude, measured_graph
 from vitdeploy.exporters.graph.onnx_file import MAX_BYTES, without_weights, write_onnx
 from vitdeploy.exporters.graph.onnxruntime_graph import write_optimized
 from vitdeploy.exporters.graph.passes import simplify
-from vitdeploy.exporters.graph.precision import TYPES, activations, set_precision
+from vitdeploy.exporters.graph.precision import TYPES, activations, on_data_path, set_precision
 from vitdeploy.exporters.graph.tracing import forget, trace_layers, traced_pixels
 from vitdeploy.models.normalization import fold_normalization
 from vitdeploy.models.signature import Served, input_specs
@@ -41,13 +42,13 @@ _TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TracedGraph:
-    """The float32 graph of a model, before it gets its precision and is written.
+    """The float32 graph of a model, before conversion to its precision.
 
     Attributes:
-        model: The graph, which the later steps change in place.
-        pixels: Format of the images that the graph takes now.
-        quantized: How it was quantized, for the manifest; empty where it was not.
-        largest: The largest magnitude of each of its values, by name, where its precision depends on that.
+        model: The graph; later steps change it in place.
+        pixels: Current input format of the graph.
+        quantized: Quantization options for the manifest; empty if not quantized.
+        largest: Largest magnitude of each value, by name, if its precision depends on it.
     """
 
     model: ir.Model
@@ -61,7 +62,7 @@ class TracedGraph:
     largest: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def to_observe(self) -> MeasuredGraph | None:
-        """A graph that gives the largest magnitude of each value; None where the precision does not depend on it."""
+        """A graph that computes the largest magnitude of each value; None if the precision does not depend on it."""
         if self._half is ir.DataType.FLOAT:
             return None
         ShapeInferencePass()(self.model)
@@ -69,14 +70,14 @@ class TracedGraph:
 
     @with_threads
     def write(self, folder: Path, max_bytes: int = MAX_BYTES) -> Exported:
-        """Write `onnx/model.onnx` with a free batch axis; it passes onnx's full check before.
+        """Write `onnx/model.onnx` with a dynamic batch axis, after onnx's full check.
 
         Args:
-            max_bytes: Weights beyond this go to `model.onnx.data` beside the model.
+            max_bytes: Larger weights go to `model.onnx.data` beside the model.
 
         Raises:
-            UsageError: If there is no such node to keep in float32.
-            CheckFailedError: If the graph is not valid, or does not have the model's inputs and outputs.
+            UsageError: If a node to keep in float32 does not exist.
+            CheckFailedError: If the graph is invalid, or does not have the model's inputs and outputs.
             OSError: If a file cannot be written.
         """
         spec, graph = self.spec, self.model
@@ -110,11 +111,11 @@ class TracedGraph:
 
     @property
     def _half(self) -> ir.DataType:
-        """The type of the layers that are not quantized."""
+        """Type of the layers that are not quantized."""
         return TYPES.get(self.spec.rest or self.spec.precision, ir.DataType.FLOAT)
 
     def _set_precision(self) -> dict[str, Any]:
-        """Make the graph compute, take and give what is asked for; what it keeps in float32, for the manifest."""
+        """Convert computation, inputs and outputs to the requested types; return the nodes that stay float32."""
         dtype, io = self._half, ir.DataType.from_numpy(np.dtype(self.spec.io_dtype))
         if dtype == io == ir.DataType.FLOAT:
             return {}
@@ -122,7 +123,10 @@ class TracedGraph:
         if dtype == ir.DataType.FLOAT:
             set_precision(self.model, dtype, io, {})
             return {}
-        keep = self.quantized.get("float32_nodes", self.spec.keep_fp32)
+        keep = self.quantized.get("float32_nodes")
+        if keep is None:
+            problem = "the graph has no {} to keep in float32"
+            keep = kept_nodes(self.spec.keep_fp32, self.model, on_data_path(self.model), problem)
         kept = set_precision(self.model, dtype, io, self.largest, keep)
         nodes = {"rest_float32_nodes" if self.quantized else "float32_nodes": list(kept.nodes)}
         record = {
@@ -161,15 +165,16 @@ def trace_onnx(model: VisionTransformer, spec: ExportSpec, processor: ImageProce
     """Trace a model to a float32 graph.
 
     Attention is exported as separate operators at every opset: TensorRT refuses opset 23's Attention in float32, and on
-    a CPU the two are equally fast.
+    a CPU both are equally fast.
 
     Args:
-        model: In float32; it stays as it is.
-        spec: The artifact. LayerNormalization is one operator at every opset, Gelu from 20.
-        processor: Of the bundle; the graph does what it leaves out, see `ExportSpec.pixels`.
+        model: Model in float32; unchanged.
+        spec: Artifact specification. LayerNormalization is one operator at every opset, Gelu from 20.
+        processor: The bundle's image processor; the graph does the preprocessing that it omits, see
+            `ExportSpec.pixels`.
 
     Raises:
-        UsageError: If the opset is not from 18 to 23, or there is no such output.
+        UsageError: If the opset is not from 18 to 23, or an output does not exist.
         CheckFailedError: If torch's exporter fails.
     """
     opset = DEFAULT_OPSET if spec.opset is None else spec.opset
@@ -189,7 +194,7 @@ def trace_onnx(model: VisionTransformer, spec: ExportSpec, processor: ImageProce
 
 
 def check_opset(opset: int, lowest: int = OPSETS.start) -> None:
-    """Raise UsageError unless graphs are exported to this opset, and it is not below the lowest that will do."""
+    """Raise UsageError unless the opset is supported, and not below the lowest required one."""
     if type(opset) is not int or opset not in range(lowest, OPSETS.stop):
         raise UsageError(
             f"opset takes {lowest} to {OPSETS.stop - 1} here, got {shown(opset, 80)}",

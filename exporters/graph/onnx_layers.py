@@ -1,4 +1,4 @@
-"""Repeat the first transformer block of a graph, each copy with the weights of its layer."""
+"""Repeat the first transformer block of a graph with the weights of every layer."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 def repeat_first_layer(
     graph: ir.Graph, layers: nn.ModuleList, first: ir.Value, results: Sequence[ir.Value], prefix: str
 ) -> list[tuple[ir.Value, ...]]:
-    """Make a graph of the first of `layers` alone one of all of them, in place.
+    """Extend a graph of the first layer to all `layers`, in place.
 
-    All blocks are the same computation with other weights; tracing them one by one would be most of the time that an
-    export takes. The block is every node between its input, or its weights, and its results.
+    All blocks do the same computation with different weights; tracing each would dominate the export time. A block is
+    all nodes between its input or weights and its results.
 
     Args:
-        graph: Traced with one layer, not optimized yet.
-        layers: Every layer of the model, the first one being the one that was traced.
-        first: What goes into the block.
-        results: What comes out of it: the next block's input, and whatever else is wanted of every layer.
-        prefix: Of the first layer's weights in the graph, with a placeholder for the layer: "layers.{}.".
+        graph: Graph traced with one layer, not yet optimized.
+        layers: All layers of the model; the first one was traced.
+        first: Input of the block.
+        results: Results of the block: the next block's input, and other requested outputs of every layer.
+        prefix: Name prefix of the first layer's weights in the graph, with a placeholder: "layers.{}.".
 
     Returns:
-        The results of each layer.
+        Results of each layer.
     """
     last = results[0]
     weights = {value for name, value in graph.initializers.items() if name.startswith(prefix.format(0))}
@@ -48,7 +48,7 @@ def repeat_first_layer(
 
 
 def _weights(graph: ir.Graph, layer: nn.Module, prefix: str, index: int) -> dict[ir.Value, ir.Value]:
-    """The first layer's weights -> those of `layer`, which become initializers."""
+    """Map the first layer's weights to those of `layer`, added as initializers."""
     values: dict[ir.Value, ir.Value] = {}
     for name, parameter in layer.named_parameters():
         tensor = ir.tensor(parameter.detach(), name=f"{prefix.format(index)}{name}")
@@ -60,7 +60,7 @@ def _weights(graph: ir.Graph, layer: nn.Module, prefix: str, index: int) -> dict
 
 
 def _copy(node: ir.Node, values: dict[ir.Value, ir.Value], prefix: str) -> ir.Node:
-    """A copy of `node` on the inputs that `values` maps its own to; its outputs are added to `values`."""
+    """A copy of `node` with inputs mapped by `values`; its outputs are added to `values`."""
     outputs = [ir.Value(name=f"{prefix}{old.name}", shape=old.shape, type=old.type) for old in node.outputs]
     inputs = [None if value is None else values.get(value, value) for value in node.inputs]
     values.update(zip(node.outputs, outputs, strict=True))
@@ -69,7 +69,7 @@ def _copy(node: ir.Node, values: dict[ir.Value, ir.Value], prefix: str) -> ir.No
 
 
 def _between(graph: ir.Graph, sources: set[ir.Value], results: Iterable[ir.Value]) -> list[ir.Node]:
-    """The nodes that work on `sources`, or on what is made of them, and that `results` are made by, in order."""
+    """The nodes from `sources` to `results`, in order."""
     reached: set[ir.Value | None] = {*sources}
     below = []
     for node in graph:

@@ -1,4 +1,4 @@
-"""Fuse a graph for ONNX Runtime alone, ahead of time."""
+"""Fuse a graph ahead of time for ONNX Runtime only."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from vitdeploy.exporters.graph.onnx_file import MAX_BYTES, without_weights, writ
 
 
 def write_optimized(model: ir.Model, path: Path, max_bytes: int = MAX_BYTES) -> tuple[str, ...]:
-    """Write what ONNX Runtime's own optimizer makes of `model`, at its "extended" level for the CPU; see `write_onnx`.
+    """Write `model` as optimized by ONNX Runtime at its "extended" level for the CPU; see `write_onnx`.
 
-    It is what a session does with the plain graph each time it opens, but for the layouts that depend on the processor:
-    products with their scale, biases with Gelu, and sums with their norm become operators of com.microsoft, which
-    nothing but ONNX Runtime has. Not applied in half precision: the optimizer takes what the CPU's kernels lack for a
-    reason to compute in float32, and writes those casts into the file.
+    A session does the same with the plain graph on each opening, except for processor-dependent layouts: products with
+    their scale, biases with Gelu, and sums with their norm become operators of com.microsoft, which only ONNX Runtime
+    has. Not applied in half precision: for kernels that the CPU lacks, the optimizer would write casts to float32 into
+    the file.
 
     Returns:
-        The names of the files, the model first.
+        File names, the model first.
 
     Raises:
-        CheckFailedError: If the result is not valid, or has other inputs or outputs.
+        CheckFailedError: If the result is invalid, or has other inputs or outputs.
         OSError: If a file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def _optimize(plain: Path, fused: Path) -> None:
 
 
 def _check(result: ir.Model, model: ir.Model) -> None:
-    """Check the file's form, and the inputs and outputs; onnx does not know the operators."""
+    """Check the file's form, and its inputs and outputs; onnx does not know the operators."""
     try:
         onnx.checker.check_model(without_weights(result))
     except onnx.checker.ValidationError as exc:

@@ -1,4 +1,4 @@
-"""Rewrites of a graph, each keeping what it computes, its inputs and its outputs."""
+"""Graph rewrites that preserve the computation, the inputs and the outputs."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def fold_constants(model: ir.Model) -> None:
-    """Replace each node whose inputs are all known, weights among them, by its result, in place.
+    """Replace each node with constant inputs, weights included, by its result, in place.
 
-    A size of an image or a batch is known where its axis is fixed. Not applied to what a free axis takes part in, and
-    to operators that draw random numbers. A weight that was transposed keeps its name, with ".transposed" behind it.
+    An image or batch size is constant if its axis is fixed. Not applied to values that depend on a dynamic axis, or to
+    random operators. A transposed weight keeps its name, with the suffix ".transposed".
     """
     transposed = [node for node in model.graph if node.op_type == "Transpose"]
     named = {
@@ -29,7 +29,7 @@ def fold_constants(model: ir.Model) -> None:
         for node in transposed
         if (source := node.inputs[0]) is not None and source.is_initializer()
     }
-    # Without a limit, or the position table, which holds the class token, would be put together at every run.
+    # Without a limit: otherwise the position table, which holds the class token, would be assembled in every run.
     fold(model, onnx_shape_inference=True, input_size_limit=sys.maxsize, output_size_limit=sys.maxsize)
     for before, name in named.items():
         weight = model.graph.initializers.get(before)
@@ -40,32 +40,32 @@ def fold_constants(model: ir.Model) -> None:
 def drop_superfluous_nodes(model: ir.Model) -> None:
     """Apply onnxscript's default rules, in place, and drop Identity.
 
-    Adding 0, multiplying by 1 and casting to the same type go; transpositions, slices, reshapes and casts in a row
-    become one; a convolution takes the Pad before it, and loses a bias of zeros. Not applied where a value in between
-    has another use, or is an output.
+    Additions of 0, multiplications by 1 and casts to the same type are removed; consecutive transpositions, slices,
+    reshapes and casts become one; a convolution absorbs the Pad before it, and loses an all-zero bias. Not applied if a
+    value in between has another use, or is an output.
     """
     rewrite(model)
     outputs = set(model.graph.outputs)
     identities = [node for node in model.graph if node.op_type == "Identity"]
-    if not any(outputs.issuperset((*node.inputs, *node.outputs)) for node in identities):  # which would get one name
+    if not any(outputs.issuperset((*node.inputs, *node.outputs)) for node in identities):  # both would get one name
         common.IdentityEliminationPass()(model)
 
 
 def drop_dead_code(model: ir.Model) -> None:
-    """Drop the nodes, weights and operator sets that no output of the graph is made from, in place.
+    """Drop nodes, weights and operator sets that no output depends on, in place.
 
-    Inputs stay, used or not: they are what the caller gives.
+    Unused inputs stay: callers pass them.
     """
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
 
 
 def merge_duplicated_constants(model: ir.Model) -> None:
-    """Make Constant nodes initializers, and one of those that have the same type, shape and content, in place.
+    """Turn Constant nodes into initializers, merged if type, shape and content are equal, in place.
 
-    Not applied to floating-point tensors of one axis and more: weights are among them, and a weight keeps its name and
-    its place even where it equals that of another layer, as fresh biases do. What layers share in torch is one
-    initializer from the start.
+    Not applied to floating-point tensors with one axis or more, which include weights: a weight keeps its name and
+    place even if it equals another layer's, as new biases do. Weights shared in torch are one initializer from the
+    start.
     """
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     initializers = model.graph.initializers
@@ -83,14 +83,14 @@ def merge_duplicated_constants(model: ir.Model) -> None:
 
 
 def merge_repeated_nodes(model: ir.Model) -> None:
-    """Merge nodes that have the same operator, attributes and inputs, in place.
+    """Eliminate common subexpressions in place: merge nodes with the same operator, attributes and inputs.
 
-    Not applied to operators that draw random numbers, nor to those with graphs inside.
+    Not applied to random operators, or to those with subgraphs.
     """
     common.CommonSubexpressionEliminationPass()(model)
 
 
-# In the order in which they run: each leaves work for the next.
+# In execution order: each leaves work for the next.
 PASSES: tuple[Callable[[ir.Model], None], ...] = (
     fold_constants,
     drop_superfluous_nodes,
@@ -101,6 +101,6 @@ PASSES: tuple[Callable[[ir.Model], None], ...] = (
 
 
 def simplify(model: ir.Model) -> None:
-    """Run every pass, in place. The graph stays portable: operators of ONNX alone."""
+    """Run every pass, in place. The graph stays portable: standard ONNX operators only."""
     for change in PASSES:
         change(model)

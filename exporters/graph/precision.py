@@ -1,4 +1,4 @@
-"""Rewrite a float32 graph for another precision, tensor by tensor, as strongly typed compilers want."""
+"""Rewrite a float32 graph for another precision, tensor by tensor, as strongly typed compilers require."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from vitdeploy.specs import Precision
 FLOAT = ir.DataType.FLOAT
 TYPES = {Precision.FP32: FLOAT, Precision.FP16: ir.DataType.FLOAT16, Precision.BF16: ir.DataType.BFLOAT16}
 FLOAT_OPERATORS = ("LayerNormalization", "Softmax")  # sums of many terms, which torch's autocast keeps in float32 too
-# Images that were not observed may go beyond those that were: massive activations vary between images by about two
-# (Sun et al., arXiv:2402.17762); eight leaves room, and keeps what nears the limit for any image.
+# Other images may exceed the observed values: massive activations vary between images by a factor of about two (Sun et
+# al., arXiv:2402.17762). A factor of eight leaves room, and keeps values near the limit for any image.
 HEADROOM = 8
 _LARGEST = {FLOAT: math.inf, ir.DataType.FLOAT16: 65504.0, ir.DataType.BFLOAT16: 2.0**128 - 2.0**120}
 
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """The nodes that stay in float32.
+    """Nodes that stay in float32.
 
     Attributes:
-        operators: By rule.
-        nodes: By what was observed, by their weights, or because they were asked for: the names of their first outputs.
-        limit: The largest value that others may have.
-        largest: The largest value that was observed.
+        operators: Operators kept by rule.
+        nodes: Nodes kept because of observed values, of their weights, or on request; named by their first outputs.
+        limit: Largest value allowed in the others.
+        largest: Largest observed value.
     """
 
     operators: tuple[str, ...]
@@ -41,12 +41,12 @@ class Kept:
 
 
 def activations(model: ir.Model) -> list[ir.Value]:
-    """The float32 values that are made from the content of an input; the rest is made from weights or sizes alone."""
+    """Float32 values computed from an input's content; all others depend on weights or sizes only."""
     return [value for node in on_data_path(model) for value in node.outputs if value.dtype == FLOAT]
 
 
 def can_be_half(model: ir.Model, dtype: ir.DataType) -> list[ir.Node]:
-    """The nodes that `set_precision` makes compute in `dtype` where nothing was observed and none is asked for."""
+    """Nodes that `set_precision` converts to `dtype` if nothing was observed and no node is kept on request."""
     return [
         node
         for node in on_data_path(model)
@@ -59,22 +59,22 @@ def can_be_half(model: ir.Model, dtype: ir.DataType) -> list[ir.Node]:
 def set_precision(
     model: ir.Model, dtype: ir.DataType, io: ir.DataType, largest: Mapping[str, float], keep: Collection[str] = ()
 ) -> Kept:
-    """Make the nodes on the way from the inputs to the outputs compute in `dtype`, in place.
+    """Convert the nodes between inputs and outputs to `dtype`, in place.
 
-    What is made from weights or image sizes alone, such as interpolated positions, stays float32, but for weights in 8
-    bits, whose scales have the type of their products': TensorRT-RTX takes no other. So do `FLOAT_OPERATORS`, operators
-    that ONNX has not in `dtype` (convolution in bfloat16 before opset 22), and the nodes whose values come near the
-    largest that `dtype` has. Where two types meet, a value is cast once for all its users.
+    Values computed from weights or image sizes only, such as interpolated positions, stay float32, except 8-bit
+    weights: TensorRT-RTX requires scales in the type of their products. `FLOAT_OPERATORS` also stay float32, as do
+    operators that ONNX lacks in `dtype` (convolution in bfloat16 before opset 22), and nodes with values near the
+    largest of `dtype`. Where two types meet, a value is cast once for all its users.
 
     Args:
-        model: In float32, with the type of every value.
+        model: Model in float32, with the type of every value.
         dtype: FLOAT, FLOAT16 or BFLOAT16.
-        io: Of the graph's floating-point inputs and outputs.
-        largest: The largest magnitude observed, by the names of `activations`.
-        keep: Nodes that stay in float32 too, by the names of their first outputs.
+        io: Type of the graph's floating-point inputs and outputs.
+        largest: Largest observed magnitude, by names from `activations`.
+        keep: Additional nodes that stay in float32, named by their first outputs.
 
     Raises:
-        UsageError: If there is no such node.
+        UsageError: If a node to keep does not exist.
     """
     graph, nodes = model.graph, _on_data_path_or_dequantized(model)
     floats = {
@@ -89,7 +89,7 @@ def set_precision(
     kept = {*by_rule, *near_or_asked}
     casts = _Casts(graph)
     for value in filter(_is_float, graph.inputs):
-        value.type = ir.TensorType(io)  # its own: a clone shares the type of the value that it was made from
+        value.type = ir.TensorType(io)  # a separate one: a clone shares the type of its source value
     for node in nodes:
         want = FLOAT if node in kept else dtype
         for index, value in floats[node]:
@@ -115,7 +115,7 @@ def set_precision(
 
 
 def check_kept(keep: Collection[str], nodes: Iterable[ir.Node], problem: str) -> None:
-    """Raise UsageError unless each name is that of a node; `problem` is the message, with {} for those that are not."""
+    """Raise UsageError unless each name is a node's; `problem` is the message, with {} for the unknown names."""
     unknown = tuple(sorted(set(keep).difference(map(name_of, nodes))))
     if unknown:
         raise UsageError(
@@ -125,7 +125,7 @@ def check_kept(keep: Collection[str], nodes: Iterable[ir.Node], problem: str) ->
 
 
 def name_of(node: ir.Node) -> str:
-    """The name of a node: that of its first output, which every node has."""
+    """Name of a node: its first output's name, which every node has."""
     return str(node.outputs[0].name)
 
 
@@ -145,7 +145,7 @@ class _Casts:
         return self._casts[value, dtype]
 
     def drop_unused(self) -> None:
-        """Drop the weights that are only used in another type now, which get their names."""
+        """Drop weights that are now used only in another type; those take over their names."""
         for (value, _), cast in self._casts.items():
             if value.is_initializer() and not value.uses():
                 for old in (value, cast):
@@ -155,7 +155,7 @@ class _Casts:
 
     def _convert(self, value: ir.Value, dtype: ir.DataType, name: str) -> ir.Value:
         tensor = _tensor(value)
-        # Converted when it is written, so that not all are in memory twice.
+        # Converted when it is written, so that no second copy of all weights is in memory.
         shape = ir.Shape(tensor.shape.numpy())
         lazy = ir.LazyTensor(lambda: ir.Tensor(tensor.numpy().astype(dtype.numpy()), dtype=dtype), dtype, shape)
         return register(self._graph, name, lazy)
@@ -173,7 +173,7 @@ class _Casts:
 
 
 def on_data_path(model: ir.Model) -> list[ir.Node]:
-    """The nodes that work on the content of an input, in the order of the graph; sizes are no content."""
+    """Nodes that process an input's content, in graph order; sizes are not content."""
     reached = set(model.graph.inputs)
     nodes = []
     for node in model.graph:
@@ -184,7 +184,7 @@ def on_data_path(model: ir.Model) -> list[ir.Node]:
 
 
 def _on_data_path_or_dequantized(model: ir.Model) -> list[ir.Node]:
-    """The nodes of `on_data_path`, and the DequantizeLinear nodes of their weights, in the order of the graph."""
+    """The nodes of `on_data_path`, and the DequantizeLinear nodes of their weights, in graph order."""
     nodes = set(on_data_path(model))
     makers = {value.producer() for node in nodes for value in node.inputs if value is not None}
     nodes |= {node for node in makers if node is not None and node.op_type == "DequantizeLinear"}
@@ -192,12 +192,12 @@ def _on_data_path_or_dequantized(model: ir.Model) -> list[ir.Node]:
 
 
 def _limit(dtype: ir.DataType) -> float:
-    """The largest magnitude of what a node in `dtype` takes and gives."""
+    """Largest magnitude allowed in the inputs and outputs of a node in `dtype`."""
     return _LARGEST[dtype] / HEADROOM
 
 
 def _stays_float(node: ir.Node, dtype: ir.DataType, graph: ir.Graph) -> bool:
-    """Whether a node stays in float32 by rule: of `FLOAT_OPERATORS`, or without results in `dtype` in ONNX."""
+    """True if a node stays float32 by rule: in `FLOAT_OPERATORS`, or without results in `dtype` in ONNX."""
     if node.op_type in FLOAT_OPERATORS or not _is_float(node.outputs[0]):
         return node.op_type in FLOAT_OPERATORS
     schema = onnx.defs.get_schema(node.op_type, graph.opset_imports[node.domain], node.domain)
@@ -210,7 +210,7 @@ def _is_float(value: ir.Value | None) -> bool:
 
 
 def _largest_of(node: ir.Node, observed: Mapping[str, float]) -> float:
-    """The largest magnitude among what a node takes and gives."""
+    """Largest magnitude in a node's inputs and outputs."""
     values = [value for value in (*node.inputs, *node.outputs) if value is not None and _is_float(value)]
     return max((_largest(value, observed) for value in values), default=0.0)
 

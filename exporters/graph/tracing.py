@@ -21,11 +21,11 @@ from vitdeploy.models.signature import Served, output_names
 from vitdeploy.specs import PixelFormat, PixelStage, TensorSpec
 from vitdeploy.system.forks import with_threads
 
-_WRAPPER = "model."  # what `Served` puts before the names of the model's weights
+_WRAPPER = "model."  # prefix of the model's weight names in `Served`
 
 
 def trace_layers(served: Served, opset: int) -> ir.Model:
-    """The simplified graph of a model, of which only the first layer is traced; the others repeat its nodes."""
+    """The simplified graph of a model: only the first layer is traced, and repeated for the others."""
     twin = served.model.with_attention("eager").eval()
     layers, twin.layers = twin.layers, twin.layers[:1]
     names = [*output_names(twin), "hidden_states.0"]
@@ -41,7 +41,7 @@ def trace_layers(served: Served, opset: int) -> ir.Model:
     _set_outputs(graph, [(spec.name, values[spec.name]) for spec in served.outputs])
     simplify(exported)
     _name_axes(graph.outputs, served.outputs)
-    ClearMetadataAndDocStringPass()(exported)  # traces of this machine's files among them
+    ClearMetadataAndDocStringPass()(exported)  # references to this machine's files
     exported.metadata_props.clear()
     forget(weight for weight in weights if not weight.is_initializer())
     for weight in list(graph.initializers.values()):
@@ -52,18 +52,18 @@ def trace_layers(served: Served, opset: int) -> ir.Model:
 
 
 def forget(weights: Iterable[ir.Value]) -> None:
-    """Let go of the numbers: onnxscript's rules remember the graph that they last saw, and so all of the model."""
+    """Release the weights' values: onnxscript's rules keep a reference to the last graph, and so to the whole model."""
     for weight in weights:
         weight.const_value = None
 
 
 @with_threads
 def traced(asked: Served, opset: int) -> ir.Model:
-    """The graph that torch makes of every layer of a model, not simplified."""
+    """Trace every layer of a model with torch; the graph is not simplified."""
     with _quiet():
         program = torch.onnx.export(
             asked,
-            # a batch of 1 would be taken for a constant
+            # a batch of 1 would be traced as a constant
             asked.example_inputs(batch_size=2),
             input_names=[spec.name for spec in asked.inputs],
             output_names=[spec.name for spec in asked.outputs],
@@ -74,22 +74,22 @@ def traced(asked: Served, opset: int) -> ir.Model:
             external_data=False,
             verbose=False,
         )
-    if program is None:  # only where torch writes the file itself
+    if program is None:  # only if torch writes the file itself
         raise CheckFailedError("torch's exporter returned no program; please report this model", what="graph")
-    for value in program.model.graph.outputs:  # which may be outputs no longer, and would keep them
+    for value in program.model.graph.outputs:  # these may no longer be outputs, but would keep them alive
         value.metadata_props.clear()
     return program.model
 
 
 def traced_pixels(served: Served) -> PixelFormat:
-    """The format of the images that the traced graph takes; io_dtype comes later."""
+    """Input image format of the traced graph; io_dtype is applied later."""
     return PixelFormat() if served.pixels.stage is PixelStage.NORMALIZED else served.pixels
 
 
 def _dynamic_shapes(served: Served) -> tuple[dict[int, Any], ...]:
-    """The free axes of each input.
+    """Dynamic axes of each input.
 
-    An axis is named once: the exporter finds which others are the same, and warns where they have the same name.
+    Each axis is named once: the exporter detects equal axes, and warns about equal names.
     """
     named: set[str] = set()
     shapes: list[dict[int, Any]] = []
@@ -102,7 +102,7 @@ def _dynamic_shapes(served: Served) -> tuple[dict[int, Any], ...]:
 
 
 def _repeated(graph: ir.Graph, layers: nn.ModuleList, values: dict[str, ir.Value]) -> dict[str, ir.Value]:
-    """Repeat the layer that was traced; the hidden states and the attention weights of all layers, by name."""
+    """Repeat the traced layer; hidden states and attention weights of all layers, by name."""
     results = values["hidden_states.1"], values["attentions.0"]
     states = repeat_first_layer(graph, layers, values["hidden_states.0"], results, _WRAPPER + "layers.{}.")
     named = {f"hidden_states.{index}": hidden for index, (hidden, _) in enumerate(states, 1)}
@@ -111,7 +111,7 @@ def _repeated(graph: ir.Graph, layers: nn.ModuleList, values: dict[str, ir.Value
 
 
 def _set_outputs(graph: ir.Graph, outputs: list[tuple[str, ir.Value]]) -> None:
-    """Make these the outputs of `graph`, under these names."""
+    """Set the named outputs of `graph`."""
     graph.outputs.clear()
     for name, output in outputs:
         value = output
@@ -125,7 +125,7 @@ def _set_outputs(graph: ir.Graph, outputs: list[tuple[str, ir.Value]]) -> None:
 
 
 def _name_axes(values: Sequence[ir.Value], specs: Sequence[TensorSpec]) -> None:
-    """Give the free axes of the outputs the names of their specs; what else was traced stays, to be checked."""
+    """Name the outputs' dynamic axes by their specifications; other traced axes stay, and are checked later."""
     for value, spec in zip(values, specs, strict=True):
         if value.shape is not None and len(value.shape) == len(spec.shape):
             axes = zip(value.shape, spec.shape, strict=True)
@@ -136,7 +136,7 @@ def _name_axes(values: Sequence[ir.Value], specs: Sequence[TensorSpec]) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence torch's exporter, which logs a deprecated call and a package that is not needed."""
+    """Silence torch's exporter, which logs a deprecated call and an unneeded package."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""One graph in a lower precision, with chosen nodes of it in float32."""
+"""Mixed-precision variants of a graph: a lower precision, with chosen nodes in float32."""
 
 from __future__ import annotations
 
@@ -20,15 +20,14 @@ from vitdeploy.specs import Precision
 
 @dataclasses.dataclass(frozen=True)
 class Variants:
-    """One graph in a lower precision, and the nodes of it that can be kept in float32.
+    """A graph in a lower precision, with nodes that can be kept in float32.
 
     Attributes:
-        nodes: Those that compute in the lower precision where they are not kept, by the names of their first outputs,
-            in the order of the graph.
-        write: Writes the variant that keeps these nodes to a file, from which ONNX Runtime computes on a CPU what the
-            variant computes, with every rounding.
-        labels: What nodes are called after their weights, such as "layers.0.mlp.fc1", by their names; those that have
-            such weights. The addition of a bias is called as the product that it is added to.
+        nodes: Nodes that use the lower precision unless kept, named by their first outputs, in graph order.
+        write: Writes the variant that keeps the given nodes to a file that ONNX Runtime can run on a CPU with every
+            rounding.
+        labels: Labels such as "layers.0.mlp.fc1", by node name, for nodes with named weights. The addition of a bias
+            has its product's label.
     """
 
     nodes: tuple[str, ...]
@@ -37,10 +36,10 @@ class Variants:
 
 
 def half_variants(source: Path | OpenedFile, precision: Precision) -> Variants:
-    """Variants of a float32 graph in half precision, as `export` makes them, but that nothing was observed.
+    """Half-precision variants of a float32 graph, as by `export` but without observed values.
 
     Args:
-        source: The graph, of ONNX's own operators.
+        source: The graph, with standard ONNX operators.
         precision: fp16 or bf16.
     """
     model = read_onnx_ir(source)
@@ -58,5 +57,5 @@ def _write_half(model: ir.Model, half: ir.DataType, kept: Collection[str], path:
 
 
 def takes_half(model: ir.Model) -> bool:
-    """Whether an input or an output of a graph is float16."""
+    """True if an input or an output of a graph is float16."""
     return any(value.dtype == ir.DataType.FLOAT16 for value in (*model.graph.inputs, *model.graph.outputs))

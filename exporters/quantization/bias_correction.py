@@ -1,4 +1,4 @@
-"""Correct the biases behind products in 8 bits, so that rounded weights keep the mean of their results."""
+"""Bias correction: preserve the mean result of products whose weights are rounded to 8 bits."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from vitdeploy.exporters.quantization.weights import rounded_matrix
 def correct_biases(
     model: ir.Model, scheme: Scheme, products: Iterable[ir.Node], means: Mapping[str, NDArray[np.float32]]
 ) -> None:
-    """Add to each bias what the rounding of weights takes from the mean of the product, in place.
+    """Add to each bias the loss in the product's mean that is caused by rounding its weights, in place.
 
-    It is mean(x) (W - rounded W), for the mean x of the calibration images: Nagel et al. 2019, "Data-Free
+    The correction is mean(x) (W - rounded W), with the mean over calibration images: Nagel et al. 2019, "Data-Free
     Quantization Through Weight Equalization and Bias Correction", arXiv:1906.04721, section 4.2, with measured means.
-    Nothing is added to the graph; a product without a bias stays as it is.
+    No node is added; a product without a bias is unchanged.
 
     Args:
-        model: In float32, smoothed.
-        scheme: How weights are rounded.
-        products: The nodes that are to compute in 8 bits.
-        means: (C,) the mean of each channel of what they take, by name.
+        model: Model in float32, smoothed.
+        scheme: Scheme that rounds the weights.
+        products: Nodes that will compute in 8 bits.
+        means: Mean of each input channel, (C,), by activation name.
     """
     for product in products:
         value, found = product.inputs[0], bias_of(product)
@@ -49,7 +49,7 @@ def correct_biases(
 
 
 def set_bias(graph: ir.Graph, add: ir.Node, index: int, corrected: ir.TensorProtocol) -> None:
-    """Make `add` take a corrected bias, under a name of its own, for its input `index`."""
+    """Give `add` a corrected bias, with a new name, as input `index`."""
     before = add.inputs[index]
     if before is None:
         raise TypeError(f"{add} must add a bias")
@@ -62,7 +62,7 @@ def set_bias(graph: ir.Graph, add: ir.Node, index: int, corrected: ir.TensorProt
 
 
 def recorded_biases(graph: ir.Graph) -> dict[str, ir.TensorProtocol]:
-    """The corrected biases of a graph, by the names of the first outputs of the Add nodes that take them."""
+    """Corrected biases of a graph, by the first output's name of their Add nodes."""
     return {
         name_of(node): value.const_value
         for node in graph

@@ -1,4 +1,4 @@
-"""Quantization candidates: ways to quantize a graph, from what was measured of its activations."""
+"""Quantization candidates: ways to quantize a graph, given measurements of its activations."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ MINMAX = "minmax"
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A way to quantize a graph.
+    """One way to quantize a graph.
 
     Attributes:
         method: Calibration method, see `vitdeploy.exporters.quantization.ranges.methods`; None for dynamic ranges.
-        smooth: Smoothing before the graph is quantized; None for none.
-        margin: Share by which the ranges of "minmax" are wider than the values seen.
+        smooth: SmoothQuant before quantization; None for none.
+        margin: Fraction by which "minmax" ranges exceed the observed ones.
     """
 
     scheme: Scheme
@@ -51,11 +51,11 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class Activations:
-    """Measurements of the activations that a candidate quantizes, by their names; empty without images.
+    """Measurements of the activations that a candidate quantizes, by name; empty without images.
 
     Attributes:
-        extremes: Of the float32 graph.
-        ranges: Of the smoothed graph, by a histogram; empty for "minmax", whose ranges come from the extremes.
+        extremes: Extremes in the float32 graph.
+        ranges: Ranges in the smoothed graph, from histograms; empty for "minmax", whose ranges come from the extremes.
     """
 
     extremes: Mapping[str, Extremes] = dataclasses.field(default_factory=dict)
@@ -63,7 +63,6 @@ class Activations:
 
 
 def activations_of(model: ir.Model, scheme: Scheme) -> list[ir.Value]:
-    """The activations that a scheme quantizes, each once."""
     inputs = (node.inputs[0] for node in quantizable(model, scheme))
     return list(dict.fromkeys(value for value in inputs if value is not None))
 
@@ -74,15 +73,15 @@ def quantize(
     """Quantize a graph in place.
 
     Args:
-        model: In float32, with shapes.
-        activations: Measured on the same graph.
-        keep: Nodes that stay in float32, by the names of their first outputs.
+        model: Model in float32, with shapes.
+        activations: Measurements on the same graph.
+        keep: Nodes that stay in float32, named by their first outputs.
 
     Returns:
-        The nodes that compute in 8 bits, by the names of their first outputs.
+        The nodes that compute in 8 bits, named by their first outputs.
 
     Raises:
-        UsageError: If there is no node to quantize, or no such node to keep.
+        UsageError: If there is no node to quantize, or a node to keep does not exist.
     """
     scheme, smooth, extremes = candidate.scheme, candidate.smooth, activations.extremes
     nodes = quantizable(model, scheme, keep)
@@ -103,7 +102,7 @@ def quantize(
 
 
 def variants_of(model: ir.Model, candidate: Candidate, activations: Activations, keep: Collection[str]) -> Variants:
-    """The quantized graph with more nodes in float32 than those to keep; `model` stays as it is."""
+    """Variants of the quantized graph with more nodes in float32 than `keep`; `model` is unchanged."""
 
     def write(kept: Collection[str], path: Path) -> None:
         twin = model.clone()

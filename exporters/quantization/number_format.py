@@ -1,4 +1,4 @@
-"""The 8-bit number formats, and how values are laid onto them."""
+"""8-bit number formats, and the mapping of values to them."""
 
 from __future__ import annotations
 
@@ -14,24 +14,23 @@ _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """The values of a tensor that are represented; those beyond become the nearest of these."""
+    """Range of a tensor's representable values; values outside are clipped."""
 
     lowest: float
     highest: float
 
     @property
     def magnitude(self) -> float:
-        """The largest absolute value."""
         return max(abs(self.lowest), abs(self.highest))
 
 
 @dataclasses.dataclass(frozen=True)
 class NumberFormat:
-    """Numbers q of 8 bits, which stand for (q - zero point) * scale.
+    """8-bit numbers q that represent (q - zero point) * scale.
 
     Attributes:
-        dtype: ONNX's type of q.
-        symmetric: Whether the zero point is always 0.
+        dtype: ONNX type of q.
+        symmetric: True if the zero point is always 0.
     """
 
     dtype: ir.DataType
@@ -40,9 +39,9 @@ class NumberFormat:
     symmetric: bool
 
     def scale_of(self, values: Range) -> tuple[np.float32, int]:
-        """The scale and the zero point that represent a range, and 0 exactly.
+        """Scale and zero point that represent a range, and 0 exactly.
 
-        Padding and the zeros of softmax must stay 0, so that a range without 0 is extended to it (Jacob et al. 2018,
+        Padding and the zeros of softmax must stay 0, so a range without 0 is extended to it (Jacob et al. 2018,
         arXiv:1712.05877, section 2.1).
         """
         if self.symmetric:
@@ -52,14 +51,14 @@ class NumberFormat:
         return scale, int(np.clip(np.rint(self.lowest - low / scale), self.lowest, self.highest))
 
     def quantized(self, values: NDArray[np.floating], scale: NDArray[np.float32] | np.float32) -> NDArray[np.generic]:
-        """The nearest q of float32 values, with a zero point of 0; halves go to even numbers, as ONNX has it."""
+        """The nearest q for float32 values, with a zero point of 0; halves round to even, as in ONNX."""
         scaled = np.clip(values / scale, self.lowest, self.highest)
         if not self.dtype.is_floating_point():
             scaled = np.rint(scaled)
         return np.asarray(scaled.astype(self.dtype.numpy()))
 
     def rounded(self, values: NDArray[np.floating], of: Range) -> NDArray[np.float64]:
-        """Values, quantized with the scale of a range and dequantized."""
+        """Values after quantization with a range's scale and dequantization."""
         scale, zero_point = self.scale_of(of)
         q = np.clip(values / scale + zero_point, self.lowest, self.highest)
         kept = q.astype(self.dtype.numpy()).astype(np.float64) if self.dtype.is_floating_point() else np.rint(q)
@@ -67,8 +66,8 @@ class NumberFormat:
 
 
 UINT8 = NumberFormat(ir.DataType.UINT8, 0, 255, symmetric=False)
-# 127 scales both signs; -128 is what QuantizeLinear gives where a value is beyond the range.
+# 127 scales both signs; -128 is QuantizeLinear's result for values out of range.
 INT8 = NumberFormat(ir.DataType.INT8, -128, 127, symmetric=True)
-# For weights where the sum of two products must fit 16 bits: x86 without VNNI.
+# For weights if the sum of two products must fit 16 bits: x86 without VNNI.
 INT7 = NumberFormat(ir.DataType.INT8, -64, 64, symmetric=True)
 FP8 = NumberFormat(ir.DataType.FLOAT8E4M3FN, -448, 448, symmetric=True)  # Micikevicius et al. 2022, arXiv:2209.05433

@@ -1,4 +1,4 @@
-"""Quantize a float32 graph as an artifact was made from it, with more nodes in float32."""
+"""Repeat an artifact's quantization of its float32 graph, with more nodes in float32."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """Measurements that a quantized graph holds; its weights are rounded anew.
+    """Measurements recorded in a quantized graph; weights are rounded again.
 
     Attributes:
         ranges: Ranges of the quantized activations, by name; empty for a dynamic scheme.
-        scales: (C,) scales of the smoothed places, by the names of the places.
-        biases: Corrected biases, by the names of the Add nodes' outputs.
+        scales: Scales of the smoothed places, (C,), by place name.
+        biases: Corrected biases, by output name of the Add nodes.
     """
 
     ranges: Mapping[str, Range]
@@ -50,7 +50,7 @@ class Record:
 
     @classmethod
     def of(cls, artifact: ir.Model, model: ir.Model, scheme: Scheme) -> Record:
-        """Read the record of a quantized graph; `model` is the float32 graph with shapes that it was made from."""
+        """Read the record of a quantized graph; `model` is its float32 source graph, with shapes."""
         ranges = collections.defaultdict(lambda: Range(0, 0))  # without a record the graphs will differ
         static = scheme.static
         for node in artifact.graph:
@@ -80,11 +80,11 @@ def recorded_variants(source: Path | OpenedFile, float_source: Path | OpenedFile
 
     Args:
         source: The artifact, as `vitdeploy.export` writes it.
-        float_source: The float32 graph, exported with the same options.
+        float_source: Float32 graph exported with the same options.
         spec: The artifact's precision, target and scheme, and the nodes that it keeps.
 
     Raises:
-        UsageError: If the variant with no more nodes in float32 is not the artifact's graph.
+        UsageError: If the variant without additional float32 nodes differs from the artifact's graph.
     """
     path, float_path = OpenedFile.of(source).path, OpenedFile.of(float_source).path
     artifact, model = read_onnx_ir(source), read_onnx_ir(float_source)
@@ -115,7 +115,7 @@ def recorded_variants(source: Path | OpenedFile, float_source: Path | OpenedFile
 
 
 def _digests(graph: ir.Graph) -> dict[str, bytes]:
-    """A digest of the expression that each output is, by its name; other names and the order of nodes do not matter."""
+    """A digest of each output's expression, by name, independent of other names and of node order."""
     digests: dict[ir.Value | None, bytes] = {value: str((value.name, value.dtype)).encode() for value in graph.inputs}
     for value in graph.initializers.values():
         tensor = value.const_value

@@ -1,4 +1,4 @@
-"""Move outliers of activations into the weights that they are multiplied by, before a graph is quantized."""
+"""SmoothQuant: move activation outliers into the weights before a graph is quantized."""
 
 from __future__ import annotations
 
@@ -26,25 +26,26 @@ _KIND = operator.attrgetter("kind")
 
 @dataclasses.dataclass(frozen=True)
 class SmoothQuant:
-    """Divide each channel of an activation by s, and multiply the rows of the weights that take it by the same s.
+    """Divide each channel of an activation by s, and multiply the corresponding rows of weights by the same s.
 
-    s = magnitude^strength / max|weights|^(1 - strength), a channel: Xiao et al. 2023, "SmoothQuant", arXiv:2211.10438,
-    equation 4, with one strength for all places; see `Place` for these. The graph computes the same. Divided
-    LayerNormalizations and projections of values cost nothing. The Mul before an MLP's second product does, a pass over
-    its input, so that it can be left out.
+    s = magnitude^strength / max|weights|^(1 - strength) per channel: Xiao et al. 2023, "SmoothQuant", arXiv:2211.10438,
+    equation 4, with one strength for all places, see `Place`. The computation is unchanged. Divided LayerNormalizations
+    and value projections cost nothing. The Mul before an MLP's second product costs a pass over its input, so it can be
+    left out.
 
     The paper's magnitude of an activation is max|activation|. Here it is sqrt(max|activation| * rms(activation)), see
-    `Extremes.magnitudes`: a channel that is large on a few tokens alone, as behind a GELU, no longer makes the weights
-    of its row large for all tokens. Measured on DINOv2 ViT-S/14 (static int8, one strength of 0.65, cosine of the
-    pooled output; photographs left out in four folds): mean 0.99936, 5th percentile 0.9987 instead of 0.99909 and
-    0.9976; rms alone 0.99909 and 0.9981; the mean over images of each image's maximum 0.99901 and 0.9979.
+    `Extremes.magnitudes`: a channel that is large on a few tokens only, as after a GELU, no longer makes the weights of
+    its row large for all tokens. Measured on DINOv2 ViT-S/14 (static int8, one strength of 0.65, cosine of the pooled
+    output; photographs left out in four folds): mean 0.99936, 5th percentile 0.9987 instead of 0.99909 and 0.9976; rms
+    alone 0.99909 and 0.9981; the mean over images of each image's maximum 0.99901 and 0.9979.
 
-    s has 16 significant bits, so that the rounded float32 values which it divided tell it exactly: `recorded_scales`.
+    s has 16 significant bits, so that it can be recovered exactly from the float32 values that it divided:
+    `recorded_scales`.
 
     Attributes:
-        strength: How much of the difference between channels moves into the weights: from 0, where theirs is evened
-            out, to 1, where the activation's is. The paper's alpha; 0.5 is what it recommends.
-        multiply: Whether places that take a Mul are smoothed.
+        strength: Migration strength, the paper's alpha: from 0, which evens out the weights, to 1, which evens out the
+            activation. The paper recommends 0.5.
+        multiply: True to smooth places that need a Mul.
     """
 
     strength: float = 0.5
@@ -56,12 +57,12 @@ class SmoothQuant:
         """Rewrite a graph in place.
 
         Args:
-            model: In float32, with shapes.
-            extremes: Of the activations of the places that are smoothed, by name.
-            kept: Products that stay float32, by the names of their first outputs; a Mul for them alone is left out.
+            model: Model in float32, with shapes.
+            extremes: Extremes of the activations at the smoothed places, by name.
+            kept: Products that stay float32, named by their first outputs; a Mul only for them is omitted.
 
         Returns:
-            By the name of what products take now: of what it was made, and (C,) what that was divided by.
+            By new activation name: the original activation, and its divisors, (C,).
         """
         divided = {}
         for place in sorted(find_places(model), key=_KIND):  # values before the norm before them
@@ -71,16 +72,16 @@ class SmoothQuant:
         return divided
 
     def kinds(self, model: ir.Model, extremes: Mapping[str, Extremes], kept: Collection[str] = ()) -> tuple[str, ...]:
-        """The kinds of places that `smooth` divides, sorted; see `Place`."""
+        """Kinds of places that `smooth` divides, sorted; see `Place`."""
         places = [place for place in find_places(model) if place.name in extremes]
         return tuple(sorted({place.kind for place in places if self.divides(place, kept)}))
 
     def divides(self, place: Place, kept: Collection[str]) -> bool:
-        """Whether that is done at a place, where these products stay float32."""
+        """True if a place is smoothed when these products stay float32."""
         return not idle(place, kept) and (self.multiply or place.kind != "mlp")
 
     def _scales(self, of_activation: NDArray[np.float32], of_weights: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(C,) s; 1 where a channel, or what multiplies it, is nothing, or s would be no float32."""
+        """The scales s, (C,); 1 for a channel or weights of zeros, or if s is not a float32."""
         usual = (of_activation > 0) & (of_weights > 0)
         scales = np.ones(of_activation.shape)
         a, w = of_activation[usual].astype(np.float64), of_weights[usual].astype(np.float64)
@@ -91,19 +92,19 @@ class SmoothQuant:
 
 
 def idle(place: Place, kept: Collection[str]) -> bool:
-    """Whether a place takes a Mul, and for products alone that stay float32."""
+    """True if a place needs a Mul only for products that stay float32."""
     return place.kind == "mlp" and all(name_of(each) in kept for each in place.products)
 
 
 def recorded_scales(model: ir.Model, smoothed: ir.Model) -> dict[str, NDArray[np.float32]]:
-    """The (C,) scales by which places of a graph were smoothed before it was quantized, by the names of the places.
+    """Scales, (C,), with which a graph's places were smoothed before quantization, by place name.
 
-    They are told from both graphs: from the scale or the bias of a LayerNormalization, from the largest weight of each
-    column of the projection of values, which 8 bits hold exactly, and from the factors of a Mul.
+    They are recovered from both graphs: from the scale or the bias of a LayerNormalization, from the largest weight in
+    each column of the value projection, which 8 bits represent exactly, and from the factors of a Mul.
 
     Args:
-        model: In float32, with shapes; `smoothed` was made from it. It is smoothed here.
-        smoothed: Whose values have the same names.
+        model: Source of `smoothed`, in float32, with shapes. It is smoothed here.
+        smoothed: Graph with the same value names.
     """
     recorded = {}
     makers = {str(value.name): node for node in smoothed.graph for value in node.outputs}
@@ -123,7 +124,7 @@ def _short(scales: NDArray[np.floating]) -> NDArray[np.float32]:
 
 
 def _of_norm(place: Place, makers: Mapping[str, ir.Node]) -> NDArray[np.float32] | None:
-    """The larger of the scale and the bias in a channel has the smaller rounding."""
+    """From a LayerNormalization: the larger of scale and bias in a channel has less rounding."""
     before, after = place.value.producer(), makers.get(place.name)
     if before is None or after is None or after.op_type != NORM or not all(map(is_weight, after.inputs[1:])):
         return None
@@ -132,9 +133,9 @@ def _of_norm(place: Place, makers: Mapping[str, ir.Node]) -> NDArray[np.float32]
 
 
 def _of_values(place: Place, makers: Mapping[str, ir.Node]) -> NDArray[np.float32] | None:
-    """From the columns of the projection, where the names of what takes the activation tell of it.
+    """From the columns of the projection, if the names of the activation's users indicate smoothing.
 
-    A column of zeros leaves its bias to tell, which for other columns may be corrected for rounded weights.
+    For a column of zeros, the bias is used; other columns' biases may be corrected for rounded weights.
     """
     before, add = place.values_projection, place.values_bias
     weights = [_written_weight(makers.get(name_of(each))) for each in place.products]
@@ -151,11 +152,11 @@ def _of_values(place: Place, makers: Mapping[str, ir.Node]) -> NDArray[np.float3
 
 
 def _written_weight(node: ir.Node | None) -> tuple[ir.Value, NDArray[np.float32]] | None:
-    """The weight of a product, in float32 or in 8 bits, and (C,) the largest magnitude of each of its columns."""
+    """The weight of a product, in float32 or in 8 bits, and the largest magnitude of each column, (C,)."""
     if node is None:
         return None
     scale: ir.Value | None = None
-    if node.op_type == "Mul":  # of a product of integers, with the scales of its factors
+    if node.op_type == "Mul":  # of an integer product, with the scales of its factors
         scales = node.inputs[1].producer() if node.inputs[1] is not None else None
         cast = node.inputs[0].producer() if node.inputs[0] is not None else None
         source = None if cast is None or cast.inputs[0] is None else cast.inputs[0].producer()
@@ -180,7 +181,7 @@ def _of_factors(place: Place, makers: Mapping[str, ir.Node]) -> NDArray[np.float
 
 
 def _ratio(old: NDArray[np.float32], new: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(C,) what (k, C) became (k, C) by division by; 1 where nothing tells."""
+    """The divisors, (C,), that turned `old` (k, C) into `new`; 1 if undetermined."""
     larger = np.abs(old).argmax(axis=0)[None]
     of, by = (np.take_along_axis(each, larger, axis=0)[0].astype(np.float64) for each in (old, new))
     return np.asarray(np.divide(of, by, out=np.ones_like(of), where=by != 0), np.float32)

@@ -1,4 +1,4 @@
-"""Places of a graph where the channels of an activation can be divided by numbers, and the graph computes the same."""
+"""Places of a graph whose activation channels can be divided without changing the computation."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from vitdeploy.exporters.graph.initializers import SMOOTHED, register
 
 T = TypeVar("T")
 NORM = "LayerNormalization"
-# What ends the first half of an MLP: Gelu, Relu, or a Mul, as of gated ones and of x * sigmoid(x).
+# Operators that end the first half of an MLP: Gelu, Relu, or a Mul, in gated MLPs and in x * sigmoid(x).
 _ACTIVATIONS = ("Gelu", "Relu", "Mul")
 _HEADS_FIRST = [0, 2, 1, 3]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Place:
-    """An activation whose channels, the last axis, can be divided, and the products whose rows are multiplied for it.
+    """An activation whose channels (last axis) can be divided, and the products whose rows are then multiplied.
 
-    Each is exact but for the rounding of float32.
+    Each is exact except for float32 rounding.
 
     1. "layer_norm": the scale and the bias of the LayerNormalization are divided.
-    2. "attention": attention mixes tokens, not channels, so that the weight and the bias of the values' projection are
-       divided.
-    3. "mlp": a Mul is put before the product.
+    2. "attention": the weight and the bias of the value projection are divided, because attention mixes tokens, not
+       channels.
+    3. "mlp": a Mul is inserted before the product.
 
     Attributes:
         kind: "layer_norm", "attention" or "mlp".
-        products: The MatMul nodes that take it, and nothing else does.
-        values_projection: Of "attention": the MatMul whose columns are divided.
-        values_bias: Of "attention": the Add behind it; None where the model has none.
+        products: MatMul nodes that are its only users.
+        values_projection: For "attention": MatMul whose columns are divided.
+        values_bias: For "attention": the following Add; None if the model has none.
     """
 
     kind: str
@@ -45,19 +45,19 @@ class Place:
 
     @property
     def name(self) -> str:
-        """The name of the activation, before and after."""
+        """Name of the activation, before and after."""
         return str(self.value.name)
 
     def rows(self) -> NDArray[np.float32]:
-        """(C,) the largest magnitude of what multiplies each channel."""
+        """Largest magnitude of each channel's factors, (C,)."""
         weights = dict.fromkeys(map(weight_of, self.products))
         return np.asarray(np.max([np.abs(array_of(weight)).max(axis=1) for weight in weights], axis=0))
 
     def divide(self, graph: ir.Graph, scales: NDArray[np.float32]) -> str:
-        """Divide the activation by (C,) scales, and multiply the rows of what it is multiplied by.
+        """Divide the activation by scales, (C,), and multiply the rows of its weights.
 
         Returns:
-            The name of what the products take now.
+            The products' new activation name.
         """
         inverse = (1 / scales.astype(np.float64)).astype(np.float32)
         name = self.name
@@ -95,7 +95,7 @@ class Place:
 
 
 def find_places(model: ir.Model) -> list[Place]:
-    """Every place of a float32 graph with shapes, in the order of the graph."""
+    """Every place of a float32 graph with shapes, in graph order."""
     places = (_place(value) for node in model.graph for value in node.outputs)
     return [place for place in places if place is not None]
 
@@ -116,14 +116,14 @@ def _place(value: ir.Value) -> Place | None:
     return None if found is None else Place("attention", value, products, *found)
 
 
-# From what the heads are joined to, to what they are made of: operators, and the input that is followed.
+# Backwards from the joined heads to their source: operators, and the input to follow.
 _ATTENTION = (("Reshape", 0), ("Transpose", 0), ("MatMul", 1), ("Transpose", 0), ("Reshape", 0))
 
 
 def _values_projection(value: ir.Value, channels: int) -> tuple[ir.Node, ir.Node | None] | None:
-    """The product that makes the values of an attention, and the Add of its bias; `value` joins the heads again.
+    """The value projection of an attention, and the Add of its bias; `value` has the joined heads.
 
-    Channels must be joined in the order in which they were taken apart, and nothing else may take what is between.
+    Channels must be joined in the order in which they were split, and no intermediate value may have another user.
     """
     heads, source = None, value
     for op_type, index in _ATTENTION:
@@ -154,7 +154,7 @@ def _values_projection(value: ir.Value, channels: int) -> tuple[ir.Node, ir.Node
 
 
 def bias_of(product: ir.Node) -> tuple[ir.Node, int] | None:
-    """The Add of a product's bias, and which of its inputs that is; None where there is none, or others take it too."""
+    """The Add of a product's bias, and the bias's input position; None for none, or if the product has other users."""
     uses = list(product.outputs[0].uses())
     if len(uses) != 1 or product.outputs[0].is_graph_output() or uses[0][0].op_type != "Add":
         return None
@@ -164,33 +164,31 @@ def bias_of(product: ir.Node) -> tuple[ir.Node, int] | None:
 
 
 def _constant_input(node: ir.Node) -> int | None:
-    """The position of the first input that is a weight."""
+    """Position of the first input that is a weight."""
     return next((index for index, value in enumerate(node.inputs) if is_weight(value)), None)
 
 
 def _is_single(value: ir.Value) -> bool:
-    """Whether one node takes a value that another makes, and nothing else does."""
+    """True if a value is a node's output and has exactly one user."""
     return value.producer() is not None and len(list(value.uses())) == 1 and not value.is_graph_output()
 
 
 def _has_matrix(node: ir.Node) -> bool:
-    """Whether the second factor is a matrix that is known, in float32."""
+    """True if the second factor is a known float32 matrix."""
     weight = node.inputs[1]
     return is_weight(weight) and weight.dtype == ir.DataType.FLOAT and len(_shape(weight)) == 2
 
 
 def is_weight(value: ir.Value | None) -> TypeGuard[ir.Value]:
-    """Whether a value is an initializer that is known."""
+    """True for an initializer with known content."""
     return value is not None and value.is_initializer() and value.const_value is not None
 
 
 def weight_of(product: ir.Node) -> ir.Value:
-    """The second factor."""
     return _given(product.inputs[1])
 
 
 def array_of(weight: ir.Value) -> NDArray[np.float32]:
-    """The content of an initializer."""
     if weight.const_value is None:
         raise TypeError(f"{weight} must be known")
     return np.asarray(weight.const_value.numpy())
@@ -220,7 +218,7 @@ def _drop_unused(graph: ir.Graph, weight: ir.Value) -> None:
 
 
 def scaled(graph: ir.Graph, weight: ir.Value, factors: NDArray[np.float32]) -> ir.Value:
-    """A new initializer; computed when it is written, so that not all are in memory twice."""
+    """A new initializer, computed when it is written, so that no second copy of all weights is in memory."""
     if weight.const_value is None:
         raise TypeError(f"{weight} must be known")
     tensor = weight.const_value

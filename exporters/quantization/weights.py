@@ -1,4 +1,4 @@
-"""Weights in 8 bits, each output channel with a scale of its own."""
+"""8-bit weights with a scale per output channel."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vitdeploy.exporters.quantization.number_format import NumberFormat
 
 
 class QuantizedWeight(NamedTuple):
-    """Three initializers of the graph: numbers of 8 bits, a scale for each output channel (or one), zero points."""
+    """Three initializers: 8-bit numbers, a scale per output channel (or one), zero points."""
 
     values: ir.Value
     scales: ir.Value
@@ -24,12 +24,12 @@ class QuantizedWeight(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """The weights of a graph in 8 bits, each once, however many nodes use it.
+    """The 8-bit weights of a graph, each quantized once for all its nodes.
 
     Attributes:
-        graph: It gets the new initializers.
-        number_format: Symmetric.
-        per_channel: Whether each output channel has its own scale.
+        graph: Graph for the new initializers.
+        number_format: Symmetric number format.
+        per_channel: True for a scale per output channel.
     """
 
     graph: ir.Graph
@@ -48,7 +48,7 @@ class Weights:
         return self._made[key]
 
     def drop_unused(self) -> None:
-        """Drop the weights that nothing takes in float32 any more."""
+        """Drop weights that are no longer used in float32."""
         for weight, _ in self._made:
             if not weight.uses() and weight.name in self.graph.initializers:
                 del self.graph.initializers[str(weight.name)]
@@ -57,7 +57,7 @@ class Weights:
         values, number_format = tensor.numpy(), self.number_format
         scales, along = column_scales(values, axis, number_format, per_channel=self.per_channel)
 
-        def content() -> ir.TensorProtocol:  # when it is written, so that not all are in memory twice
+        def content() -> ir.TensorProtocol:  # when it is written, so that no second copy of all weights is in memory
             return ir.Tensor(number_format.quantized(tensor.numpy(), scales.reshape(along)), dtype=number_format.dtype)
 
         lazy = ir.LazyTensor(content, number_format.dtype, ir.Shape(values.shape))
@@ -74,7 +74,7 @@ class Weights:
 def column_scales(
     values: NDArray[np.float32], axis: int, number_format: NumberFormat, *, per_channel: bool
 ) -> tuple[NDArray[np.float32], list[int]]:
-    """The scale of each output channel of a weight, or of all, and the shape in which it multiplies the weight."""
+    """The scale of each output channel of a weight, or of the whole, and its shape for multiplication."""
     others = tuple(index for index in range(values.ndim) if index != axis)
     largest = np.abs(values).max(axis=others if per_channel else None)
     scales = np.maximum(largest / number_format.highest, np.finfo(np.float32).tiny).astype(np.float32)
@@ -87,14 +87,14 @@ def column_scales(
 def rounded_matrix(
     values: NDArray[np.float32], number_format: NumberFormat, *, per_channel: bool
 ) -> NDArray[np.float32]:
-    """(C, D) weights, quantized and dequantized; the D columns are output channels."""
+    """Weights (C, D), quantized and dequantized; the D columns are output channels."""
     scales, along = column_scales(values, 1, number_format, per_channel=per_channel)
     scale = scales.reshape(along)
     return np.asarray(number_format.quantized(values, scale).astype(np.float32) * scale)
 
 
 def output_axis(node: ir.Node, rank: int) -> int:
-    """The axis of a weight along which the outputs lie: the columns of a MatMul, the rows of what is transposed."""
+    """The output axis of a weight: columns for MatMul, rows for transposed weights."""
     if node.op_type == "MatMul":
         return rank - 1
     transposed = node.attributes.get("transB")

@@ -1,4 +1,4 @@
-"""Write a TorchScript file that holds nothing of the machine that made it."""
+"""Write a TorchScript file without traces of the machine that wrote it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ except ImportError:  # not POSIX
     resource = None  # type: ignore[assignment]
 
 
-# The writer makes these itself: the version of the operators, under the one name or the other by its value, and a
-# checksum of the names and contents of all other records.
+# Records that the writer creates itself: the operators' version, under one name or another depending on its value, and
+# a checksum of the names and contents of all other records.
 _VERSIONS = ("version", ".data/version")
 _OF_THE_WRITER = (*_VERSIONS, ".data/serialization_id")
 
@@ -29,29 +29,28 @@ _OF_THE_WRITER = (*_VERSIONS, ".data/serialization_id")
 def write_torchscript(
     function: torch.jit.ScriptFunction[Any, Any], path: Path, extra_files: Mapping[str, bytes]
 ) -> None:
-    """Write a function as a module that has it for its `forward`, without debug records.
+    """Write a function as a module's `forward`, without debug records.
 
-    A debug record tells for each operator the source line that it was traced from, and so the folders of this machine.
-    torch has no switch to leave it out, and its reader does not miss it.
+    Debug records have each operator's source line, and so this machine's folders. torch has no option to omit them, and
+    its reader does not need them.
 
-    torch's `save` ends the process (SIGABRT) when the disk is full: the destructor of its writer writes the end of the
-    file, and fails again while the first failure is being handled. So it saves into memory, and the file is written
-    from there.
+    torch's `save` aborts the process (SIGABRT) if the disk is full: its writer's destructor writes the end of the file,
+    and fails again during the first failure's handling. So the function is saved to memory, and written from there.
 
     Args:
-        function: Its weights constants of its graph.
-        path: The file; its name is in the bytes.
-        extra_files: What is to lie beside the code, by name.
+        function: Function with its weights as constants of the graph.
+        path: The file; its name is part of the content.
+        extra_files: Additional archive records, by name.
 
     Raises:
         OSError: If the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with _saved(function, extra_files) as whole, tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        clean = Path(folder) / path.name  # whose name is in the bytes
+        clean = Path(folder) / path.name  # its name is part of the content
         try:
             _write_without_debug_records(whole, clean)
-        except RuntimeError as exc:  # which does not say what the system's error was
+        except RuntimeError as exc:  # which omits the system's error
             raise OSError(
                 f"torch could not write {path.name} ({first_line(exc)}), probably because the disk is full"
             ) from exc
@@ -73,17 +72,17 @@ def _saved(function: torch.jit.ScriptFunction[Any, Any], extra_files: Mapping[st
 
 
 def _has_memory_files() -> bool:
-    """Whether files in memory can be made, and opened by name, and take any size (Linux)."""
+    """True if memory files can be created, opened by name, and sized freely (Linux)."""
     return (
         hasattr(os, "memfd_create")
         and Path("/proc/self/fd").is_dir()
         and resource is not None
-        and resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY  # which they are under, too
+        and resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY  # memory files are subject to it
     )
 
 
 def _write_without_debug_records(reader: Any, path: Path) -> None:
-    """Copy record by record with torch's own writer, which aligns each for mapping it into memory, and dates none."""
+    """Copy record by record with torch's writer, which aligns each for memory mapping, without dates."""
     writer = torch._C.PyTorchFileWriter(str(path))
     try:
         names = reader.get_all_records()
@@ -95,8 +94,8 @@ def _write_without_debug_records(reader: Any, path: Path) -> None:
                 writer.write_record(name, content, len(content))
         writer.write_end_of_file()
     except BaseException:
-        with contextlib.suppress(RuntimeError):  # it would be called by the destructor, which must not fail
+        with contextlib.suppress(RuntimeError):  # the destructor, which must not fail, would call it
             writer.write_end_of_file()
         raise
-    del writer  # which writes what is left in its buffer, and does not say whether it could
+    del writer  # writes the rest of its buffer, and does not report failure
     torch._C.PyTorchFileReader(str(path))

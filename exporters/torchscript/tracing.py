@@ -1,4 +1,4 @@
-"""Export the reference model to TorchScript: traced, its weights frozen into it."""
+"""Export the reference model to TorchScript: traced, with frozen weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from vitdeploy.system.forks import with_threads
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TracedFunction:
-    """A model in its precision, before it is traced and written.
+    """A model in its precision, before tracing.
 
     Attributes:
         attention: "eager" or "sdpa".
@@ -39,12 +39,12 @@ class TracedFunction:
 
     @with_threads
     def write(self, folder: Path) -> Exported:
-        """Write `torchscript/model_fp32.pt`, or `model_fp16.pt` or `model_bf16.pt`, with a free batch axis.
+        """Write `torchscript/model_fp32.pt`, or `model_fp16.pt` or `model_bf16.pt`, with a dynamic batch axis.
 
-        Its `forward` takes the inputs by position, under their names, and gives a tuple, in C++ too, even where there
-        is one output. The names, types and shapes of both are in the extra file `signature.json`, as {"inputs":
-        [{"name", "dtype", "shape"}, ...], "outputs": [...]}. Weights are constants of the code, which `torch.jit.load`
-        puts on the device that it is given and `.to()` does not move.
+        Its `forward` takes named positional inputs and always returns a tuple, in C++ too. The names, types and shapes
+        of both are in the extra file `signature.json`, as {"inputs": [{"name", "dtype", "shape"}, ...], "outputs":
+        [...]}. Weights are constants of the code: `torch.jit.load` places them on its device, and `.to()` does not move
+        them.
 
         Raises:
             OSError: If a file cannot be written.
@@ -63,14 +63,15 @@ class TracedFunction:
 
 @with_threads
 def trace_torchscript(model: VisionTransformer, spec: ExportSpec, processor: ImageProcessor) -> TracedFunction:
-    """Make a model ready to be traced; inputs and outputs keep the types of `spec` whatever the precision.
+    """Prepare a model for tracing; inputs and outputs have the types of `spec` in every precision.
 
     Args:
-        model: In float32; it stays as it is.
-        processor: Of the bundle; the model does what it leaves out, see `ExportSpec.pixels`.
+        model: Model in float32; unchanged.
+        processor: The bundle's image processor; the model does the preprocessing that it omits, see
+            `ExportSpec.pixels`.
 
     Raises:
-        UsageError: If there is no such output.
+        UsageError: If an output does not exist.
     """
     attention = attention_for(output_names(model, spec.outputs))
     if spec.pixels.stage is not PixelStage.NORMALIZED:
@@ -88,7 +89,7 @@ def trace_torchscript(model: VisionTransformer, spec: ExportSpec, processor: Ima
 
 
 class _AsTuple(nn.Module):
-    """A model whose outputs are a tuple instead of a dictionary, which is nothing that a trace may give."""
+    """A model whose outputs are a tuple: a trace cannot return a dictionary."""
 
     def __init__(self, served: Served) -> None:
         super().__init__()
@@ -99,12 +100,12 @@ class _AsTuple(nn.Module):
 
 
 def _traced(served: Served) -> torch.jit.ScriptFunction[Any, Any]:
-    """The frozen trace as a function, not a module: a module's name counts those that the process has made before."""
+    """The frozen trace as a function, not a module: a module's name counts the process's earlier ones."""
     example = served.example_inputs(batch_size=2)
     with torch.no_grad():
         module = torch.jit.trace(_AsTuple(served).eval(), example, check_trace=False)  # type: ignore[no-untyped-call]
         graph = torch.jit.freeze(module).graph
-    graph.eraseInput(0)  # the module, of which nothing is left
+    graph.eraseInput(0)  # the module, which is now empty
     for value, spec in zip(graph.inputs(), served.inputs, strict=True):
         value.setDebugName(spec.name)
     _follow_the_input(graph)
@@ -112,7 +113,7 @@ def _traced(served: Served) -> torch.jit.ScriptFunction[Any, Any]:
 
 
 def _follow_the_input(graph: torch._C.Graph) -> None:
-    """Make what the trace makes on its own device, as BEiT's offsets are, where the first input is."""
+    """Move values that the trace creates on its own device, such as BEiT's offsets, to the first input's device."""
     constants = [node for node in graph.nodes() if node.kind() == "prim::Constant"]
     devices = [node for node in constants if isinstance(node.output().type(), torch._C.DeviceObjType)]
     if devices:
@@ -131,7 +132,7 @@ def _signature(served: Served) -> bytes:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's advice, at each of its calls, to leave TorchScript."""
+    """Silence torch's recommendation, at each call, to leave TorchScript."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
         yield

@@ -1,1 +1,1 @@
-"""Run TensorRT engines: load, compatibility, execution plan and CUDA memory."""
+"""Run TensorRT engines: loading, compatibility check, execution plans and CUDA memory."""

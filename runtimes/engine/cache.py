@@ -1,4 +1,4 @@
-"""The kernels that TensorRT-RTX compiles on the machine that runs an engine, kept in a file to open sooner."""
+"""File cache of the kernels that TensorRT-RTX compiles for this machine, so that an engine opens sooner."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from vitdeploy.files.user_cache import user_cache
 from vitdeploy.trt.gpu import Gpu
 from vitdeploy.trt.library import last_of
 
-SAVE_EVERY_S = 60.0  # at most so often while runs go on
+SAVE_EVERY_S = 60.0  # shortest interval between saves during runs
 
 
 class KernelCache:
-    """A library's runtime cache, and its file.
+    """The library's runtime cache and its file.
 
-    The library adds to it whenever a run compiles, and nothing says that it may be read at the same time: it is for the
-    caller to see that nothing runs while it is saved.
+    The library adds to it whenever a run compiles, and does not document concurrent reads: the caller must ensure that
+    nothing runs while it is saved.
 
     Args:
-        config: The library's runtime configuration, which then uses it.
-        file: Where it is kept; None where it is not.
-        disposable: Whether a file that cannot be used is replaced, and one that cannot be written left out.
-        made_by: The library and its version.
+        config: The library's runtime configuration, which will use it.
+        file: Its file; None for no file.
+        disposable: True to replace an unusable file, and to ignore a failed write.
+        made_by: Library and version.
 
     Raises:
-        DeviceError: If the file is no cache of this library, and not disposable; or the library uses none.
-        InputError: If it cannot be read, and is not disposable.
+        DeviceError: If the file is not a cache of this library and not disposable, or the library has no cache.
+        InputError: If it cannot be read and is not disposable.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class KernelCache:
         self._saved_s = -math.inf
         self._cache = config.create_runtime_cache()
         content = self._read()
-        # One of another version, GPU or driver is rejected as well, and the cache is empty then.
+        # A cache of another version, GPU or driver is rejected as well, and is then empty.
         if content is not None and not self._cache.deserialize(content) and not disposable:
             reason = last_of(errors)
             raise DeviceError(
@@ -58,14 +58,14 @@ class KernelCache:
             raise DeviceError(f"{made_by} refuses any runtime cache: {reason}", what="runtime_cache", found=reason)
 
     def is_due(self) -> bool:
-        """Whether there is a file, and it was not written just now."""
+        """True if there is a file, and it was not just written."""
         return self.file is not None and time.monotonic() - self._saved_s >= SAVE_EVERY_S
 
     def save(self) -> None:
         """Write the file.
 
         Raises:
-            OutputError: If it cannot be written, and is not disposable.
+            OutputError: If it cannot be written and is not disposable.
         """
         self._saved_s = time.monotonic()
         if self.file is None:
@@ -94,7 +94,7 @@ class KernelCache:
 
 
 def default_cache(backend: str, file: FileRecord, version: str, gpu: Gpu) -> Path | None:
-    """The file for an engine's compiled kernels in the user's cache; None where that cannot be written."""
+    """File of an engine's compiled kernels in the user's cache; None if that is not writable."""
     cache = user_cache()
     if cache is None:
         return None

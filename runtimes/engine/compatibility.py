@@ -1,4 +1,4 @@
-"""Compatibility of an engine with this machine, judged by its manifest before a library opens it."""
+"""Compatibility check of an engine with this machine, from its manifest, before a library opens it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def _number(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".") if re.fullmatch("[0-9]{1,9}", part))
 
 
-# The major versions between which a version-compatible engine may go (NVIDIA's support matrix of TensorRT 11.4, "Engine
-# Portability").
+# Major versions between which a version-compatible engine is portable (NVIDIA's support matrix of TensorRT 11.4,
+# "Engine Portability").
 _ACROSS_MAJORS = ((10,), (11,))
 
-# By hardware compatibility, whether an engine that was built on a GPU runs on another.
+# By hardware compatibility: does an engine built on one GPU run on another?
 _COMPATIBLE: dict[str, Callable[[Mapping[str, Any], Gpu], bool]] = {
     "none": lambda built, gpu: (built["gpu"], built["compute_capability"]) == (gpu.name, gpu.compute_capability),
     "same_compute_capability": lambda built, gpu: built["compute_capability"] == gpu.compute_capability,
@@ -35,10 +35,10 @@ _COMPATIBLE: dict[str, Callable[[Mapping[str, Any], Gpu], bool]] = {
 
 
 def check_version(bundle: Bundle, artifact: Artifact, package: str, version: str) -> None:
-    """Raise UnavailableError unless this version of the library, and this system, may run the engine.
+    """Raise UnavailableError unless this library version and this system can run the engine.
 
-    One for which the last step is left to the machine that runs it, of TensorRT-RTX, is for Linux and Windows alike
-    (NVIDIA's "CPU-Only AOT and TensorRT-RTX Engines").
+    A TensorRT-RTX engine whose last build step is left to the target machine runs on both Linux and Windows (NVIDIA's
+    "CPU-Only AOT and TensorRT-RTX Engines").
     """
     hardware = artifact.hardware or {}
     built, here = str(artifact.tools.get(package)), f"{platform.system()} {platform.machine()}"
@@ -57,7 +57,7 @@ def check_version(bundle: Bundle, artifact: Artifact, package: str, version: str
 def check_hardware(bundle: Bundle, artifact: Artifact, gpu: Gpu) -> None:
     """Raise OtherHardwareError unless the engine was built for this GPU.
 
-    An engine of TensorRT-RTX that names no compute capability is for the library to judge.
+    A TensorRT-RTX engine without a recorded compute capability is left to the library.
     """
     built = artifact.hardware or {}
     named = built.get("compute_capabilities")
@@ -77,13 +77,13 @@ def check_hardware(bundle: Bundle, artifact: Artifact, gpu: Gpu) -> None:
 
 
 def choose_profile(profiles: Sequence[ProfileShapes], shapes: Shapes) -> int:
-    """The number of the profile that takes these shapes, and is fastest nearest to them.
+    """Index of the profile that takes these shapes and whose optimum is nearest.
 
     Args:
-        profiles: The smallest, the best and the largest shape of each input.
+        profiles: Minimum, optimum and maximum shape of each input.
 
     Raises:
-        UsageError: If none takes them.
+        UsageError: If no profile takes them.
     """
     fitting = [
         index
@@ -106,12 +106,12 @@ def choose_profile(profiles: Sequence[ProfileShapes], shapes: Shapes) -> int:
 
 
 def _distance(profile: ProfileShapes, shapes: Shapes) -> float:
-    """How far shapes are from those that a profile is fastest at: as a factor of elements, in logarithms."""
+    """Distance of shapes from a profile's optimum: the factor of elements, in logarithms."""
     return sum(abs(math.log(math.prod(shape) / math.prod(profile[name][1]))) for name, shape in shapes.items())
 
 
 def _runs_later(built: tuple[int, ...], here: tuple[int, ...]) -> bool:
-    """Whether a version-compatible engine of a version runs with another."""
+    """True if a version-compatible engine of one version runs with another."""
     return built <= here and (built[:1] == here[:1] or (built[:1], here[:1]) == _ACROSS_MAJORS)
 
 
@@ -120,6 +120,6 @@ def _rebuild(bundle: Bundle, artifact: Artifact) -> str:
 
 
 def rebuild_line(bundle: Bundle, artifact: Artifact) -> str:
-    """A line for a shell that builds an engine of the ONNX artifact in its bundle."""
+    """A shell command that rebuilds an engine from the ONNX artifact in its bundle."""
     options = ("--to", artifact.format, "--precision", artifact.precision, "-o", bundle.path)
     return typed_line("export", *options)

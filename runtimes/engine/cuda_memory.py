@@ -1,4 +1,4 @@
-"""Memory, streams and graphs of CUDA, through cuda-python; callers close what they open."""
+"""CUDA memory, streams and graphs, through cuda-python; callers close what they open."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from vitdeploy.trt.gpu import check, cuda_runtime
 
 
 class Memory:
-    """Memory of the current device.
+    """Memory on the current device.
 
     Args:
-        size: In bytes, from 1 up.
+        size: Size in bytes, at least 1.
 
     Attributes:
-        address: Where it begins, a multiple of 256 (CUDA programming guide, "Device Memory Accesses").
+        address: Start address, a multiple of 256 (CUDA programming guide, "Device Memory Accesses").
 
     Raises:
-        DeviceError: If there is not enough.
+        DeviceError: If there is not enough memory.
     """
 
     def __init__(self, size: int) -> None:
@@ -35,10 +35,10 @@ class Memory:
 
 
 class Tensor:
-    """An array in pinned host memory, and as much memory on the device.
+    """An array in pinned host memory, with device memory of the same size.
 
     Attributes:
-        array: The host's memory; the device's is at `address`.
+        array: Host memory; the device memory is at `address`.
 
     Raises:
         DeviceError: If there is not enough memory.
@@ -73,10 +73,10 @@ class Tensor:
 
 
 class Stream:
-    """A queue of work for the device, which waits for no other.
+    """A non-blocking stream of work for the device.
 
     Attributes:
-        handle: CUDA's, to be handed to libraries.
+        handle: CUDA's handle, for libraries.
     """
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ class Stream:
         self.handle = int(check("open a stream", self._cuda.cudaStreamCreateWithFlags(flags)))
 
     def wait(self) -> None:
-        """Wait until all is done.
+        """Wait until all work is complete.
 
         Raises:
             DeviceError: If some of it failed.
@@ -93,7 +93,7 @@ class Stream:
         check("finish the work", self._cuda.cudaStreamSynchronize(self.handle))
 
     def captured(self, work: Callable[[], None]) -> Graph:
-        """Record the work that `work` submits to this stream as a graph; it does not run.
+        """Capture the work that `work` submits to this stream as a graph, without running it.
 
         Raises:
             DeviceError: If some of it cannot be captured.
@@ -103,7 +103,7 @@ class Stream:
         try:
             work()
         except BaseException:
-            code, graph = self._cuda.cudaStreamEndCapture(self.handle)  # which may fail as well, and ends the capture
+            code, graph = self._cuda.cudaStreamEndCapture(self.handle)  # may fail as well, and ends the capture
             if int(code) == 0:
                 self._cuda.cudaGraphDestroy(graph)
             raise
@@ -118,7 +118,7 @@ class Stream:
 
 
 class Graph:
-    """Recorded work, which starts at once instead of kernel by kernel."""
+    """Captured work, which is launched at once instead of kernel by kernel."""
 
     def __init__(self, executable: Any) -> None:
         self._cuda = cuda_runtime()
@@ -133,7 +133,7 @@ class Graph:
 
 @contextlib.contextmanager
 def on_device(index: int) -> Iterator[None]:
-    """Make a device the calling thread's current one in this block, and the one before it again afterwards.
+    """Make a device the calling thread's current one in this block, and restore the previous one afterwards.
 
     Raises:
         DeviceError: If it cannot be used.
@@ -144,12 +144,12 @@ def on_device(index: int) -> Iterator[None]:
     try:
         yield
     finally:
-        if before != index:  # setting a device starts CUDA on it, which takes memory there
-            cuda.cudaSetDevice(before)  # what failed in the block is told, rather than that this fails, too
+        if before != index:  # setting a device initializes CUDA there, which takes memory
+            cuda.cudaSetDevice(before)  # an error in the block takes precedence over a failure here
 
 
 def wait_for(arrays: Iterable[DeviceArray], gpu: int) -> None:
-    """Wait until the work that is queued on arrays of a GPU is done.
+    """Wait until the work queued on a GPU's arrays is complete.
 
     Raises:
         MissingDependencyError: If cuda-python is not installed.
@@ -166,7 +166,7 @@ def wait_for(arrays: Iterable[DeviceArray], gpu: int) -> None:
 
 
 def close_all(*opened: Any) -> None:
-    """Close everything, the last first, also where closing one fails."""
+    """Close everything in reverse order, even if closing one fails."""
     with contextlib.ExitStack() as stack:
         for resource in opened:
             if resource is not None:

@@ -1,4 +1,4 @@
-"""The engine of a bundle, held to this machine before a library opens it."""
+"""A bundle's engine, after the compatibility check and before a library opens it."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from vitdeploy.trt.library import LIBRARIES, compiles_on_target
 
 @dataclasses.dataclass(frozen=True)
 class EngineFile:
-    """An engine and its tensors. Loading one can run code: open only files that are verified.
+    """An engine and its tensors. Loading an engine can run code: open only verified files.
 
     Attributes:
-        inputs: That it takes; an engine does not name its axes.
-        content: Of the file, where it was read already.
-        weights: The ONNX file of an engine that was written without weights.
-        host_code: Whether the engine brings a runtime of its own version, which may then run.
-        takes_weights: Whether it was built to be given other weights (`EngineRuntime.refit`).
-        cache: The file for its compiled kernels where the caller names none; it may be replaced, or left unwritten.
+        inputs: Input specifications; an engine does not name its axes.
+        content: File content, if already read.
+        weights: ONNX file with the weights of a weight-stripped engine.
+        host_code: True if the engine includes a runtime of its version, which may then run.
+        takes_weights: True if it was built for refitting (`EngineRuntime.refit`).
+        cache: Default file for its compiled kernels, disposable.
     """
 
     path: Path
@@ -44,19 +44,19 @@ class EngineFile:
 def opened_engine(
     bundle: Bundle, backend: str, precision: str, library: Any, index: int | None
 ) -> Iterator[EngineFile]:
-    """The engine of that precision, and its weights as long as the block lasts.
+    """Open the engine of that precision, and its weights for the duration of the block.
 
     Args:
-        backend: The library's name, which is the artifact's format.
-        index: Of the GPU; None for the first.
+        backend: Library name, which is the artifact's format.
+        index: GPU index; None for the first.
 
     Raises:
-        UnavailableError: If the engine was built for another system, version or GPU, or the GPU cannot be had.
+        UnavailableError: If the engine was built for another system, version or GPU, or the GPU is not available.
         BundleError: If a file was altered, or is missing.
     """
     artifact = bundle.artifact(backend, precision)
     (record,) = artifact.files
-    path, content = bundle.path / record.path, bundle.read(record)  # it can run code: read once
+    path, content = bundle.path / record.path, bundle.read(record)  # can run code: read once
     check_version(bundle, artifact, LIBRARIES[backend].package, library.__version__)
     gpu = find_gpu(index)
     check_hardware(bundle, artifact, gpu)

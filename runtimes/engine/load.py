@@ -1,4 +1,4 @@
-"""Load an engine, give it weights, and check the tensors that it takes and gives."""
+"""Load an engine, refit it with weights, and check its input and output tensors."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from vitdeploy.trt.library import last_of, make_runtime
 
 
 def open_engine(library: Any, backend: str, file: EngineFile, logger: Any) -> tuple[Any, Any]:
-    """The library's runtime, and the engine that it loads from a file, with its weights.
+    """Load an engine from a file, with its weights; return the library's runtime and the engine.
 
     Raises:
         OtherHardwareError: If it was built for another GPU.
-        DeviceError: If it does not load, or does not take the weights.
-        BundleError: If it does not take and give what is stated.
+        DeviceError: If it does not load, or refuses the weights.
+        BundleError: If its tensors differ from the specification.
     """
     runtime = make_runtime(library, backend, logger)
     if file.host_code:
@@ -42,9 +42,9 @@ def open_engine(library: Any, backend: str, file: EngineFile, logger: Any) -> tu
 
 
 def make_config(library: Any, engine: Any, *, cuda_graphs: bool, specialization: str | None) -> tuple[Any, bool]:
-    """The configuration of contexts, and whether CUDA graphs are left to the caller to capture."""
+    """The configuration of contexts; and True if the caller must capture CUDA graphs."""
     config = engine.create_runtime_config()
-    # A context with memory of its own has as much as the largest shape of all profiles needs.
+    # A context with memory of its own reserves enough for the largest shape of all profiles.
     config.set_execution_context_allocation_strategy(library.ExecutionContextAllocationStrategy.USER_MANAGED)
     captures = cuda_graphs and not hasattr(config, "cuda_graph_strategy")
     if cuda_graphs and not captures:  # the library records graphs itself
@@ -56,9 +56,9 @@ def make_config(library: Any, engine: Any, *, cuda_graphs: bool, specialization:
 
 
 def why_refused(library: Any, refitter: Any, onnx: Path, logger: Any) -> str | None:
-    """The reason why an engine refuses the weights of an ONNX file; None where `refitter` now has them for it.
+    """Reason why an engine refuses the weights of an ONNX file; None if `refitter` accepted them.
 
-    The engine has those before until `refitter.refit_cuda_engine` is called.
+    The engine keeps its old weights until `refitter.refit_cuda_engine` is called.
     """
     parser = library.OnnxParserRefitter(refitter, logger)
     if not parser.refit_from_file(str(onnx)):
@@ -92,7 +92,7 @@ def _load(library: Any, runtime: Any, backend: str, file: EngineFile, errors: Se
 
 
 def _check_tensors(library: Any, engine: Any, path: Path, specs: Sequence[TensorSpec], kind: Any) -> None:
-    """Raise BundleError unless the tensors of a kind are as stated, but for the names of their axes."""
+    """Raise BundleError unless the tensors of a kind match the specifications, except for the names of axes."""
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     actual = {
         name: (np.dtype(library.nptype(engine.get_tensor_dtype(name))), tuple(engine.get_tensor_shape(name)))
@@ -111,7 +111,7 @@ def _check_tensors(library: Any, engine: Any, path: Path, specs: Sequence[Tensor
 
 
 def profiles_of(engine: Any, inputs: Sequence[TensorSpec]) -> list[ProfileShapes]:
-    """The smallest, the best and the largest shape of each input, by profile."""
+    """Minimum, optimum and maximum shape of each input, by profile."""
     profiles: list[ProfileShapes] = []
     for index in range(engine.num_optimization_profiles):
         shapes = {spec.name: engine.get_tensor_profile_shape(spec.name, index) for spec in inputs}

@@ -15,7 +15,7 @@ KERNEL_SPECIALIZATIONS = ("eager", "lazy", "none")  # of TensorRT-RTX, the defau
 @described
 @dataclasses.dataclass(frozen=True)
 class EngineRuntimeOptions(RuntimeOptions):
-    """Options of an engine on a GPU. A value that is invalid raises UsageError."""
+    """Options of an engine on a GPU. An invalid value raises UsageError."""
 
     cuda_graphs: bool = option(
         True,

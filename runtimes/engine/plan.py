@@ -1,4 +1,4 @@
-"""Execution plans: a context for one shape of input, with its memory, stream and CUDA graph."""
+"""Execution plans: a context for one input shape, with its memory, stream and CUDA graph."""
 
 from __future__ import annotations
 
@@ -17,19 +17,18 @@ from vitdeploy.trt.library import last_of
 
 
 class ShapePlan:
-    """Runs an engine on inputs of one shape; for one thread at a time.
+    """Runs an engine on inputs of one shape. Not thread-safe.
 
-    A context of its own: a CUDA graph that was captured from a context is lost when the context is given other shapes.
-    The first run is not captured: many shapes are seen once, and the library's set-up for a shape cannot be captured.
+    Each plan has its own context, because changing a context's shapes invalidates the CUDA graph captured from it. The
+    first run is not captured: many shapes occur only once, and the library's set-up for a shape cannot be captured.
 
     Args:
-        context: The library's execution context, without memory of its own (`USER_MANAGED`).
-        capture: Whether the work is captured as a CUDA graph here; False where the library does that itself, or none is
-            wanted.
-        errors: Of the library's logger; the last one is the reason where a call fails.
+        context: The library's execution context, without its own memory (`USER_MANAGED`).
+        capture: True to capture a CUDA graph here; False if the library does so itself, or without CUDA graphs.
+        errors: Errors from the library's logger; the last one is the reason of a failed call.
 
     Raises:
-        DeviceError: If there is not enough memory, or the engine does not take the shapes.
+        DeviceError: If there is not enough memory, or the engine refuses the shapes.
     """
 
     def __init__(
@@ -59,7 +58,7 @@ class ShapePlan:
             raise
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run the engine once; the results are the caller's own.
+        """Run the engine once; the caller owns the results.
 
         Raises:
             DeviceError: If it failed, or cannot be captured.
@@ -77,12 +76,12 @@ class ShapePlan:
         return {name: tensor.array.copy() for name, tensor in self._outputs.items()}
 
     def run_device(self, arrays: Mapping[str, DeviceArray]) -> None:
-        """Run the engine once on arrays on the GPU, its inputs and its outputs by name.
+        """Run the engine once on GPU arrays, inputs and outputs by name.
 
-        It is not captured: a CUDA graph would have the addresses of these very arrays.
+        It is not captured: a CUDA graph would contain the addresses of these arrays.
 
         Raises:
-            UsageError: If an output has another shape than the engine gives; the plan is as before.
+            UsageError: If an output's shape differs from the engine's; the plan is unchanged.
             DeviceError: If it failed.
         """
         for name, output in self._outputs.items():
@@ -107,7 +106,7 @@ class ShapePlan:
         self, profile: int, shapes: Shapes, outputs: Sequence[TensorSpec], dtypes: Mapping[str, np.dtype[Any]]
     ) -> None:
         context = self._context
-        # On the stream that runs: the copies of a switch must be done before (NvInferRuntime.h).
+        # On the stream of the runs: the copies of a profile switch must complete first (NvInferRuntime.h).
         switched = context.set_optimization_profile_async(profile, self._stream.handle)
         self._checked(switched, f"take profile {profile}")
         for name, shape in shapes.items():
@@ -127,9 +126,9 @@ class ShapePlan:
         self._use_own()
 
     def _reserved(self) -> Memory | None:
-        """Scratch for these shapes, which the context has; None where it needs none in any."""
+        """Scratch memory of the context for these shapes; None if no shape needs any."""
         context = self._context
-        # 0 is the answer both where these shapes need none and where it cannot tell; it refuses to run without any
+        # 0 means either that these shapes need none or that it cannot tell; it refuses to run without any
         # (pytorch/TensorRT#4600).
         size = context.update_device_memory_size_for_shapes() or context.engine.device_memory_size_v2
         if not size:
@@ -159,7 +158,7 @@ class ShapePlan:
 
 
 class ReadyPlans:
-    """Plans by shape, in the order of their last use; each belongs to the one thread that took it."""
+    """Plans by shape, in the order of their last use; a plan in use belongs to one thread."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -167,11 +166,11 @@ class ReadyPlans:
         self.unlock()
 
     def unlock(self) -> None:
-        """In a forked child: another thread of the parent may hold the lock."""
+        """In a forked child: another thread of the parent may have held the lock."""
         self._lock = threading.Lock()
 
     def take(self, shapes: Shapes) -> ShapePlan | None:
-        """A plan for these shapes, if one is ready."""
+        """A ready plan for these shapes, if there is one."""
         with self._lock:
             for index, (kept, _) in enumerate(self._plans):
                 if kept == shapes:
@@ -179,7 +178,7 @@ class ReadyPlans:
         return None
 
     def put_back(self, shapes: Shapes, plan: ShapePlan) -> None:
-        """Keep a plan, and close the one that was not used for longest where there are too many."""
+        """Store a plan; if there are too many, close the least recently used one."""
         with self._lock:
             self._plans.append((shapes, plan))
             too_many = [self._plans.pop(0)[1] for _ in range(len(self._plans) - self._most)]

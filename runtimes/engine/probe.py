@@ -1,4 +1,4 @@
-"""The smallest engine that there is, to see whether a GPU and a library work together."""
+"""The smallest possible engine, to test a GPU with a library."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def smallest_engine(library: Any, backend: str) -> bytes:
     """An engine that negates `X`, built on the current device.
 
     Raises:
-        DeviceError: If it was not built.
+        DeviceError: If the build failed.
     """
     logger = make_logger(library)
     builder = make_builder(library, backend, logger)

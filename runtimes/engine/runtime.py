@@ -1,4 +1,4 @@
-"""Run an engine of TensorRT or TensorRT-RTX: what the two share. Neither torch nor ONNX is needed."""
+"""Run a TensorRT or TensorRT-RTX engine; common base class. Needs neither torch nor ONNX."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ class EngineRuntime(Runtime):
     """An engine on a GPU.
 
     Args:
-        engine: The engine. Loading one can run code: open only files that are verified.
+        engine: The engine. Loading one can run code: open only verified files.
         device: "cuda" or "cuda:1".
 
     Raises:
         OtherHardwareError: If the engine was built for another GPU.
-        DeviceError: If the device cannot be had, or the library does not load the engine.
-        UsageError: If an option is not the library's.
-        BundleError: If the engine does not take and give what is stated.
+        DeviceError: If the device is not available, or the library does not load the engine.
+        UsageError: If the library does not have an option.
+        BundleError: If the engine's tensors differ from the specification.
     """
 
     library: ClassVar[Any]
@@ -102,8 +102,8 @@ class EngineRuntime(Runtime):
         """Open the bundle's engine of that precision.
 
         Raises:
-            UsageError: If an option is invalid, or not the library's.
-            UnavailableError: If the engine was built for another system, version or GPU, or the GPU cannot be had.
+            UsageError: If an option is invalid, or unknown to the library.
+            UnavailableError: If the engine was built for another system, version or GPU, or the GPU is not available.
             BundleError: If a file was altered, or is missing.
         """
         index = cuda_index(cls.backend, device)
@@ -128,7 +128,7 @@ class EngineRuntime(Runtime):
 
     @classmethod
     def _problem(cls, index: int) -> str | None:
-        """Why an engine does not run on a GPU; None where one does."""
+        """Reason why an engine does not run on a GPU; None if it runs."""
         try:
             with on_device(index):
                 content = smallest_engine(cls.library, cls.backend)
@@ -139,16 +139,16 @@ class EngineRuntime(Runtime):
         return None
 
     def refit(self, onnx: str | os.PathLike[str]) -> None:
-        """Give the engine the weights of another ONNX file of the same graph, when the runs in progress are done.
+        """Refit the engine with the weights of another ONNX file of the same graph, after the runs in progress.
 
         Args:
-            onnx: The file; its weights have the names, shapes and types of the one that the engine was built from.
+            onnx: The file; weights must have the names, shapes and types of the engine's source.
 
         Raises:
-            UsageError: If the engine was not built with `--refit`, or does not take these weights, and has those
-                before; or the runtime is closed.
+            UsageError: If the engine was not built with `--refit`, or refuses these weights and keeps the old ones; or
+                if the runtime is closed.
             InputError: If the file cannot be read.
-            DeviceError: If the library failed in between; the runtime is closed.
+            DeviceError: If the library failed midway; the runtime is then closed.
         """
         path = Path(onnx)
         with readable(path, "an ONNX file"):
@@ -167,7 +167,7 @@ class EngineRuntime(Runtime):
                     what="weights", where=path, found=refused, hint="give another",
                 )  # fmt: skip
             self._plans.close()
-            if not refitter.refit_cuda_engine():  # which leaves some of the new weights in it
+            if not refitter.refit_cuda_engine():  # some of the new weights stay in the engine
                 self._closed = True
                 self._close()
                 raise DeviceError(
@@ -187,16 +187,16 @@ class EngineRuntime(Runtime):
     @contextlib.contextmanager
     def _in_use(self) -> Iterator[None]:
         with self._gate:
-            pass  # who wants to be alone is before us
+            pass  # a thread that wants exclusive access goes first
         with super()._in_use():
             yield
-        cache = self._cache  # which another thread may close
+        cache = self._cache  # another thread may have closed it
         if cache is not None and self._unsaved and cache.is_due():
             self._save()
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """Hold off new runs in this block, which begins when those in progress are done.
+        """Block new runs during this block, which begins after the runs in progress.
 
         Raises:
             UsageError: If the runtime is closed.
@@ -207,11 +207,11 @@ class EngineRuntime(Runtime):
                 yield
 
     def _save(self) -> None:
-        """Keep what was compiled, for a process that is killed before it closes the runtime.
+        """Save compiled kernels, in case the process is killed before it closes the runtime.
 
-        Alone, as a run that compiles writes to what is read here.
+        Exclusive, because a compiling run writes to the cache that is read here.
         """
-        with contextlib.suppress(UsageError, OutputError), self._alone():  # closing saves as well, and tells
+        with contextlib.suppress(UsageError, OutputError), self._alone():  # closing saves as well, and reports errors
             if self._cache is not None and self._unsaved:
                 self._unsaved = False
                 self._cache.save()
@@ -227,14 +227,14 @@ class EngineRuntime(Runtime):
             self._with_plan(shapes, lambda plan: plan.run_device(arrays))
 
     def _with_plan(self, shapes: Shapes, work: Callable[[ShapePlan], T]) -> T:
-        """The result of `work` with a plan for these shapes, which is kept unless the work fails."""
+        """The result of `work` with a plan for these shapes; the plan is stored unless the work fails."""
         plan = self._plans.take(shapes)
         if plan is None:
             plan = self._make_plan(shapes)
             self._unsaved = True
         try:
             result = work(plan)
-        except UsageError:  # of the caller: the plan is as it was
+        except UsageError:  # the caller's error: the plan is unchanged
             self._plans.put_back(shapes, plan)
             raise
         except BaseException:

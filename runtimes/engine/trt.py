@@ -8,7 +8,7 @@ from vitdeploy.runtimes.engine.runtime import EngineRuntime
 
 
 class TensorRTRuntime(EngineRuntime):
-    """See `EngineRuntime`; a shape's work is captured as a CUDA graph at its second run."""
+    """See `EngineRuntime`; the second run of a shape is captured as a CUDA graph."""
 
     backend = "tensorrt"
     library = tensorrt

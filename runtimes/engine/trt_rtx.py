@@ -1,4 +1,4 @@
-"""Run a TensorRT-RTX engine, whose kernels are compiled on the machine that runs it."""
+"""Run a TensorRT-RTX engine, whose kernels are compiled on the target machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from vitdeploy.runtimes.engine.runtime import EngineRuntime
 
 
 class TensorRTRTXRuntime(EngineRuntime):
-    """See `EngineRuntime`; the library records CUDA graphs itself, also where a shape is new."""
+    """See `EngineRuntime`; the library records CUDA graphs itself, even for a new shape."""
 
     backend = "tensorrt-rtx"
     library = tensorrt_rtx

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 import shlex
@@ -11,16 +12,22 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import huggingface_hub.constants
+import safetensors.torch
 import transformers
 from command_line import Ran, run
+from hub_server import Hub, hub_server
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from conftest import WriteCheckpoint
 
+HUB = "https://huggingface.co"
 NOT_RUN = "<!-- not run by the tests"
 
 
@@ -36,7 +43,7 @@ def run_console(code: str) -> None:
     """A line after `$` is a command, what follows its output or its error: the same but for numbers."""
     for command, _, expected in (entry.partition("\n") for entry in re.split(r"^\$ ", code, flags=re.MULTILINE)[1:]):
         result = command_output(command)
-        assert _words(result.out + result.err) == _words(expected), command
+        assert _words(_as_printed(result.out + result.err)) == _words(expected), command
         assert (result.code != 0) == ("Error: " in expected), command
 
 
@@ -51,12 +58,18 @@ def command_output(command: str) -> Ran:
         result = Ran(done.returncode, done.stdout, done.stderr)
     if file:
         Path(file).write_text(result.out, encoding="utf-8")
+        result = result._replace(out="")
     return result
 
 
 def run_python(code: str) -> None:
     result = subprocess.run([sys.executable, "-W", "error", "-c", code], check=False, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def _as_printed(text: str) -> str:
+    """What a reader sees, whose Hub is the real one, and whose working directory is `/home/me`."""
+    return text.replace(huggingface_hub.constants.ENDPOINT, HUB).replace(str(Path.cwd()), "/home/me")
 
 
 def _words(text: str) -> list[str]:
@@ -92,16 +105,31 @@ def blocks(text: str) -> list[Block]:
     ]
 
 
-def write_hub_model(write_checkpoint: WriteCheckpoint) -> Path:
-    """The small model that stands for those of the documents on the Hub."""
+@contextlib.contextmanager
+def documents_hub(write_checkpoint: WriteCheckpoint, others: Mapping[str, Path]) -> Iterator[Hub]:
+    """A Hub with the models of the documents, which are one small model, and `others` by their names."""
     labels = "cat", "dog", *map(str, range(14))
     config: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
                               "intermediate_size": 48, "image_size": 224, "patch_size": 32,
                               "id2label": dict(enumerate(labels)),
                               "label2id": {label: number for number, label in enumerate(labels)}}  # fmt: skip
-    checkpoint = write_checkpoint(Task.CLASSIFICATION, config)
-    transformers.ViTImageProcessorPil().save_pretrained(checkpoint.folder)
-    return checkpoint.folder
+    folder = write_checkpoint(Task.CLASSIFICATION, config).folder
+    transformers.ViTImageProcessorPil().save_pretrained(folder)
+    names = ("google/vit-base-patch16-224", "google/vit-base-patch16-384", "my-team/gated-vit")
+    with hub_server({**dict.fromkeys(names, folder), **others}) as hub:
+        hub.gated.add("my-team/gated-vit")
+        swin = {"config.json": b'{"model_type": "swin"}', "model.safetensors": safetensors.torch.save({})}
+        hub.add_commit("microsoft/swin-tiny-patch4-window7-224", swin)
+        yield hub
+
+
+def add_checkpoint(folder: Path, hub: Hub) -> None:
+    """my-model/checkpoint-500, a fine-tuned model of the documents, and no image processor."""
+    name = "google/vit-base-patch16-224"
+    target = folder / "my-model" / "checkpoint-500"
+    target.mkdir(parents=True)
+    for file in ("config.json", "model.safetensors"):
+        (target / file).write_bytes(hub.files(name, str(hub.commit(name, "main")))[file])
 
 
 def add_images(folder: Path) -> None:

@@ -11,8 +11,8 @@ import onnx
 from bundles import sign_again
 from onnx import numpy_helper
 
-from vitdeploy.assess.inspection.onnx_parts import nodes_by_part
 from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.exporters.naming.parts import nodes_by_part
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -79,7 +79,7 @@ def hostile_report(image: Path) -> Report:
         "Second": [ExampleImage(image.name, "newt", {"torch": wrong}, image.read_bytes)],
         "Empty": [],
     }
-    hostile = [dataclasses.replace(layer, label=f"{HOSTILE}{layer.label}") for layer in SENSITIVITY.layers[2:]]
+    hostile = [dataclasses.replace(layer, layer=f"{HOSTILE}{layer.layer}") for layer in SENSITIVITY.layers[2:]]
     return Report(
         title=f"A report of {HOSTILE}",
         source={"model": HOSTILE, "revision": ""},

@@ -35,7 +35,7 @@ class _Compare(Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         for name in ("layers", "bisect", "sensitivity"):
             if f"--{name}" in (arg.partition("=")[0] for arg in args):
-                words = args[:1] if not args[0].startswith("-") else []
+                words = args[:1] if not args[0].startswith("-") else ["BUNDLE"]
                 hint = f"use: {typed_line(f'debug {name}', *words)}"
                 raise UsageError(f"compare has no --{name}", what=f"--{name}", hint=hint)
         return super().parse_args(ctx, args)

@@ -124,6 +124,8 @@ def kept_nodes(path: str) -> tuple[str, ...]:
 
 
 def _print_layers(result: LayerComparison) -> None:
+    from vitdeploy.exporters.naming.layer_names import readable_name
+
     rows: list[tuple[str, ...]] = []
     for item in result.results:
         if item.skipped is not None:
@@ -132,8 +134,8 @@ def _print_layers(result: LayerComparison) -> None:
             status = "passed" if part.worst.within(item.tolerance) else "failed"
             if part.part == item.first:
                 status = "first that diverges"
-            rows.append((item.artifact, status, part.part, f"{part.worst.max_relative:.2e}", f"{item.tolerance:g}",
-                         f"{part.worst.required_tolerance:g}"))  # fmt: skip
+            differences = f"{part.worst.max_relative:.2e}", f"{item.tolerance:g}", f"{part.worst.required_tolerance:g}"
+            rows.append((item.artifact, status, readable_name(part.part), *differences))
     columns = ("artifact", "status", "part", "max relative", "tolerance", "would pass at")
     kind = "synthetic images" if result.synthetic else "images"
     title = f"{result.bundle} layer by layer against {result.against}, {result.images} {kind}: {result.status}"
@@ -150,7 +152,8 @@ def _print_bisection(result: Bisection) -> None:
         f"tolerance {result.tolerance:g}; {result.runs} runs"
     )
     if result.kept:
-        print_table("", ("part", "operator", "node"), [(node.part, node.op_type, node.name) for node in result.kept])
+        columns = ("layer, as --keep-fp32 takes it", "operator", "node")
+        print_table("", columns, [(node.layer, node.op_type, node.name) for node in result.kept])
 
 
 def _print_sensitivity(result: Sensitivity) -> None:

@@ -35,10 +35,10 @@ class GraphOptions:
     )
     keep_fp32: tuple[str, ...] | Sequence[str] = option(
         (),
-        "Nodes that stay float32 in a lower precision, by the names that vitdeploy debug prints.",
+        "Layers, parts or nodes that stay float32 in a lower precision, by the names that vitdeploy debug prints.",
         names=True,
         repeated=True,
-        metavar="NODE",
+        metavar="NAME",
         group="Half precision",
     )
     outputs: tuple[str, ...] | Sequence[str] | None = option(

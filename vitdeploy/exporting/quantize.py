@@ -111,14 +111,19 @@ def quantize_graph(
     """
     from onnx_ir.passes.common import ShapeInferencePass
 
+    from vitdeploy.exporters.graph.kept_nodes import kept_nodes
     from vitdeploy.exporters.graph.precision import name_of
     from vitdeploy.exporters.quantization.candidate import Activations, Candidate, quantize, variants_of
     from vitdeploy.exporters.quantization.schemes.scheme import quantizable
 
     model, spec = traced.model, traced.spec
     ShapeInferencePass()(model)
-    names = [name_of(node) for node in quantizable(model, scheme)]
-    if not quantizable(model, scheme, spec.keep_fp32):
+    nodes = quantizable(model, scheme)
+    names = [name_of(node) for node in nodes]
+    keep = kept_nodes(spec.keep_fp32, model, nodes, f"{scheme.name} does not quantize {{}}, which keep_fp32 names")
+    spec = dataclasses.replace(spec, keep_fp32=keep)
+    traced = dataclasses.replace(traced, spec=spec)
+    if len(keep) == len(names):
         raise UsageError(
             f"keep_fp32 keeps all {len(names)} nodes that {spec.precision} quantizes", what="keep_fp32",
             found=spec.keep_fp32, hint="export to fp32",
@@ -143,8 +148,8 @@ def quantize_graph(
         measured = search.record(compared)
         if run.accuracy is not None:
             variants = variants_of(model, candidate, activations, spec.keep_fp32)
-            nodes, record = keep_layers(variants, run.accuracy, images, progress)
-            kept, measured = kept.union(nodes), measured | record
+            further, record = keep_layers(variants, run.accuracy, images, progress)
+            kept, measured = kept.union(further), measured | record
     options = _options(candidate, spec, run)
     if candidate.smooth is not None:
         options["smooth_quant_places"] = list(candidate.smooth.kinds(model, seen, kept))

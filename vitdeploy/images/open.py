@@ -193,9 +193,8 @@ def _decoder_errors(name: str, source: object = None) -> Iterator[None]:
         if _beginning(source)[:4] in _TIFF_MAGIC:
             problem = "it is a TIFF file that is damaged, or has a depth or layout that Pillow cannot decode"
             raise unreadable(name, problem, found="TIFF", hint="save it with 8 bits a channel") from exc
-        formats = readable_formats()
-        problem = f"it is empty, or not in an image format that is read: {', '.join(formats)}"
-        raise unreadable(name, problem, expected=formats) from exc
+        problem = "it is empty, or not in a format that is read, such as JPEG, PNG, TIFF or WebP"
+        raise unreadable(name, problem, expected=readable_formats()) from exc
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
         limit = max_pixels()  # Pillow's message has twice as many
         problem = f"it has more than the limit of {limit} pixels"

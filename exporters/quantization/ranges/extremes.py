@@ -1,4 +1,4 @@
-"""Extremes and moments of each channel of activations: one pass over the images gives ranges and smoothing."""
+"""Extremes and moments of each activation channel: one pass over the images gives ranges and smoothing."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from numpy.typing import NDArray
 from vitdeploy.exporters.graph.initializers import register
 from vitdeploy.exporters.quantization.number_format import Range
 
-_COUNT = "number of images"  # beside the names of values
+_COUNT = "number of images"  # suffixes of value names
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Extremes:
-    """Extremes and moments of each channel, the last axis; the input of a convolution counts as one channel.
+    """Extremes and moments of each channel (last axis); a convolution's input counts as one channel.
 
     Attributes:
-        lowest: (C,) float32.
-        highest: (C,) float32.
-        mean: (C,) float32, over images of the mean of an image.
-        mean_square: (C,) float32, over images of the mean square of an image.
-        images: How many.
+        lowest: Minimum, (C,) float32.
+        highest: Maximum, (C,) float32.
+        mean: Mean over images of an image's mean, (C,) float32.
+        mean_square: Mean over images of an image's mean square, (C,) float32.
+        images: Number of images.
     """
 
     lowest: NDArray[np.float32]
@@ -36,16 +36,16 @@ class Extremes:
 
     @property
     def magnitudes(self) -> NDArray[np.float32]:
-        """(C,) the geometric mean of each channel's largest magnitude and its root mean square.
+        """Geometric mean of each channel's largest magnitude and root mean square, (C,).
 
-        The largest magnitude sets the range, and so the rounding of the activation; the root mean square weighs the
-        rounding of the weights. It also changes less from one set of images to another than the largest value does.
+        The largest magnitude determines the activation's range, and so its rounding; the root mean square weighs the
+        rounding of the weights. It also varies less between sets of images than the largest value.
         """
         largest = np.maximum(np.abs(self.lowest), np.abs(self.highest)).astype(np.float64)
         return np.sqrt(largest * np.sqrt(self.mean_square.astype(np.float64))).astype(np.float32)
 
     def joined(self, other: Extremes) -> Extremes:
-        """Those of the images of both."""
+        """Extremes over the images of both."""
         images = self.images + other.images
         lowest, highest = np.minimum(self.lowest, other.lowest), np.maximum(self.highest, other.highest)
         own, others = (np.stack([each.mean, each.mean_square]).astype(np.float64) for each in (self, other))
@@ -53,11 +53,11 @@ class Extremes:
         return Extremes(lowest, highest, mean, mean_square, images)
 
     def range_of(self, scales: NDArray[np.float32] | None = None, margin: float = 0) -> Range:
-        """The range of the activation when each channel is divided by (C,) scales.
+        """Range of the activation with each channel divided by scales.
 
         Args:
-            scales: Above 0; None for 1.
-            margin: Share by which the range is wider than the values seen.
+            scales: Scales above 0, (C,); None for 1.
+            margin: Fraction by which the range exceeds the observed one.
         """
         by = np.float32(1) if scales is None else scales
         low, high = float((self.lowest / by).min()), float((self.highest / by).max())
@@ -65,16 +65,16 @@ class Extremes:
 
 
 class ExtremesReducer:
-    """Reduces the outputs of a graph with `channel_extremes`, image by image, to the `Extremes` of all images."""
+    """Reduces the outputs of a graph with `channel_extremes`, image by image, to one `Extremes`."""
 
     key = ("extremes 3",)
 
     def finite(self, value: NDArray[np.float32]) -> bool:
-        """Whether a value has a range; the square of a finite value may be infinite, which is not smoothed then."""
+        """True if a value has a range; the square of a finite value may be infinite, and is then not smoothed."""
         return bool(np.isfinite(value[:3]).all())
 
     def add(self, seen: Extremes | None, value: NDArray[np.float32]) -> Extremes:
-        """Add (4, C) of one image."""
+        """Add one image's statistics, (4, C)."""
         return Extremes(*value) if seen is None else seen.joined(Extremes(*value))
 
     def result(self, seen: Extremes) -> Extremes:
@@ -100,9 +100,9 @@ class ExtremesReducer:
 
 
 def channel_extremes(graph: ir.Graph, value: ir.Value) -> ir.Value:
-    """(4, C) the lowest, the highest, the mean and the mean square of each channel; a statistic of `measured_graph`.
+    """Minimum, maximum, mean and mean square of each channel, (4, C); a statistic for `measured_graph`.
 
-    What a convolution takes is one channel: (4, 1).
+    A convolution's input is one channel: (4, 1).
     """
     if value.shape is None:
         raise TypeError(f"{value} must have a shape")

@@ -1,4 +1,4 @@
-"""How often each value of a tensor occurs, whatever the order in which it is seen."""
+"""Histogram of a tensor's values, independent of their order."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ BINS = 4096
 
 
 class Histogram:
-    """Counts in `BINS` bins of one width, as many below zero as above.
+    """Counts in `BINS` bins of equal width, symmetric about zero.
 
-    The bins reach to a power of two, and grow by pairs: each becomes a half of one that is twice as wide. Their edges
-    are so the same numbers however large the first values were, the counts are the same in every order, and memory is
-    bounded. (ONNX Runtime's collectors keep the width of what came first and add bins, without a limit, and keep all
-    activations of all images until they are asked for the result.)
+    The bins end at a power of two and grow by merging pairs, which doubles their width. So the edges do not depend on
+    the first values, the counts do not depend on the order, and memory is bounded. (ONNX Runtime's collectors keep the
+    first values' bin width and add bins without a limit, and keep all activations of all images until the result is
+    requested.)
 
     Attributes:
-        counts: (BINS,) how many values are in each bin.
-        limit: Where the last bin ends, and the first begins with its negative; a power of two.
-        seen: The smallest and the largest value; None before the first.
+        counts: Number of values in each bin, (BINS,).
+        limit: Upper edge of the last bin, a power of two; its negative is the lower edge of the first.
+        seen: Smallest and largest value; None before the first.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class Histogram:
         self.seen: Range | None = None
 
     def add(self, values: NDArray[np.float32]) -> None:
-        """Count the values of an array of any shape, all of them finite."""
+        """Count the values of an array of any shape; all must be finite."""
         lowest, highest = float(values.min()), float(values.max())
         seen = self.seen or Range(lowest, highest)
         self.seen = Range(min(seen.lowest, lowest), max(seen.highest, highest))
@@ -46,12 +46,12 @@ class Histogram:
 
     @property
     def centers(self) -> NDArray[np.float64]:
-        """(BINS,) the middle of each bin."""
+        """Center of each bin, (BINS,)."""
         width = 2 * self.limit / BINS
         return np.asarray((np.arange(BINS) - BINS // 2 + 0.5) * width)
 
     def magnitudes(self) -> NDArray[np.int64]:
-        """(BINS / 2,) how many absolute values are in each bin from zero up."""
+        """Number of absolute values in each bin from zero up, (BINS / 2,)."""
         return self.counts[BINS // 2 :] + self.counts[: BINS // 2][::-1]
 
     def _grow(self) -> None:
@@ -62,6 +62,6 @@ class Histogram:
 
 
 def _power_of_two_above(magnitude: float) -> float:
-    """The smallest power of two above it; 2^-99 for nothing at all."""
+    """The next larger power of two; 2^-99 for zero."""
     _, exponent = math.frexp(max(magnitude, 2.0**-100))
     return 2.0**exponent

@@ -16,7 +16,7 @@ from vitdeploy.exporters.quantization.ranges.histogram import Histogram
 
 @dataclasses.dataclass(frozen=True)
 class MinMax:
-    """All that was seen."""
+    """The full observed range."""
 
     name = "minmax"
 
@@ -26,17 +26,17 @@ class MinMax:
 
 @dataclasses.dataclass(frozen=True)
 class Percentile:
-    """The range without the lowest and the highest values, equally many of both.
+    """The range without the lowest and highest values, equally many of each.
 
     Attributes:
-        kept: Percent of all values.
+        kept: Percentage of values within the range.
     """
 
     name = "percentile"
     kept: float = 99.999
 
     def range_of(self, histogram: Histogram, number_format: NumberFormat) -> Range:  # noqa: ARG002
-        """To the outer edges of the bins that hold the last values to be kept."""
+        """Range up to the outer edges of the bins with the last values to keep."""
         seen, below = _seen(histogram), np.cumsum(histogram.counts)
         cut = below[-1] * (100 - self.kept) / 200
         first = int(np.searchsorted(below, cut, side="right"))
@@ -48,10 +48,10 @@ class Percentile:
 
 @dataclasses.dataclass(frozen=True)
 class Mse:
-    """The cut-off, the same for either sign, with the least mean squared error of what is represented.
+    """The symmetric cut-off with the smallest mean squared error of the represented values.
 
     Attributes:
-        candidates: How many cut-offs are tried, at even distances up to the largest magnitude.
+        candidates: Number of evenly spaced cut-offs to try, up to the largest magnitude.
     """
 
     name = "mse"
@@ -73,8 +73,8 @@ class Entropy:
     The rule of TensorRT's calibrator: Migacz 2017, "8-bit Inference with TensorRT", NVIDIA GTC S7310.
 
     Attributes:
-        levels: Of magnitudes that the quantized distribution has.
-        step: Of the bins that are tried as the last one.
+        levels: Number of magnitude levels in the quantized distribution.
+        step: Step between the bins to try as the last one.
     """
 
     name = "entropy"
@@ -96,10 +96,10 @@ METHODS: dict[str, Method] = {method.name: method for method in (MinMax(), Entro
 
 @dataclasses.dataclass(frozen=True)
 class HistogramReducer:
-    """Reduces activations, image by image, to their ranges. Memory holds one image's values and a histogram of each.
+    """Reduces activations, image by image, to their ranges. Memory holds one image's values and the histograms.
 
     Attributes:
-        number_format: That the activations are to have.
+        number_format: Number format of the activations.
     """
 
     method: Method
@@ -128,7 +128,7 @@ class HistogramReducer:
 
 
 def _divergence(counts: NDArray[np.int64], end: int, levels: int) -> float:
-    """Kullback-Leibler divergence of the distribution in `levels` levels from the one cut off at a bin."""
+    """Kullback-Leibler divergence between the distribution in `levels` levels and the one cut off at a bin."""
     kept = counts[:end].astype(np.float64)
     wanted = kept.copy()
     wanted[-1] += counts[end:].sum()
@@ -145,7 +145,7 @@ def _divergence(counts: NDArray[np.int64], end: int, levels: int) -> float:
 
 
 def _cut_offs(histogram: Histogram, count: int) -> list[Range]:
-    """The widest first, so that it is taken where none is better."""
+    """The widest first, so that it wins ties."""
     seen = _seen(histogram)
     return [_cut(seen, seen.magnitude * index / count) for index in range(count, 0, -1)]
 
@@ -155,7 +155,7 @@ def _cut(seen: Range, magnitude: float) -> Range:
 
 
 def _occupied(histogram: Histogram) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """The values of the bins that have any, and how many."""
+    """Values of the non-empty bins, and their counts."""
     used = np.flatnonzero(histogram.counts)
     seen = _seen(histogram)
     return np.clip(histogram.centers[used], seen.lowest, seen.highest), histogram.counts[used]

@@ -1,1 +1,1 @@
-"""Quantization schemes: which nodes, number formats and operators each target takes."""
+"""Quantization schemes: nodes, number formats and operators of each target."""

@@ -1,4 +1,4 @@
-"""Shared by the int8 schemes for ONNX Runtime on a CPU: the nodes that they quantize, and the format of weights."""
+"""Common base of the int8 schemes for ONNX Runtime on a CPU: quantized nodes and the weight format."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from vitdeploy.exporters.quantization.number_format import INT7, INT8, NumberFor
 
 @dataclasses.dataclass(frozen=True)
 class CpuInt8:
-    """Products with weights are of integers.
+    """Products with weights use integers.
 
-    Those of attention, whose factors both would have to be measured, stay float32; so do the patch projection and the
-    head, which are 1 % of the work, and Gelu, LayerNorm and softmax.
+    Attention's products stay float32, because both factors would need measured ranges; so do the patch projection and
+    the head, which are 1 % of the work, and Gelu, LayerNorm and softmax.
 
     Attributes:
-        per_channel: Whether each output channel of a weight has its own scale.
-        reduce_range: 7 bits for weights, for x86 processors without VNNI: there two products are added in 16 bits, and
-            what exceeds these is lost.
+        per_channel: True for a scale per output channel of a weight.
+        reduce_range: 7-bit weights, for x86 processors without VNNI, which add two products in 16 bits with saturation.
     """
 
     target: ClassVar[str] = "cpu"

@@ -1,4 +1,4 @@
-"""int8 for ONNX Runtime on a CPU without any images: ranges are measured while the graph runs."""
+"""int8 for ONNX Runtime on a CPU without images: ranges are measured at run time."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class DynamicInt8(CpuInt8):
-    """Unsigned activations whose range is that of the batch at hand, and signed weights.
+    """Unsigned activations with the range of the current batch, and signed weights.
 
-    The range is one for the whole batch: what an image gives depends a little on the images beside it.
+    The whole batch has one range, so an image's result depends slightly on the other images.
     """
 
     name: ClassVar[str] = "dynamic"

@@ -1,4 +1,4 @@
-"""Products of integers whose activations are quantized while the graph runs, as ONNX Runtime fuses them."""
+"""Integer products with activations quantized at run time, in the pattern that ONNX Runtime fuses."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from vitdeploy.exporters.quantization.weights import Weights
 def use_integer_matmul(
     model: ir.Model, nodes: Sequence[ir.Node], weight: NumberFormat, *, per_channel: bool = True
 ) -> None:
-    """Make MatMul nodes multiply integers, in place: DynamicQuantizeLinear, MatMulInteger, and the scales.
+    """Convert MatMul nodes to integer products, in place: DynamicQuantizeLinear, MatMulInteger, and the scales.
 
-    An activation is quantized once for all nodes that take it. This is the pattern that ONNX Runtime fuses, with the
-    bias that is added behind it, to one operator, MatMulIntegerToFloat.
+    An activation is quantized once for all its nodes. ONNX Runtime fuses this pattern, with the following bias, into
+    one operator, MatMulIntegerToFloat.
 
     Args:
-        model: In float32.
+        model: Model in float32.
         nodes: MatMul nodes with a weight.
-        weight: The format of weights, symmetric.
-        per_channel: Whether each output channel of a weight has its own scale.
+        weight: Number format of weights, symmetric.
+        per_channel: True for a scale per output channel of a weight.
     """
     graph = model.graph
     weights = Weights(graph, weight, per_channel=per_channel)
@@ -47,7 +47,7 @@ def use_integer_matmul(
 
 
 def _quantized(graph: ir.Graph, value: ir.Value) -> Sequence[ir.Value]:
-    """Integers, their scale and their zero point."""
+    """Integers, scale and zero point."""
     node = ir.node("DynamicQuantizeLinear", [value], num_outputs=3)
     parts = ("quantized", "scale", "zero_point")
     for output, part, dtype in zip(
@@ -71,7 +71,7 @@ def _node(op_type: str, inputs: Sequence[ir.Value], result: ir.Value, part: str,
 
 
 def take_place(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
-    """Give everything that takes the result of `old` that of `new`, under its name."""
+    """Replace the result of `old` by that of `new` for all users, under the same name."""
     before, after = old.outputs[0], new.outputs[0]
     for user, index in list(before.uses()):
         user.replace_input_with(index, after)

@@ -27,10 +27,10 @@ def scheme_for(spec: ExportSpec, *, calibrated: bool) -> Scheme:
     """The scheme of an int8 or fp8 artifact.
 
     Args:
-        calibrated: Whether there are calibration images.
+        calibrated: True with calibration images.
 
     Raises:
-        UsageError: If there is no such scheme, or it needs calibration images, or does not have one of the options.
+        UsageError: If there is no such scheme, or it needs calibration images, or lacks one of the options.
     """
     precision = spec.precision
     targets = [known for of, known in SCHEMES if of is precision]

@@ -1,4 +1,4 @@
-"""QuantizeLinear and DequantizeLinear before chosen nodes: the form that TensorRT and ONNX Runtime fuse."""
+"""QuantizeLinear and DequantizeLinear before chosen nodes: the pattern that TensorRT and ONNX Runtime fuse."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ def insert_qdq(
     *,
     per_channel: bool = True,
 ) -> None:
-    """Make `nodes` take their activation and their weight from 8 bits, in place; biases and results stay float32.
+    """Quantize the activation and the weight of `nodes` to 8 bits, in place; biases and results stay float32.
 
-    1. An activation is quantized once, for all of `nodes` that take it.
+    1. An activation is quantized once for all its `nodes`.
     2. A weight is stored in 8 bits.
-    3. Nothing else changes: not the names of the nodes' outputs, not what other nodes take.
+    3. Nothing else changes: neither the names of the nodes' outputs nor other nodes' inputs.
 
     Args:
-        model: In float32.
-        nodes: Of it, see `weighted_nodes`.
-        ranges: Of the activations that they take, by name.
-        activation: The format of activations.
-        weight: The format of weights, symmetric.
-        per_channel: Whether each output channel of a weight has its own scale.
+        model: Model in float32.
+        nodes: Nodes of the model, see `weighted_nodes`.
+        ranges: Ranges of their activations, by name.
+        activation: Number format of activations.
+        weight: Number format of weights, symmetric.
+        per_channel: True for a scale per output channel of a weight.
     """
     graph = model.graph
     weights = Weights(graph, weight, per_channel=per_channel)
@@ -56,7 +56,7 @@ def insert_qdq(
 
 
 def _rounded(graph: ir.Graph, value: ir.Value, values: Range, number_format: NumberFormat) -> ir.Value:
-    """`value` to 8 bits and back."""
+    """`value` quantized to 8 bits and dequantized."""
     scale, zero_point = number_format.scale_of(values)
     dtype = number_format.dtype
     of_value = (

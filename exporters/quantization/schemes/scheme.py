@@ -1,4 +1,4 @@
-"""Quantization schemes: which nodes compute in 8 bits, and how they are written."""
+"""Quantization scheme: the nodes that compute in 8 bits, and their operators."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from vitdeploy.exporters.quantization.number_format import NumberFormat, Range
 
 
 class Scheme(Protocol):
-    """One way to compute in 8 bits; its options are the fields of a frozen dataclass.
+    """One quantization scheme; its options are the fields of a frozen dataclass.
 
     Attributes:
         target: Runtime that the graph is built for, "cpu" or "tensorrt".
-        static: Number format of activations with fixed ranges; None where the graph measures them as it runs.
-        operators: Types of the nodes that compute in 8 bits, where they have a weight.
-        min_opset: The first that has the operators which are written.
-        per_channel: Whether each output channel of a weight has its own scale.
+        static: Number format of activations with fixed ranges; None if the graph measures them at run time.
+        operators: Types of nodes that compute in 8 bits if they have a weight.
+        min_opset: First opset with all written operators.
+        per_channel: True for a scale per output channel of a weight.
         weight: Number format of weights, symmetric.
     """
 
@@ -39,24 +39,24 @@ class Scheme(Protocol):
     def weight(self) -> NumberFormat: ...
 
     def write(self, model: ir.Model, nodes: Sequence[ir.Node], ranges: Mapping[str, Range]) -> None:
-        """Make `nodes` compute in 8 bits, in place.
+        """Convert `nodes` to 8 bits, in place.
 
         Args:
-            model: In float32.
+            model: Model in float32.
             nodes: Some of `weighted_nodes(model, self.operators)`.
-            ranges: Of the activations that they take, by name; not used where `static` is None.
+            ranges: Ranges of their activations, by name; unused if `static` is None.
         """
 
 
 def quantizable(model: ir.Model, scheme: Scheme, keep: Collection[str] = ()) -> list[ir.Node]:
-    """The nodes that a scheme quantizes, in the order of the graph.
+    """The nodes that a scheme quantizes, in graph order.
 
     Args:
-        model: In float32.
-        keep: Nodes that stay in float32, by the names of their first outputs.
+        model: Model in float32.
+        keep: Nodes that stay in float32, named by their first outputs.
 
     Raises:
-        UsageError: If the graph has no node to quantize, or no such node to keep.
+        UsageError: If the graph has no node to quantize, or a node to keep does not exist.
     """
     nodes = weighted_nodes(model, scheme.operators)
     if not nodes:
@@ -70,9 +70,9 @@ def quantizable(model: ir.Model, scheme: Scheme, keep: Collection[str] = ()) -> 
 
 
 def weighted_nodes(model: ir.Model, operators: Collection[str]) -> list[ir.Node]:
-    """The nodes of these operators that multiply an activation by a float32 weight, in the order of the graph.
+    """The nodes of these operators that multiply an activation by a float32 weight, in graph order.
 
-    Products of two activations, as in attention, are none of them.
+    Products of two activations, as in attention, are excluded.
     """
     return [node for node in on_data_path(model) if node.op_type in operators and _has_weight(node)]
 

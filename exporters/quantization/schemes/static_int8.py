@@ -1,4 +1,4 @@
-"""int8 for ONNX Runtime on a CPU with ranges from images: QuantizeLinear and DequantizeLinear, U8S8."""
+"""int8 for ONNX Runtime on a CPU with calibrated ranges: QuantizeLinear and DequantizeLinear, U8S8."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class StaticInt8(CpuInt8):
     """Unsigned activations and signed weights, for which x86 processors have an instruction.
 
-    Results stay float32: ONNX Runtime then makes one operator of a product, MatMulIntegerToFloat, and neither biases
-    nor what is added to them is rounded.
+    Results stay float32: ONNX Runtime then fuses a product to one operator, MatMulIntegerToFloat, and neither biases
+    nor residual sums are rounded.
     """
 
     name: ClassVar[str] = "static"

@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class TensorRTFp8:
-    """Activations and weights in E4M3, scaled so that what is largest becomes 448, before MatMul nodes with a weight.
+    """Activations and weights in E4M3, scaled to a maximum of 448, before MatMul nodes with a weight.
 
-    The patch projection, the head and all that `TensorRTInt8` leaves in float32 stay so.
+    The patch projection, the head and everything that `TensorRTInt8` leaves in float32 stay float32.
 
     Attributes:
-        per_channel: Whether each output channel of a weight has its own scale.
+        per_channel: True for a scale per output channel of a weight.
     """
 
     name: ClassVar[str] = "static-e4m3"
     target: ClassVar[str] = "tensorrt"
     static: ClassVar[NumberFormat | None] = FP8
     operators: ClassVar[tuple[str, ...]] = ("MatMul",)
-    min_opset: ClassVar[int] = 21  # whose QuantizeLinear TensorRT takes with this type
+    min_opset: ClassVar[int] = 21  # TensorRT supports its QuantizeLinear with this type
 
     per_channel: bool = True
 

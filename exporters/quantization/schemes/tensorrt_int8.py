@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 class TensorRTInt8:
     """Signed activations and weights with zero points of 0, before every product with a weight, as TensorRT fuses them.
 
-    TensorRT takes no other zero point, and no bias in integers: "Working with Quantized Types" of its documentation.
+    TensorRT supports no other zero point, and no integer bias: "Working with Quantized Types" in its documentation.
     LayerNorm, Gelu, softmax, attention's products of activations and the classifier stay float32.
 
     Attributes:
-        per_channel: Whether each output channel of a weight has its own scale.
-        quantize_patches: Whether convolutions compute in 8 bits: the patch projection, which works on the image itself,
-            and the head of masked image modeling.
+        per_channel: True for a scale per output channel of a weight.
+        quantize_patches: True to quantize convolutions: the patch projection, which processes the image itself, and the
+            head of masked image modeling.
     """
 
     name: ClassVar[str] = "static-symmetric"

@@ -26,6 +26,11 @@ from vitdeploy.assess.debug.sensitivity import Sensitivity, sensitivity
 from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.errors import UsageError
+from vitdeploy.exporters.graph.kept_nodes import kept_nodes
+from vitdeploy.exporters.graph.onnx_file import read_onnx_ir
+from vitdeploy.exporters.graph.precision import on_data_path
+from vitdeploy.exporters.quantization.schemes.scheme import quantizable
+from vitdeploy.exporters.quantization.schemes.static_int8 import StaticInt8
 from vitdeploy.exporting.quantization.calibration_images import CalibrationImages
 from vitdeploy.predictor import load_processor
 from vitdeploy.system.progress import SILENT
@@ -111,7 +116,7 @@ def test_the_layers_with_outliers_stand_out(outliers: Bundle, photos: Path, tmp_
     assert (first.op_type, first.part) == ("MatMul", first.label.rpartition(".")[0].rpartition(".")[0])
     # With every node in float32 it is the model as it was, though its weights are smoothed.
     assert result.error_float32 < 1e-5 < first.error < 2 * result.error
-    assert result.summary.startswith(f"{first.label} is the most sensitive of 30 layers: relative error 0.")
+    assert result.summary.startswith(f"{first.layer} is the most sensitive of 30 layers: relative error 0.")
 
 
 def test_in_half_precision_a_layer_is_what_takes_a_modules_weights_or_computes_without(
@@ -143,6 +148,18 @@ def test_what_is_named_can_be_kept(tiny: Bundle, half: Sensitivity, tmp_path: Pa
     assert set(first.nodes) <= set(bundle.artifact("onnx", "fp16").options["float32_nodes"])
 
 
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_every_name_of_a_layer_stands_for_its_nodes(tiny: Bundle, half: Sensitivity, precision: str) -> None:
+    result = half if precision == "fp16" else sensitivity(tiny, precision, max_images=1)
+    model = read_onnx_ir(tiny.path / "onnx/model.onnx")
+    scheme = StaticInt8()
+    nodes = on_data_path(model) if precision == "fp16" else quantizable(model, scheme)
+    for layer in result.layers:
+        for name in (layer.layer, layer.layer.upper(), layer.label):
+            assert kept_nodes([name], model, nodes, "{}") == layer.nodes, name
+    assert len({layer.layer for layer in result.layers}) == len(result.layers)
+
+
 def test_bfloat16_has_an_eighth_of_the_digits(tiny: Bundle, half: Sensitivity) -> None:
     brain = sensitivity(tiny, "bf16", max_images=3)
     assert 3 < brain.error / half.error < 20
@@ -156,28 +173,28 @@ def test_on_the_command_line(tiny: Bundle, tmp_path: Path) -> None:
     assert printed.code == 0, printed.err
     first, second, header, *rows = printed.out.splitlines()
     assert first == f"{tiny.path} in int8, a layer at a time, 3 synthetic images"
-    assert header.startswith("layer ")
-    labels = [row.split()[0] for row in rows]
+    assert header.startswith("layer, as --keep-fp32 takes it ")
+    labels = [row.split("  ")[0] for row in rows]
     assert len(labels) == 12
     assert second.startswith(f"{labels[0]} is the most sensitive of 12 layers: relative error ")
     printed = run(*command, "--json")
     result = validated("compare", printed.out)
     assert (printed.code, result["status"], result["precision"], result["images"]) == (0, "passed", "int8", 3)
-    assert [layer["label"] for layer in sorted(result["layers"], key=lambda layer: -layer["error"])] == labels
+    assert [layer["layer"] for layer in sorted(result["layers"], key=lambda layer: -layer["error"])] == labels
     assert [layer["label"] for layer in result["layers"]][:2] == [
         "layers.0.attention.q_proj",
         "layers.0.attention.k_proj",
     ]
     lines = (tmp_path / "markdown").read_text(encoding="utf-8").splitlines()
-    assert lines[4].endswith("float32:")
-    assert lines[8].startswith(f"| {labels[0].replace('_', chr(92) + '_')} | ")
+    (summary,) = (index for index, line in enumerate(lines) if line.endswith("float32:"))
+    assert lines[summary + 4].startswith(f"| {labels[0]} | ")
     page = Page(tmp_path / "html")
     assert "Sensitivity" in page.text["h2"]
     assert page.text["summary"] == ["The other 2 layers"]
-    assert [text for tag, text in page.ordered if tag == "th" and text.startswith("layers.")] == labels
+    assert [text for tag, text in page.ordered if tag == "th" and text.startswith("block ")] == labels
     assert len(page.all("svg")) == 1
-    assert [text for text in page.text["text"] if text.startswith("layers.")] == [
-        layer["label"] for layer in result["layers"]
+    assert [text for text in page.text["text"] if text.startswith("block ")] == [
+        layer["layer"] for layer in result["layers"]
     ]
 
 

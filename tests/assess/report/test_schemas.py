@@ -17,7 +17,7 @@ from vitdeploy.assess.debug.bisection import Bisection
 from vitdeploy.assess.debug.mixed_precision import GraphNode
 from vitdeploy.cli.output import print_json
 
-NODE = GraphNode("/layers.0/MatMul", "MatMul", "layers.0")
+NODE = GraphNode("/layers.0/MatMul", "MatMul", "layers.0", "block 0, MLP, fc1")
 BISECTION = Bisection("b", 16, True, "fp16", 1e-4, 9, (NODE,), float("inf"), 1e-5, 12, True)
 RESULTS = [
     ("compare", COMPARISON),

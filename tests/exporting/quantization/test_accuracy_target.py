@@ -19,7 +19,7 @@ from vitdeploy.assess.data.image_set import ImageSet
 from vitdeploy.assess.metrics.accuracy import Accuracy
 from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.errors import CheckFailedError, CheckpointError, UsageError
-from vitdeploy.exporting.options import AccuracyBound, MinAgreement, MinCosine
+from vitdeploy.exporting.options import AccuracyBound, MaxDrop, MinAgreement, MinCosine
 from vitdeploy.exporting.quantization.accuracy_target import split_target
 from vitdeploy.exporting.quantization.calibration_images import CalibrationImages
 from vitdeploy.exporting.quantization.cosine_target import CosineTarget, LowestCosine, open_cosine_target
@@ -126,6 +126,16 @@ def test_few_images_contradict_a_share_where_its_interval_does(correct: int, fol
     high = binomtest(correct, 40).proportion_ci(method="wilson").high
     with contextlib.nullcontext() if high >= 0.9 else raises(CheckFailedError, what="onnx-int8", found=accuracy):
         assert target.check_held_out("onnx-int8", accuracy)["honoured"] == (correct >= 36)
+
+
+@pytest.mark.parametrize(
+    ("bound", "right", "least"), [(MaxDrop("50%"), 0, 0), (MaxDrop("10%"), 20, 16), (MinAgreement(0.001), 0, 1)]
+)
+def test_a_minimum_is_a_number_of_images(bound: AccuracyBound, right: int, least: int, folder: Path) -> None:
+    images = CalibrationImages.open(folder, PROCESSOR, None, 0, SILENT)
+    target = Top1Target(bound, images, np.zeros(40, np.int32), np.arange(40) < right)
+    found = target.check("onnx-int8", Accuracy(40, 40))["at_least"]
+    assert (type(found), found) == (int, least)
 
 
 @pytest.mark.parametrize(

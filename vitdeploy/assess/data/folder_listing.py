@@ -115,11 +115,10 @@ def check_folder(root: Path) -> None:
 def with_images(root: Path, listing: FolderListing) -> FolderListing:
     """The listing of a folder; InputError if it has no image."""
     if not listing.files:
-        endings = sorted(image_endings())
         raise InputError(
             f"{root} has no images ({listing.left_out})",
-            where=root, what="images", expected=endings, found=listing.left_out,
-            hint=f"use the ending of an image format: {', '.join(endings)}",
+            where=root, what="images", expected=sorted(image_endings()), found=listing.left_out,
+            hint="images are found by the ending of their format, such as .jpg, .png, .tif or .webp",
         )  # fmt: skip
     return listing
 

@@ -10,8 +10,6 @@ from vitdeploy.specs import QUANTIZED, ExportSpec, PixelStage, Precision
 from vitdeploy.system.imports import load_target
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from vitdeploy.assess.inspection.onnx_reader import Loaded
     from vitdeploy.bundle.bundle import Bundle
     from vitdeploy.bundle.manifest import Artifact
@@ -30,11 +28,13 @@ class GraphNode:
         name: Name of its first output, as in `vitdeploy.export(keep_fp32=...)`.
         op_type: Operator.
         part: "embeddings", "layers.0" ..., "head".
+        layer: Readable name of its layer, such as "block 3, MLP, fc1"; `vitdeploy.export(keep_fp32=...)` takes it, too.
     """
 
     name: str
     op_type: str
     part: str
+    layer: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,7 @@ class LowerPrecision:
         with bundle.opened_artifact(source) as (float_file, *_):
             loaded = _loaded(float_file, what)
             variants = _variants(bundle, artifact, float_file, what)
-        return cls(artifact, variants, _in_parts(loaded, variants.nodes))
+        return cls(artifact, variants, _in_parts(loaded, variants))
 
 
 def _variants(bundle: Bundle, artifact: Artifact, float_file: OpenedFile, what: str) -> Variants:
@@ -122,14 +122,15 @@ def _loaded(file: OpenedFile, what: str) -> Loaded:
     return graph
 
 
-def _in_parts(loaded: Loaded, names: Collection[str]) -> tuple[GraphNode, ...]:
-    """The named nodes, part by part."""
-    from vitdeploy.assess.inspection.onnx_parts import nodes_by_part
+def _in_parts(loaded: Loaded, variants: Variants) -> tuple[GraphNode, ...]:
+    """The nodes that can be kept, part by part."""
+    from vitdeploy.exporters.naming.layer_names import layer_name
+    from vitdeploy.exporters.naming.parts import nodes_by_part
 
-    wanted = set(names)
+    wanted, labels = set(variants.nodes), variants.labels
     return tuple(
-        GraphNode(node.output[0], node.op_type, part)
+        GraphNode(name, node.op_type, part, layer_name(name, part, labels.get(name)))
         for part, nodes in nodes_by_part(loaded.model.graph.node, loaded.inputs).items()
         for node in nodes
-        if node.output[0] in wanted
+        if (name := node.output[0]) in wanted
     )

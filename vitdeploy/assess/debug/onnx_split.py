@@ -11,9 +11,9 @@ import onnx
 from onnx import TensorProto, helper
 
 from vitdeploy.assess.debug.layers import GIVEN, MADE, SplitArtifact
-from vitdeploy.assess.inspection.onnx_parts import CONVERSIONS, nodes_by_part
 from vitdeploy.assess.inspection.onnx_reader import load_onnx, valid_onnx
 from vitdeploy.errors import UnavailableError
+from vitdeploy.exporters.naming.parts import CONVERSIONS, nodes_by_part
 from vitdeploy.files.opened import OpenedFile
 from vitdeploy.runtimes.onnxrt import OnnxRuntime
 

@@ -39,6 +39,7 @@ class LayerEffect:
         op_type: Operator of the first node.
         part: "embeddings", "layers.0" ..., "head".
         error: Relative error of the outputs; infinite for non-finite values.
+        layer: Readable name, such as "block 0, MLP, fc1"; `vitdeploy.export(keep_fp32=...)` takes it, too.
     """
 
     label: str
@@ -46,6 +47,7 @@ class LayerEffect:
     op_type: str
     part: str
     error: float
+    layer: str
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -88,7 +90,7 @@ class Sensitivity(ImageAssessment):
         """The result as a sentence."""
         first = self.ranked[0]
         return (
-            f"{first.label} is the most sensitive of {len(self.layers)} layers: relative error {first.error:.2g} with "
+            f"{first.layer} is the most sensitive of {len(self.layers)} layers: relative error {first.error:.2g} with "
             f"it alone in {self.precision}, {self.error:.2g} with all of them, {self.error_float32:.2g} in float32"
         )
 
@@ -150,7 +152,7 @@ def sensitivity(
         **run.assessment,
         precision=precision,
         layers=tuple(
-            LayerEffect(label, names[label], nodes[0].op_type, nodes[0].part, error_of[label])
+            LayerEffect(label, names[label], nodes[0].op_type, nodes[0].part, error_of[label], nodes[0].layer)
             for label, nodes in layers.items()
         ),
         error=of_all,

@@ -13,8 +13,8 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from vitdeploy.assess.inspection.graph_summary import GraphSummary, most_first
-from vitdeploy.assess.inspection.onnx_parts import nodes_by_part
 from vitdeploy.errors import BundleError, VitDeployError, first_line
+from vitdeploy.exporters.naming.parts import nodes_by_part
 from vitdeploy.files.opened import OpenedFile
 from vitdeploy.system.exhaustion import check_exhaustion
 

@@ -47,7 +47,7 @@ class Top1Target:
     def minimum(self) -> int:
         """Number of images for which an artifact must give that class."""
         # of 1000 images, 0.99 requires 990, not 991 as its binary value would
-        return max(not isinstance(self.bound, MaxDrop), int(np.ceil(round(self._share * len(self.right), 6))))
+        return max(int(not isinstance(self.bound, MaxDrop)), int(np.ceil(round(self._share * len(self.right), 6))))
 
     @property
     def _share(self) -> float:

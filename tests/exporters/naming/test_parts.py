@@ -10,7 +10,7 @@ import onnx
 import pytest
 from bundles import export_graph, tiny_model
 
-from vitdeploy.assess.inspection.onnx_parts import nodes_by_part
+from vitdeploy.exporters.naming.parts import nodes_by_part
 from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.specs import Task
 
