@@ -17,13 +17,12 @@ from vitdeploy.cli.output import (
     image_limit_option,
     json_option,
     left_out_texts,
-    nearness,
     print_json,
     print_table,
     print_text,
 )
 from vitdeploy.cli.progress import CommandProgress
-from vitdeploy.cli.table import details_option
+from vitdeploy.cli.table import details, details_option
 from vitdeploy.cli.value_options import values_from_options
 from vitdeploy.errors import UsageError
 from vitdeploy.exporters import EXPORTERS, quantization_target
@@ -54,11 +53,12 @@ def _difference(artifact: Artifact) -> str:
 
 
 def _print_candidates(artifact: Artifact) -> None:
-    """Print every way of quantizing that was measured, which one was taken, and why."""
+    """Print how many ways of quantizing were measured; with --details each of them, and why one was chosen."""
     from vitdeploy.exporting.quantization.candidate_search import RULES
 
     rows = []
-    for candidate in artifact.validation.get("candidates", ()):
+    candidates = artifact.validation.get("candidates", ())
+    for candidate in candidates:
         smooth = "none" if candidate["smooth_quant"] is None else f"{candidate['smooth_quant']:g}"
         if candidate["multiply"] is False:
             smooth += ", no Mul"
@@ -69,19 +69,14 @@ def _print_candidates(artifact: Artifact) -> None:
         error = f"{float(candidate['error']):.2%}"
         figures = (error, *("" if cosine is None else f"{cosine:.5f}" for cosine in cosines))
         rows.append(("chosen" if candidate["chosen"] else "", candidate["scheme"], ranges, smooth, *figures))
-    if rows:
+    if rows and not details():
+        chosen = next(candidate for candidate in candidates if candidate["chosen"])
+        print_text(f"{artifact.name}: {chosen['scheme']}, the best of {len(rows)} candidates; --details lists them")
+    elif rows:
         count = artifact.validation["calibration_parts"]["choice"]
         names = ("", "scheme", "ranges", "smoothing", "relative error", "mean cosine", "5th percentile")
         print_table(f"{artifact.name}: candidates on {count} images", names, rows)
         print_text(RULES)
-
-
-def _print_nearness(artifact: Artifact) -> None:
-    """Print in a sentence how near an artifact is to the reference on the images that judge it."""
-    measured = artifact.validation.get("calibration_images", ())
-    by_neighbours = [output for output in measured if output.get("neighbour_agreement") is not None]
-    for output in (by_neighbours or measured)[:1]:
-        print_text(f"{artifact.name}: {nearness(output)}")
 
 
 def _honoured(accuracy: Mapping[str, Any]) -> str:
@@ -235,15 +230,16 @@ def export(
         return
     rows, notes = [], []
     for artifact in (bundle.artifact(to, precision) for to in formats):
-        nearness = _difference(artifact)
-        if not nearness:
+        difference = _difference(artifact)
+        if difference:
+            notes.append(f"{artifact.name} against the reference: {difference}")
+        else:
             run_there = typed_line("verify", bundle.path, "--run")
             notes.append(f"{artifact.name} was {artifact.validation['status']}; there: {run_there}")
-        rows += [(artifact.name, file.path, f"{file.size_bytes / 1e6:.1f} MB", nearness) for file in artifact.files]
-    print_table(str(bundle.path), ("artifact", "file", "size", "difference from the reference"), rows, notes)
+        rows += [(artifact.name, file.path, f"{file.size_bytes / 1e6:.1f} MB") for file in artifact.files]
+    print_table(str(bundle.path), ("artifact", "file", "size"), rows, notes)
     for artifact in (bundle.artifact(to, precision) for to in formats):
         _print_candidates(artifact)
-        _print_nearness(artifact)
         if "accuracy" in artifact.validation:
             _print_accuracy(artifact)
         for name, text in left_out_texts(artifact.validation).items():

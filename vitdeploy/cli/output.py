@@ -100,8 +100,8 @@ def measured_title(title: str, status: str) -> str:
 
 
 def print_left_out(left_out: LeftOut | None) -> None:
-    """Print which files of a folder are not among the images, or that all are; nothing where no folder was read."""
-    if left_out is not None:
+    """Print which files of a folder are not among the images, where there are such."""
+    if left_out:
         text = str(left_out)
         print_text(text[0].upper() + text[1:])
 
@@ -121,7 +121,8 @@ def left_out_texts(validation: Mapping[str, Any]) -> dict[str, str]:
     """Files that a validation left out, as text, by the argument that named their folder."""
     from vitdeploy.assess.data.folder_listing import LeftOut
 
-    return {name: str(LeftOut.from_dict(files)) for name, files in validation.get("left_out", {}).items()}
+    listings = {name: LeftOut.from_dict(files) for name, files in validation.get("left_out", {}).items()}
+    return {name: str(left_out) for name, left_out in listings.items() if left_out}
 
 
 def allowed_of(validation: Mapping[str, Any]) -> str:
@@ -140,7 +141,7 @@ def nearness(measured: Mapping[str, Any]) -> str:
     if measured["mean_cosine"] is not None:  # as a regression's is
         figures.append(f"mean cosine {measured['mean_cosine']:.5f}")
     if measured["top1_agreement"] is not None:
-        figures.insert(0, f"the reference's class for {measured['top1_agreement']:.2%}")
+        figures.insert(0, f"top-1 agreement {measured['top1_agreement']:.2%}")
     if measured.get("relative_error") is not None:
         figures.insert(0, f"relative error {measured['relative_error']:.2%}")
     if measured.get("p5_cosine") is not None:

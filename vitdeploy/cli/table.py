@@ -34,12 +34,16 @@ details_option = option(
 )
 
 
+def details() -> bool:
+    """Whether --details was given, or the command has no such option."""
+    context = click.get_current_context(silent=True)
+    return context is None or bool(context.meta.get(_DETAILS, True))
+
+
 def rendered(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table as text, of its first columns unless --details was given; an empty title takes no line."""
     limit, styled = terminal_width(), is_a_terminal()
-    context = click.get_current_context(silent=True)
-    details = context is None or context.meta.get(_DETAILS, True)
-    shown = list(columns) if details else list(columns)[:MOST_COLUMNS]
+    shown = list(columns) if details() else list(columns)[:MOST_COLUMNS]
     full = [[*row, *[""] * (len(columns) - len(row))][: len(shown)] for row in rows]
     left_out = list(columns)[len(shown) :]
     parts = [wrapped(title, limit)] if title else []

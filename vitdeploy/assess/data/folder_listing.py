@@ -69,6 +69,9 @@ class LeftOut:
             "empty_folders": list(self.empty_folders),
         }
 
+    def __bool__(self) -> bool:
+        return bool(self.files or self.empty_folders)
+
     def __str__(self) -> str:
         text = "files left out: none"
         if self.files:
