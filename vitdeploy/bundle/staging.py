@@ -10,7 +10,7 @@ from pathlib import Path
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.kept_files import KeptFiles
 from vitdeploy.bundle.manifest import MANIFEST, NOT_RECORDED, Artifact, Manifest
-from vitdeploy.errors import BundleError, UsageError
+from vitdeploy.errors import BundleError, UsageError, first_line
 from vitdeploy.files.atomic import replace_folder, sync
 from vitdeploy.files.file_kinds import PROCESSOR_CONFIGS
 from vitdeploy.files.locks import locked
@@ -28,8 +28,8 @@ def check_target(target: Path) -> None:
     try:
         resolved = target.resolve()
         exists = resolved.exists()
-    except (OSError, RuntimeError) as exc:  # a name too long, a loop of links
-        raise refusal(f"{target} cannot be made: {exc}") from exc
+    except (OSError, RuntimeError, ValueError) as exc:  # a name too long, a loop of links, a null byte
+        raise refusal(f"{target!s:.400} cannot be made: {first_line(exc)}") from exc
     if not exists:
         return
     if not target.is_dir():

@@ -14,6 +14,7 @@ import click
 from vitdeploy._version import __version__
 from vitdeploy.cli.annotations import annotate
 from vitdeploy.cli.command import Group
+from vitdeploy.cli.output import one_line
 from vitdeploy.cli.process import Interrupted, end_on_signals, guard_streams, print_error
 from vitdeploy.errors import InputError
 from vitdeploy.system.cpu import limit_openmp
@@ -120,10 +121,20 @@ def _run(args: list[str] | None) -> int:
         code = cli.main(args, prog_name=_NAME, standalone_mode=False)
         return code if isinstance(code, int) else 0
     except click.ClickException as exc:
-        exc.show()
-        annotate(exc.format_message())
-        return exc.exit_code
+        return _show(exc)
     except SystemExit as exc:
         return print_error(exc) if isinstance(exc, Interrupted) else int(exc.code or 0)
     except Exception as exc:  # noqa: BLE001  (before a command runs, as where the help cannot be printed)
         return print_error(exc)
+
+
+def _show(error: click.ClickException) -> int:
+    """Print an error of click's in one line, whatever was typed, or the help where a command is missing."""
+    if type(error).__name__ == "NoArgsIsHelpError":  # click 8.2 and later
+        line = "a command is missing"
+        error.show()
+    else:
+        line = one_line(error.format_message())
+        click.UsageError(line, getattr(error, "ctx", None)).show()
+    annotate(line)
+    return error.exit_code

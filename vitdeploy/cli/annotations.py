@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import sys
 
+from vitdeploy.cli.output import printable
+
 _DATA = {"%": "%25", "\r": "%0D", "\n": "%0A"}
 _PROPERTY = {**_DATA, ":": "%3A", ",": "%2C"}
 
@@ -21,4 +23,4 @@ def annotate(message: str, title: str = "vitdeploy") -> None:
 
 
 def _escaped(text: str, by: dict[str, str]) -> str:
-    return "".join(by.get(char, char) for char in text)
+    return "".join(by.get(char) or printable(char) for char in text)

@@ -82,7 +82,7 @@ def print_table(
 ) -> None:
     """Print a table, and notes below it, such as skip reasons; see `vitdeploy.cli.table`."""
     if not is_quiet():
-        cells = [[printable(str(cell)) for cell in row] for row in rows]
+        cells = [[printable(str(cell)).replace("\n", "\\n") for cell in row] for row in rows]
         print(table.rendered(printable(title), columns, cells), flush=True)
         for note in notes:
             print_text(note)
@@ -92,6 +92,11 @@ def print_tables(title: str, tables: Iterable[Table]) -> None:
     """Print tables, the first of them under `title`."""
     for index, item in enumerate(tables):
         print_table(f"\n{item.title}" if index else title, item.columns, item.rows, item.notes)
+
+
+def measured_title(title: str, status: str) -> str:
+    """The title of figures that nothing judges: with a status only where something failed or was skipped."""
+    return title if status == "passed" else f"{title}: {status}"
 
 
 def print_left_out(left_out: LeftOut | None) -> None:
@@ -156,6 +161,11 @@ def printable(text: str) -> str:
     return "".join(
         char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode() for char in text
     )
+
+
+def one_line(text: str) -> str:
+    """`text` as `printable`, with spaces in the place of line breaks."""
+    return printable(" ".join(text.split()))
 
 
 def _strict(value: Any) -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from vitdeploy.cli.annotations import annotate
-from vitdeploy.cli.output import printable
+from vitdeploy.cli.output import one_line, printable
 from vitdeploy.cli.verbosity import is_verbose
 from vitdeploy.errors import OutputError, VitDeployError, first_line
 from vitdeploy.system.exhaustion import exhausted, lacking
@@ -153,7 +153,7 @@ def print_error(error: BaseException, more: str = "") -> int:
     if sys.stderr is not None:
         if debugging():
             traceback.print_exception(type(error), error, error.__traceback__, file=sys.stderr)
-        print(f"Error: {printable(' '.join((text + more).split()))}", file=sys.stderr, flush=True)
+        print(f"Error: {one_line(text + more)}", file=sys.stderr, flush=True)
         cause = error.__cause__
         while cause is not None and is_verbose():
             line = f"{type(cause).__name__} {first_line(cause)}"

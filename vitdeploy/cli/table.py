@@ -79,7 +79,7 @@ def by_reason(reasons: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def _grid(columns: Sequence[str], rows: Sequence[Sequence[str]], limit: int | None, styled: bool) -> str:
-    widths = _widths([columns, *rows], limit)
+    widths = _widths([columns, *rows], limit if rows else None)
     if widths is None:  # a block of lines per row
         pairs = [pair for row in rows for pair in (("", ""), *zip(columns, row, strict=True))][1:]
         columns, rows = ("", ""), pairs

@@ -16,7 +16,7 @@ from vitdeploy.bundle.manifest import MANIFEST, Manifest
 from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.delivery.model_card import CARD, model_card
 from vitdeploy.delivery.packing import records_of
-from vitdeploy.errors import BundleError, HubError, MissingDependencyError, UsageError, readable
+from vitdeploy.errors import BundleError, HubError, InputError, MissingDependencyError, UsageError, readable
 from vitdeploy.files.regular_file import read_regular
 from vitdeploy.sources.file_choice import Choice, Files
 from vitdeploy.sources.hub import from_hub
@@ -86,6 +86,7 @@ def push(
 
     Raises:
         BundleError: If there is no bundle, or one of its files was altered.
+        InputError: If the bundle's README.md is not text.
         UsageError: If an argument is invalid, or the repository has another model or another visibility.
         HubError: If there is no token, it has no write permission there, or the Hub cannot be reached.
         MissingDependencyError: If huggingface_hub is not installed.
@@ -114,7 +115,7 @@ def push(
         added: dict[str, Any] = {MANIFEST: opened.manifest.to_json().encode()}
         card = "kept" if CARD in names and not replace_card else "written" if own_card is None else "own"
         if card != "kept":
-            added[CARD] = own_card or model_card(opened, name).encode()
+            added[CARD] = model_card(opened, name).encode() if own_card is None else own_card
         records = records_of(opened.manifest)
         with opened.opened(records, by_name=True) as files:  # names, which progress bars show
             added |= {record.path: file.path for record, file in zip(records, files, strict=True)}
@@ -181,10 +182,16 @@ def _manifest_of(name: str, commit: str, token: str | None) -> Manifest | None:
 
 
 def _own_card(bundle: Bundle) -> bytes | None:
-    """The model card in the bundle's folder, if any."""
+    """The model card in the bundle's folder, if any; InputError unless it is text."""
     file = bundle.path / CARD
     with readable(file, "a model card"):
-        return read_regular(file) if file.exists() else None
+        card = read_regular(file) if file.exists() else None
+    try:
+        (card or b"").decode()
+    except UnicodeDecodeError as exc:
+        problem = f"{file} is not in UTF-8, as a model card must be"
+        raise InputError(problem, what=CARD, where=file, hint="save it in UTF-8, or remove it") from exc
+    return card
 
 
 def _commit_id(answer: str | None) -> str:

@@ -44,6 +44,7 @@ def pack(
     """
     opened = Bundle.of(bundle)
     manifest = _part(opened, [artifacts] if isinstance(artifacts, str) else artifacts)
+    check_target(Path(output))  # which tells of a path that cannot be resolved
     target = Path(output).resolve()
     _check_output(target, opened.path.resolve())
     names = [record.path for record in records_of(manifest)]

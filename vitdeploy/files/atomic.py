@@ -44,8 +44,9 @@ def staged_folder(target: Path) -> Iterator[Path]:
             lock = try_lock(staging)
         yield staging
     except OSError as exc:
-        file = "" if exc.filename in (None, str(target)) else f" ({exc.filename!s:.200})"
-        message = f"{target} could not be written: {exc.strerror or exc}{file}"
+        name = exc.filename2 or exc.filename  # of a copy the second
+        file = "" if name in (None, str(target)) else f" ({name!s:.200})"
+        message = f"{target} could not be written: {exc.strerror or first_line(exc)}{file}"
         hint = "free space or choose another folder, what existed is untouched"
         raise OutputError(message, where=target, hint=hint) from exc
     finally:

@@ -33,7 +33,11 @@ def typed(function: F) -> F:
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
         hints = hints_of(function)
-        for name, value in signature.bind(*args, **kwargs).arguments.items():
+        try:
+            arguments = signature.bind(*args, **kwargs).arguments
+        except TypeError:
+            return function(*args, **kwargs)  # raises it with the function's name
+        for name, value in arguments.items():
             if name in hints:
                 check_type(name, value, hints[name], secret=name == "token")
         return function(*args, **kwargs)
