@@ -91,7 +91,10 @@ def run_demo(output: str | os.PathLike[str], *, progress: Progress = SILENT) -> 
     check_outputs({"the report": path}, {}, bundle=Path(output, "bundle"))
     check_writable(path)
     with staged_folder(images) as staging:
-        shutil.copytree(held_out_images(), staging, dirs_exist_ok=True)
+        for image in held_out_images().rglob("*.png"):
+            place = staging / image.relative_to(held_out_images())
+            place.parent.mkdir(exist_ok=True)
+            shutil.copyfile(image, place)
         replace_folder(staging, images)
     selected = [f"{name}:fp32" for name in BACKENDS]
     validation = ValidationOptions(images)
@@ -129,7 +132,10 @@ def _check_apart(output: Path) -> None:
 
 
 def _check_images(folder: Path) -> None:
-    """Raise UsageError if a folder has files other than the demo's."""
+    """Raise UsageError if there is no place for the images: a file, a link, or a folder with files of others."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        problem = f"{folder} is {'a link' if folder.is_symlink() else 'a file'}, not a folder"
+        raise UsageError(problem, what="output", where=folder, hint="choose another folder (-o)")
     files = {path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir()}
     others = files - {path.relative_to(held_out_images()) for path in held_out_images().rglob("*.png")}
     if others:

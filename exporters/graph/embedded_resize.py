@@ -186,7 +186,7 @@ def _premultiplied(ops: _Ops, x: ir.Value) -> ir.Value:
 
 
 def _straight(ops: _Ops, x: ir.Value) -> ir.Value:
-    """The inverse of `_premultiplied`, as Convert.c's rgba2rgbA: 255 colour / alpha, clipped; not divided if alpha is 0."""
+    """Inverse of `_premultiplied`, as Convert.c's rgba2rgbA: 255 colour / alpha, clipped; undivided if alpha is 0."""
     whole = ops("Cast", x, to=int(ir.DataType.INT32))
     colours, alpha = _channels(ops, whole, 0, 3), _channels(ops, whole, 3, 4)
     zero, one, most = ops.int32(0), ops.int32(1), ops.int32(255)

@@ -77,8 +77,7 @@ def _has_memory_files() -> bool:
         hasattr(os, "memfd_create")
         and Path("/proc/self/fd").is_dir()
         and resource is not None
-        and resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-        == resource.RLIM_INFINITY  # memory files are subject to it, too
+        and resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY  # memory files are subject to it
     )
 
 

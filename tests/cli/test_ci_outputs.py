@@ -18,6 +18,7 @@ from vitdeploy.assess.report.stopped import Stopped
 from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.cli.annotations import annotate
+from vitdeploy.cli.output import print_table
 from vitdeploy.errors import MissingDependencyError
 
 QUICK = ("--batch-sizes", "1", "--rounds", "1", "--runs", "1")
@@ -146,6 +147,20 @@ def test_errors_and_checks_that_did_not_pass_are_annotations(digits: Bundle, tmp
 def test_annotations_are_escaped_as_github_reads_them(capsys: pytest.CaptureFixture[str]) -> None:
     annotate("50 %\r\n::error::x", "a: b, c")
     assert capsys.readouterr().err == "::error title=a%3A b%2C c::50 %25%0D%0A::error::x\n"
+
+
+@pytest.mark.usefixtures("on_github")
+@pytest.mark.parametrize("words", [("no\n::add-mask::\x1b[2J",), ("debug", "no\n::add-mask::"), ("debug",)])
+def test_names_that_were_typed_give_no_commands_to_github(words: tuple[str, ...]) -> None:
+    result = run(*words)
+    commands = [line for line in result.err.splitlines() if line.startswith("::")]
+    assert (result.code, len(commands), "\x1b" in result.err) == (2, 1, False)
+    assert commands[0].startswith("::error title=vitdeploy::")
+
+
+def test_a_cell_stays_in_its_row(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table("", ("image",), [("a\n::stop-commands::x.png",)])
+    assert "a\\n::stop-commands::x.png" in capsys.readouterr().out.splitlines()
 
 
 def test_elsewhere_nothing_is_annotated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

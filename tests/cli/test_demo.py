@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,7 +24,7 @@ from vitdeploy.assess.benchmark.benchmark import benchmark
 from vitdeploy.assess.compare.compare import compare
 from vitdeploy.assess.metrics.latency import Benchmark, Latency
 from vitdeploy.bundle.bundle import Bundle
-from vitdeploy.errors import MissingDependencyError, UsageError
+from vitdeploy.errors import MissingDependencyError, OutputError, UsageError
 
 BACKENDS = ["torch", "onnxruntime"]
 
@@ -129,7 +132,7 @@ def test_a_difference_ends_in_1_with_the_report_written(
     code, printed, _ = run("demo", "-o", output)
     assert code == 1
     assert "Against the reference, on 450 images: failed" in printed
-    assert "onnxruntime fp32  1      2.000   2.980   500       1.000 (1.000 to 1.000)" in printed
+    assert "onnxruntime fp32  1      2.000   2.980   500       as fast (1.000, 1.000 to 1.000)" in printed
     assert f"{result['evaluation']['results'][0]['top1']['correct']} of 450" in printed
     assert f"Report: {output / 'report.html'}" in printed
     after = (output / "report.html").read_bytes()
@@ -165,6 +168,29 @@ def test_images_of_others_are_not_replaced(tmp_path: Path) -> None:
     with raises(UsageError, what="output", where=tmp_path / "images"):
         demo.run_demo(tmp_path)
     assert list(tmp_path.rglob("*")) == [tmp_path / "images", other.parent, other]
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_images_are_no_file_and_no_link(tmp_path: Path, kind: str) -> None:
+    images = tmp_path / "out" / "images"
+    images.parent.mkdir()
+    (tmp_path / "mine").mkdir()
+    images.write_text("mine") if kind == "file" else images.symlink_to(tmp_path / "mine")
+    with raises(UsageError, what="output", where=images):
+        demo.run_demo(images.parent)
+    assert list(images.parent.iterdir()) == [images]
+    assert images.read_text() == "mine" if kind == "file" else images.is_symlink()
+
+
+def test_a_disk_that_is_full_before_the_images_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(source: Path, place: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(source), None, str(place))
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with raises(OutputError, where=tmp_path / "images") as caught:
+        demo.run_demo(tmp_path)
+    assert str(tmp_path / ".images.partial-") in str(caught.value)  # the file that cannot be written, not the source
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_manifest_of_something_else_is_no_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,6 +114,10 @@ def test_rows_are_blocks_where_the_words_do_not_fit_beside_each_other(monkeypatc
     ]  # fmt: skip
 
 
+def test_a_table_without_rows_is_its_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert printed(("artifact", "backend"), width=10, monkeypatch=monkeypatch).splitlines() == ["artifact  backend"]
+
+
 def test_characters_of_two_columns_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     text = printed(("label", "score"), ("猫 犬 鳥", "0.5"), ("a", "1"), width=12, monkeypatch=monkeypatch)
     assert text.splitlines() == ["label  score", "猫 犬  0.5", "鳥", "a      1"]

@@ -24,7 +24,7 @@ from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import MANIFEST
 from vitdeploy.delivery.model_card import model_card
 from vitdeploy.delivery.packing import records_of
-from vitdeploy.errors import BundleError, HubError, MissingDependencyError, UsageError
+from vitdeploy.errors import BundleError, HubError, InputError, MissingDependencyError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,6 +115,18 @@ def test_a_readme_that_is_there_is_kept(hub: Hub, both: Bundle) -> None:
     assert vitdeploy.push(both, ID, token=TOKEN).card == "kept"
     assert vitdeploy.push(both, ID, token=TOKEN, replace_card=True).card == "own"
     assert content(hub)["README.md"] == b"by hand"
+
+
+@pytest.mark.parametrize("card", [b"", b"\xff", None])
+def test_a_readme_of_the_bundle_that_is_empty_or_no_text(hub: Hub, both: Bundle, card: bytes | None) -> None:
+    own = both.path / "README.md"
+    own.mkdir() if card is None else own.write_bytes(card)
+    if card == b"":
+        assert (vitdeploy.push(both, ID, token=TOKEN).card, content(hub)["README.md"]) == ("own", b"")
+        return
+    with raises(InputError, where=own):
+        vitdeploy.push(both, ID, token=TOKEN)
+    assert hub.commit(ID, "main") is None
 
 
 def test_a_later_push_removes_what_the_bundle_no_longer_has(hub: Hub, both: Bundle, tmp_path: Path) -> None:

@@ -95,6 +95,13 @@ def test_an_unknown_artifact_or_none(both: Bundle, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_path_that_cannot_be_an_output(both: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for output in (tmp_path / "loop", tmp_path / "loop" / "out", tmp_path / "a\0b"):
+        with raises(UsageError, what="output", where=output):
+            vitdeploy.pack(both, "onnx-fp32", output=output)
+
+
 def test_an_altered_file_writes_nothing(both: Bundle, slim: Bundle) -> None:
     before = content(slim.path)
     with (both.path / "onnx/model.onnx").open("ab") as file:

@@ -88,3 +88,10 @@ def test_values_of_a_type(hint: Any, right: tuple[object, ...], wrong: tuple[obj
     for value in wrong:
         with raises(UsageError, what="a", found=value):
             check_type("a", value, hint)
+
+
+def test_arguments_that_the_function_does_not_have_are_told_with_its_name() -> None:
+    with pytest.raises(TypeError, match=r"^push\(\) missing .*'name'"):
+        vitdeploy.push("vit")  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"^compare\(\) got an unexpected keyword argument 'nope'"):
+        vitdeploy.compare("vit", nope=1)  # type: ignore[call-arg]

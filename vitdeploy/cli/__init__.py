@@ -14,6 +14,7 @@ import click
 from vitdeploy._version import __version__
 from vitdeploy.cli.annotations import annotate
 from vitdeploy.cli.command import Group
+from vitdeploy.cli.output import one_line
 from vitdeploy.cli.process import Interrupted, end_on_signals, guard_streams, print_error
 from vitdeploy.errors import InputError
 from vitdeploy.system.cpu import limit_openmp
@@ -50,7 +51,7 @@ class LazyGroup(Group):
     """A group that imports a command when it is invoked."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; its errors are told here, since click takes some for others: an EOFError for an interrupt."""
+        """Run a command; its errors are handled here, because click misinterprets some: an EOFError as an interrupt."""
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit):
@@ -85,7 +86,7 @@ def cli() -> None:
     missing, or a result could not be written, 4 absent, unreadable or corrupt input, 70 a defect in vitdeploy. A check
     that failed exits with 1 whatever else happened.
     """
-    try:  # which the libraries ask for when they are imported, whatever the paths are
+    try:  # requested by libraries on import, whatever the paths are
         Path.cwd()
     except OSError as exc:
         hint = "change to a folder that exists"
@@ -93,11 +94,11 @@ def cli() -> None:
 
 
 def main(args: list[str] | None = None) -> NoReturn:
-    """Run the command line, and exit; what goes wrong is one line on stderr and an exit code, see `print_error`.
+    """Run the command line and exit; an error is one line on stderr and an exit code, see `print_error`.
 
     Args:
-        args: Those of this process, which is then the command line's: libraries print nothing of their own there. With
-            others the caller's filters of warnings, its logging and its handlers of signals stay.
+        args: Arguments. Default: the process's, in which case libraries are also silenced. With explicit arguments, the
+            caller's warning filters, logging and signal handlers stay.
     """
     handlers = end_on_signals()
     guard_streams()
@@ -120,10 +121,20 @@ def _run(args: list[str] | None) -> int:
         code = cli.main(args, prog_name=_NAME, standalone_mode=False)
         return code if isinstance(code, int) else 0
     except click.ClickException as exc:
-        exc.show()
-        annotate(exc.format_message())
-        return exc.exit_code
+        return _show(exc)
     except SystemExit as exc:
         return print_error(exc) if isinstance(exc, Interrupted) else int(exc.code or 0)
     except Exception as exc:  # noqa: BLE001  (before a command runs, as where the help cannot be printed)
         return print_error(exc)
+
+
+def _show(error: click.ClickException) -> int:
+    """Print an error of click's in one line, whatever was typed, or the help where a command is missing."""
+    if type(error).__name__ == "NoArgsIsHelpError":  # click 8.2 and later
+        line = "a command is missing"
+        error.show()
+    else:
+        line = one_line(error.format_message())
+        click.UsageError(line, getattr(error, "ctx", None)).show()
+    annotate(line)
+    return error.exit_code

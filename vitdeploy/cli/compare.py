@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 
 class _Compare(Command):
-    """The command; to flags of former versions it answers with the command that has their place."""
+    """The command; answers flags of former versions with the replacing command."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         for name in ("layers", "bisect", "sensitivity"):
             if f"--{name}" in (arg.partition("=")[0] for arg in args):
-                words = args[:1] if not args[0].startswith("-") else []
+                words = args[:1] if not args[0].startswith("-") else ["BUNDLE"]
                 hint = f"use: {typed_line(f'debug {name}', *words)}"
                 raise UsageError(f"compare has no --{name}", what=f"--{name}", hint=hint)
         return super().parse_args(ctx, args)

@@ -1,4 +1,4 @@
-"""Load and save the reference under the names of transformers' checkpoints."""
+"""Load and save the reference under transformers' checkpoint names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vitdeploy.models.weights import read_weights, write_weights
 from vitdeploy.specs import Task
 from vitdeploy.system.forks import with_threads
 
-# The weights that only one task needs; a checkpoint may hold those of other tasks than the one it is loaded for.
+# Weights that only one task needs; a checkpoint may have those of tasks other than the loaded one.
 _HEADS = {
     Task.CLASSIFICATION: re.compile(r"head\.((cls_|distillation_)?classifier|pooler\.layernorm)\.(weight|bias)"),
     Task.FEATURES: re.compile(r"head\.pooler\.(dense|layernorm)\.(weight|bias)"),
@@ -29,14 +29,14 @@ _HEADS = {
         r"head\.(decoder\.0|lm_head|layernorm)\.(weight|bias)|embeddings\.mask_token"
     ),
 }
-# What no task needs: a buffer of old BEiT checkpoints, computed here; the decoder that MAE is trained with.
+# Weights that no task needs: a buffer of old BEiT checkpoints, computed here; MAE's training decoder.
 _UNUSED = re.compile(r".*\.relative_position_index|head\.decoder\.(decoder_.+|mask_token)")
 _TEACHER = "head.distillation_classifier."
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def task_of(config: Mapping[str, object]) -> Task:
-    """The task that the `architectures` of a `config.json` name; CheckpointError where they name no known one."""
+    """The task in the `architectures` of a `config.json`; CheckpointError if none is known."""
     model_type = str(config.get("model_type"))
     families = [FAMILIES[model_type]] if model_type in FAMILIES else FAMILIES.values()
     known = {name: task for family in families for name, task in family.architectures.items()}
@@ -52,7 +52,7 @@ def task_of(config: Mapping[str, object]) -> Task:
 
 
 def architecture_of(model: VisionTransformer) -> str:
-    """The name of transformers' class for a model."""
+    """Name of transformers' class for a model."""
     names = [name for name, task in model.config.family.architectures.items() if task is model.task]
     return next((name for name in names if name.endswith("WithTeacher") == model.teacher), names[0])
 
@@ -60,10 +60,10 @@ def architecture_of(model: VisionTransformer) -> str:
 def load_model(
     config: ViTConfig, weights: Iterable[Path | OpenedFile], task: Task, *, attention: AttentionKind = "sdpa"
 ) -> VisionTransformer:
-    """`make_model` with the weights of safetensors or torch files, copied: the model may outlive them.
+    """`make_model` with weights copied from safetensors or torch files, so that the model may outlive them.
 
     Raises:
-        CheckpointError: If a file cannot be read, or as `make_model`.
+        CheckpointError: If a file cannot be read; or as `make_model`.
     """
     files = tuple(map(OpenedFile.of, weights))
     origin = ", ".join(str(file.path) for file in files)
@@ -74,20 +74,20 @@ def load_model(
 def make_model(
     config: ViTConfig, weights: Mapping[str, Tensor], task: Task, *, origin: str, attention: AttentionKind = "sdpa"
 ) -> VisionTransformer:
-    """The reference model with the weights of a checkpoint, in float32 and evaluation mode.
+    """Create the reference model with a checkpoint's weights, in float32 and evaluation mode.
 
-    A feature-extraction model has a pooler where the checkpoint has one, and a distilled classifier its teacher's head.
-    Weights of other tasks' heads are left out.
+    A feature-extraction model has a pooler if the checkpoint has one; a distilled classifier has its teacher's head.
+    Weights of other tasks' heads are ignored.
 
     Args:
-        config: The hyper-parameters.
+        config: Hyper-parameters.
         weights: Tensors under transformers' names.
-        task: The head.
-        origin: The files that hold them, for errors.
+        task: Task of the head.
+        origin: Their files, for errors.
         attention: See `VisionTransformer`.
 
     Raises:
-        CheckpointError: If the family has no such task, or names and shapes are not those of the model.
+        CheckpointError: If the family does not support the task, or names or shapes differ from the model's.
     """
     tasks = tuple(dict.fromkeys(config.family.architectures.values()))
     if task not in tasks:
@@ -100,7 +100,7 @@ def make_model(
             message = f"{origin}: '{name}' and '{spelling[ours]}' are the same weight"
             raise CheckpointError(message, what=name, where=origin, found=spelling[ours], hint="keep one of them")
         tensors[ours], spelling[ours] = weights[name], name
-    if config.mask_token and "embeddings.mask_token" not in tensors:  # what no task here uses may be missing
+    if config.mask_token and "embeddings.mask_token" not in tensors:  # weights that no task here uses may be missing
         config = dataclasses.replace(config, mask_token=False)
     with torch.device("meta"):
         model = VisionTransformer(
@@ -127,13 +127,13 @@ def make_model(
 
 @with_threads
 def save_model(model: VisionTransformer, path: Path) -> None:
-    """Write safetensors under the names that transformers reads; the same weights give the same bytes."""
+    """Write safetensors under transformers' names; the same weights give the same bytes."""
     write_weights({_disk_name(model, name): tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
 
 
 @with_threads
 def is_saved(model: VisionTransformer, path: Path) -> bool:
-    """Whether `save_model` would write the tensors that a file has; CheckpointError if that cannot be read."""
+    """True if a file has the tensors that `save_model` would write; CheckpointError if it cannot be read."""
     saved = read_weights([path])
     tensors = {_disk_name(model, name): tensor for name, tensor in model.state_dict().items()}
     return tensors.keys() == saved.keys() and all(torch.equal(tensor, saved[name]) for name, tensor in tensors.items())
@@ -146,7 +146,7 @@ def _disk_name(model: VisionTransformer, name: str) -> str:
 def _differences(
     model: VisionTransformer, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], spelling: Mapping[str, str]
 ) -> dict[str, list[str]]:
-    """The weights that differ from those of the model, by the kind of the difference."""
+    """Weights that differ from the model's, by kind of difference."""
     differences: dict[str, list[str]] = {"missing": [], "unexpected": [], "wrong shape:": [], "no floats:": []}
     for name, tensor in expected.items():
         if name not in tensors:
@@ -168,6 +168,6 @@ def _may_be_left_out(name: str, task: Task) -> bool:
 
 
 def some(names: Sequence[str], most: int = 4) -> str:
-    """The first of some names, and how many more there are."""
+    """The first names, and the number of the others."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -1,4 +1,4 @@
-"""The configuration of a Vision Transformer, read from a Hugging Face `config.json`."""
+"""Configuration of a Vision Transformer, read from a Hugging Face `config.json`."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from vitdeploy.models.config_keys import check_keys
 from vitdeploy.models.families import FAMILIES, Family
 
 Pooler = Literal["cls", "mean", "cls+mean", "dense"]
-# The keys of config.json that every family may have, under our names.
+# Keys that every family's config.json may have, by field name.
 _KEYS = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
     "hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps", "image_size",
     "patch_size", "num_channels", "qkv_bias", "head_dim", "encoder_stride", "pooler_output_size", "pooler_act",
 )  # fmt: skip
-_OURS = ("position_antialias", "relative_position_interpolation")  # and those that transformers does not have
-# Beyond any real model; below, the element count of every weight fits 64 bits.
+_OURS = ("position_antialias", "relative_position_interpolation")  # keys that transformers does not have
+# Larger than any real model; below, the element count of every weight fits 64 bits.
 _MAX_SIZE = 2**15
 _MAX_LAYERS = 2**10
-_MAX_PATCHES = 2**16  # the attention of one head among as many takes 16 GiB
+_MAX_PATCHES = 2**16  # with this many tokens, the attention of one head takes 16 GiB
 _OPTIONAL = ("head_dim", "pooler_output_size", "vocab_size")
 _SIZE = (int, 1, _MAX_SIZE, f"an integer from 1 to {_MAX_SIZE}")
 _COUNT = (int, 0, _MAX_LAYERS, f"an integer from 0 to {_MAX_LAYERS}")
 _SHARE = ((int, float), 0, 1, "a number from 0 to 1")
 _NUMBER = ((int, float), 0, sys.float_info.max, "a finite number from 0 up")
 _FLAG = (bool, False, True, "true or false")
-# The type, the least and the largest value of fields, and the same in words.
+# Type, smallest and largest value of fields, and a description.
 _RANGES = {
     **dict.fromkeys(
         ("hidden_size", "num_attention_heads", "intermediate_size", "num_channels", "encoder_stride"), _SIZE
@@ -49,42 +49,42 @@ _RANGES = {
 
 @dataclasses.dataclass(frozen=True)
 class ViTConfig:
-    """Hyper-parameters of every family, those of ViT under the names and with the defaults of transformers.
+    """Hyper-parameters of every family; ViT's have transformers' names and defaults.
 
     Attributes:
-        model_type: The family, one of `FAMILIES`.
-        hidden_dropout_prob: After the embeddings, the attention projection and the MLP; in training only.
-        attention_probs_dropout_prob: On the attention weights; in training only.
-        initializer_range: Standard deviation of freshly drawn weights.
-        image_size: (height, width) in pixels that the position embeddings were made for.
-        patch_size: (height, width) in pixels of one token.
-        qkv_bias: Whether the query, key and value projections have a bias; the output projection always has.
-        head_dim: Width of one attention head; by default hidden_size // num_attention_heads.
-        encoder_stride: Pixels that one token is decoded to, on each side, in masked image modeling.
-        pooler_output_size: Width of the pooler; by default hidden_size.
-        labels: Class names in the order of the logits; none of them means that the head is the identity.
-        problem_type: Of a classifier; by default it follows from the number of labels.
-        key_bias: Whether the key projection has a bias where the query's and the value's have.
-        distillation_token: Whether a second token, with a position of its own, follows the class token.
-        mask_token: Whether the model has a mask token whatever its task, though only masked image modeling uses it.
+        model_type: Family, one of `FAMILIES`.
+        hidden_dropout_prob: Dropout after the embeddings, the attention projection and the MLP; training only.
+        attention_probs_dropout_prob: Dropout of the attention weights; training only.
+        initializer_range: Standard deviation of random weights.
+        image_size: (height, width) in pixels of the position embeddings.
+        patch_size: (height, width) in pixels of one patch.
+        qkv_bias: True if the query, key and value projections have a bias; the output projection always has one.
+        head_dim: Width of one attention head. Default: hidden_size // num_attention_heads.
+        encoder_stride: Side length in pixels of the square that one token is decoded to, in masked image modeling.
+        pooler_output_size: Width of the pooler. Default: hidden_size.
+        labels: Class names, in the order of the logits; empty for an identity head.
+        problem_type: Problem type of a classifier. Default: derived from the number of labels.
+        key_bias: True if the key projection has a bias when the query and value projections have one.
+        distillation_token: True if a second token, with its own position, follows the class token.
+        mask_token: True if the model has a mask token for every task, though only masked image modeling uses it.
         num_register_tokens: Tokens without positions between the class token and the patches.
-        layer_scale: Whether a learned factor for each channel scales the residual branch of a block.
-        swiglu: Whether the MLP gates with SiLU instead of applying `hidden_act`.
-        float32_softmax: Whether eager attention takes its softmax in float32 whatever the model's type.
-        absolute_positions: Whether tokens have position embeddings.
-        relative_positions: Whether every layer has an attention bias by the offset of two patches.
-        shared_relative_positions: Whether all layers share such a bias.
-        position_antialias: Whether position embeddings are interpolated with antialiasing.
-        relative_position_interpolation: Resizes those biases: "bilinear" as in transformers, or "geometric" as in timm
-            (see `vitdeploy.models.layers.geometric`), which takes no dynamic image size.
-        any_image_size: Whether transformers' model takes images of every size without being asked to interpolate.
-        final_norm: Whether a layer norm follows the last block.
-        classification_pooler: The tokens that are classified; see `vitdeploy.models.layers.heads`.
-        feature_pooler: The pooled output of feature extraction, if there is one.
-        vocab_size: Number of visual tokens that masked image modeling predicts; None where it reconstructs pixels.
+        layer_scale: True if a learned factor per channel scales a block's residual branch.
+        swiglu: True if the MLP gates with SiLU instead of applying `hidden_act`.
+        float32_softmax: True if eager attention computes its softmax in float32 for every model type.
+        absolute_positions: True if tokens have position embeddings.
+        relative_positions: True if every layer has an attention bias by the offset of two patches.
+        shared_relative_positions: True if all layers share such a bias.
+        position_antialias: True if position embeddings are interpolated with antialiasing.
+        relative_position_interpolation: Interpolation of those biases: "bilinear" as in transformers, or "geometric" as
+            in timm (see `vitdeploy.models.layers.geometric`), which does not support a dynamic image size.
+        any_image_size: True if transformers' model takes images of every size without `interpolate_pos_encoding`.
+        final_norm: True if a layer norm follows the last block.
+        classification_pooler: Pooling before the classifier; see `vitdeploy.models.layers.heads`.
+        feature_pooler: Pooling of feature extraction, if any.
+        vocab_size: Number of visual tokens that masked image modeling predicts; None if it reconstructs pixels.
 
     Raises:
-        UsageError: If a value is not valid.
+        UsageError: If a value is invalid.
     """
 
     model_type: str = "vit"
@@ -158,7 +158,7 @@ class ViTConfig:
 
     @property
     def grid_size(self) -> tuple[int, int]:
-        """Number of patches (down, across); pixels past the last whole patch are not seen by the model."""
+        """Number of patches (down, across); the model ignores pixels past the last whole patch."""
         return self.image_size[0] // self.patch_size[0], self.image_size[1] // self.patch_size[1]
 
     @property
@@ -180,11 +180,10 @@ class ViTConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ViTConfig:
-        """Read the content of a `config.json`; see `vitdeploy.models.config_keys` for every key.
+        """Read a parsed `config.json`; see `vitdeploy.models.config_keys` for every key.
 
         Raises:
-            CheckpointError: If the model type is unknown, a value is not valid, or a key asks for something that is not
-                built.
+            CheckpointError: If the model type is unknown, a value is invalid, or a key requires an unsupported feature.
         """
         model_type = data.get("model_type")
         if not isinstance(model_type, str) or model_type not in FAMILIES:
@@ -213,10 +212,10 @@ class ViTConfig:
         return cls.from_dict(read_json(folder / "config.json"))
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of a `config.json` that `from_dict` and transformers read.
+        """Content of a `config.json` for `from_dict` and transformers.
 
         Raises:
-            UsageError: If the model is no plain ViT; the other families come with a `config.json` of their own.
+            UsageError: If the model is not a plain ViT; other families keep the checkpoint's `config.json`.
         """
         if self.model_type != "vit":
             message = f"a config.json can be written for vit, not for {self.model_type}"
@@ -233,13 +232,13 @@ class ViTConfig:
 
 
 def json_size(size: tuple[int, int]) -> int | list[int]:
-    """(height, width) as `config.json` has it: one number for a square."""
+    """(height, width) in the form of `config.json`: one number for a square."""
     height, width = size
     return height if height == width else [height, width]
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; raises CheckpointError if the file is absent, unreadable or holds no JSON object."""
+    """Read a JSON object; CheckpointError if the file is missing, unreadable or not a JSON object."""
     try:
         content = read_regular(path)
     except OSError as exc:
@@ -248,7 +247,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _is_within(value: Any, kind: Any, low: float, high: float) -> bool:
-    """Whether a value is of a type and within limits; true and false are no numbers."""
+    """True if a value has a type and is within limits; booleans are not numbers."""
     return isinstance(value, kind) and isinstance(value, bool) == (kind is bool) and low <= value <= high
 
 

@@ -1,7 +1,7 @@
-"""The keys of a supported family's `config.json`, and their effect.
+"""Keys in the `config.json` of supported families, and their effects.
 
-The keys are those of the configuration classes of transformers 4 and 5: of `PretrainedConfig`, and of each family. A
-key that a family does not have in transformers has no effect there, and none here; `note_unknown_keys` names it.
+The keys are those of transformers 4 and 5: `PretrainedConfig` and each family's configuration class. A key that a
+family does not have in transformers has no effect there or here; `note_unknown_keys` logs it.
 """
 
 from __future__ import annotations
@@ -17,22 +17,20 @@ logger = logging.getLogger(__name__)
 
 
 class Effect(enum.Enum):
-    """The effect of a key."""
-
     APPLIED = "changes the computation, as in transformers"
     CARRIED = "stays in the bundle's config.json, without effect on the computation"
     REFUSED = "would change the computation, and is not built: only null, false or an empty value is accepted"
 
 
 class KeyRule(NamedTuple):
-    """The effect of a key, and its purpose, or the remedy where it is refused."""
+    """The effect of a key, and its purpose, or the remedy if it is refused."""
 
     effect: Effect
     why: str
 
 
 def _rules(*groups: tuple[Effect, str, str]) -> dict[str, KeyRule]:
-    """Each of the keys, with spaces between them, of each group."""
+    """The rule of each key, from groups of space-separated keys."""
     return {key: KeyRule(effect, why) for effect, why, keys in groups for key in keys.split()}
 
 
@@ -123,18 +121,18 @@ OF_FAMILY: dict[str, dict[str, KeyRule]] = {
     "dinov2_with_registers": _DINOV2 | _rules((_APPLIED, "tokens", "num_register_tokens")),
 }  # fmt: skip
 
-RULES = {model_type: COMMON | rules for model_type, rules in OF_FAMILY.items()}  # of every key of a `config.json`
+RULES = {model_type: COMMON | rules for model_type, rules in OF_FAMILY.items()}  # for every key of a `config.json`
 
 
 def check_keys(model_type: str, config: Mapping[str, Any]) -> None:
-    """Raise UsageError where a key would change the computation in a way that is not built."""
+    """Raise UsageError if a key would change the computation in an unsupported way."""
     for key, rule in RULES[model_type].items():
         if rule.effect is Effect.REFUSED and config.get(key):
             raise UsageError(f"{key} {shown(config[key])} is not supported: {rule.why}", what=key, found=config[key])
 
 
 def note_unknown_keys(config: Mapping[str, Any]) -> None:
-    """Log the keys that the family does not have in transformers, which have no effect there or here."""
+    """Log keys that the family does not have in transformers; they have no effect there or here."""
     unknown = sorted(config.keys() - RULES[config["model_type"]].keys())
     if unknown:
         more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""

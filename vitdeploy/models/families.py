@@ -1,6 +1,6 @@
-"""The families of Vision Transformers in transformers: their differences from ViT, and their weights' names.
+"""Families of Vision Transformers in transformers: differences from ViT, and weight names.
 
-A family is one row of `FAMILIES`; CONTRIBUTING shows how one is added.
+CONTRIBUTING shows how to add a family to `FAMILIES`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 from vitdeploy.errors import UsageError, shown
 from vitdeploy.specs import Task
 
-# Our names of the parts of a layer -> those on disk. The Hub keeps transformers 4's names, which transformers 5 still
-# writes; the module names of transformers 5 are ours, and are read too.
+# Names of a layer's parts here -> on disk. The Hub keeps transformers 4's names, which transformers 5 still writes; the
+# names here are transformers 5's module names, which are also read.
 _ATTENTION = {
     "attention.q_proj": "attention.attention.query",
     "attention.k_proj": "attention.attention.key",
@@ -41,13 +41,13 @@ class Family:
     """One `model_type` of transformers.
 
     Attributes:
-        prefix: Begins the names of the encoder's weights where a head stands beside it.
-        architectures: Transformers' classes that are known here, and the task of each; the usual one of a task first.
-        sets: The fields of `ViTConfig` in which it departs from ViT, or from ViT's defaults.
-        derive: The fields that follow from other keys of its `config.json`.
-        layer_names: The parts of a layer by our names -> their names on disk.
+        prefix: Name prefix of the encoder's weights in a model with a head.
+        architectures: Supported transformers classes, with their tasks; the default class of a task first.
+        sets: Fields of `ViTConfig` that differ from ViT, or from ViT's defaults.
+        derive: Fields derived from other keys of its `config.json`.
+        layer_names: Names of a layer's parts here -> on disk.
         other_names: The same for weights outside the layers.
-        head_norm: Whether a head has a norm of its own, which only the missing prefix tells from the encoder's.
+        head_norm: True if a head has its own norm, distinguished from the encoder's only by the missing prefix.
     """
 
     prefix: str
@@ -79,7 +79,7 @@ def _dinov2(config: Mapping[str, Any]) -> dict[str, Any]:
     size = config.get("hidden_size", 768)
     ratio = _number(config, "mlp_ratio", default=4)
     if isinstance(size, bool) or not isinstance(size, int):
-        return {}  # ViTConfig says what is wrong with it
+        return {}  # ViTConfig reports the problem
     width = int(size * ratio)
     if swiglu:  # two thirds of the MLP's width, rounded up to a multiple of 8: transformers' Dinov2SwiGLUFFN
         width = (int(width * 2 / 3) + 7) // 8 * 8

@@ -1,4 +1,4 @@
-"""The index of a torch file from before torch 1.6: how large its tensors are, before torch allocates them."""
+"""The index of a torch file from before torch 1.6: tensor sizes, read before torch allocates memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import operator
 import pickle
 from typing import Any, BinaryIO, ClassVar
 
-# Of an element, by the class of the storage; torch reads no others.
+# Element size by storage class; torch reads no others.
 _ITEM_BYTES = {
     **dict.fromkeys(("Bool", "Byte", "Char", "QInt8", "QUInt2x4", "QUInt4x2", "QUInt8"), 1),
     **dict.fromkeys(("BFloat16", "Half", "Short"), 2),
@@ -14,20 +14,19 @@ _ITEM_BYTES = {
     **dict.fromkeys(("ComplexFloat", "Double", "Long"), 8),
     "ComplexDouble": 16,
 }
-_PICKLES_BEFORE = 3  # a magic number, the version of the format, and the sizes of C's types
+_PICKLES_BEFORE = 3  # a magic number, the format version, and the sizes of C types
 
 
 def storage_bytes(index: BinaryIO) -> int:
-    """The bytes of all storages that a legacy file says it has, each of which follows the index as it is.
+    """Total size, in bytes, of a legacy file's storages, which follow the index uncompressed.
 
-    Nothing is allocated for them, and no code of the file runs: its classes and functions are replaced by one that
-    does nothing.
+    Nothing is allocated for them, and none of the file's code runs: its classes and functions are replaced by a dummy.
 
     Args:
-        index: The begin of the file, in memory, so that no claimed length makes a read allocate more than there is.
+        index: Beginning of the file, in memory, so that no claimed length makes a read allocate more.
 
     Raises:
-        Exception: If of any kind, as a corrupt pickle does; the index ends after those bytes, or it is no legacy file.
+        Exception: Of any type, as a corrupt pickle raises: if the index is longer, or the file is not a legacy file.
     """
     for _ in range(_PICKLES_BEFORE):
         _Index(index).load()
@@ -37,7 +36,7 @@ def storage_bytes(index: BinaryIO) -> int:
 
 
 class _Nothing:
-    """Stands for whatever a pickle builds."""
+    """Replaces any object that a pickle creates."""
 
     def __new__(cls, *_: object, **__: object) -> _Nothing:
         return super().__new__(cls)
@@ -51,9 +50,9 @@ class _Nothing:
     def append(self, _: object) -> None: ...
 
 
-# Python's own in Python: that in C allocates as many places as the largest number of an object that it is told.
+# The Python implementation: the C one allocates as many places as the largest memo index claims.
 class _Index(pickle._Unpickler):
-    # An array would be made as long as it is told; torch's reader has no such operation.
+    # An array would get its claimed length; torch's reader has no such operation.
     dispatch: ClassVar = {
         code: load for code, load in pickle._Unpickler.dispatch.items() if code != pickle.BYTEARRAY8[0]
     }

@@ -1,4 +1,4 @@
-"""The names of weights: on disk, as transformers writes and once wrote them, and in our modules."""
+"""Weight names: on disk, in transformers' current and former spelling, and in this package's modules."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from vitdeploy.models.families import Family
 
 _LAYER = re.compile(r"(?:encoder\.layer|layers)\.(\d+)\.(.+)")
 _HEADS = ("classifier", "cls_classifier", "distillation_classifier", "pooler", "decoder", "lm_head")
-# Of the oldest checkpoints.
+# In the oldest checkpoints.
 _LEGACY = ((re.compile(r"(layernorm\w*)\.gamma$"), r"\1.weight"), (re.compile(r"(layernorm\w*)\.beta$"), r"\1.bias"))
 
 
 def our_names(family: Family, names: Iterable[str]) -> dict[str, str]:
-    """Each of a checkpoint's `names` -> the name in our modules; a name that is not known stays as it is."""
+    """Map a checkpoint's `names` to module names here; unknown names stay the same."""
     names = tuple(names)
     beside_a_head = any(name.startswith(family.prefix) for name in names)
     tables = family.layer_names, family.other_names
@@ -36,7 +36,7 @@ def our_names(family: Family, names: Iterable[str]) -> dict[str, str]:
 
 
 def disk_name(family: Family, name: str, *, beside_a_head: bool) -> str:
-    """The name that transformers gives our weight on disk, with the family's prefix `beside_a_head`."""
+    """Name on disk, in transformers' spelling, for a weight, with the family's prefix if `beside_a_head`."""
     prefix = family.prefix if beside_a_head else ""
     if name.startswith("head."):
         head = name.removeprefix("head.")
@@ -48,7 +48,7 @@ def disk_name(family: Family, name: str, *, beside_a_head: bool) -> str:
 
 
 def _translated(name: str, table: Mapping[str, str]) -> str:
-    """`name` with the part that `table` has for its beginning."""
+    """Replace the beginning of `name` by the table."""
     for old, new in table.items():
         if name == old or name.startswith(f"{old}."):
             return new + name[len(old) :]

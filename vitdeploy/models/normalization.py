@@ -1,4 +1,4 @@
-"""A model that takes bytes: rescaling and normalisation folded into its patch projection."""
+"""A model that takes bytes: rescaling and normalization folded into its patch projection."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from vitdeploy.models.vit import VisionTransformer
 
 @torch.no_grad()
 def fold_normalization(model: VisionTransformer, scale: np.ndarray, offset: np.ndarray) -> VisionTransformer:
-    """The same model for images that were neither rescaled nor normalised; the other weights are shared.
+    """The same model for images that were neither rescaled nor normalized; other weights are shared.
 
-    The projection is linear and pads nothing: with w and b its weights, w (scale x + offset) + b = (w scale) x + (b +
+    The projection is linear and without padding: with weights w and b, w (scale x + offset) + b = (w scale) x + (b +
     sum of w offset), at every patch. Both are computed in float64.
 
     Args:
-        model: Takes scale * x + offset.
-        scale: (C,) float64.
-        offset: (C,) float64.
+        model: Model that takes scale * x + offset.
+        scale: Factor per channel, (C,) float64.
+        offset: Offset per channel, (C,) float64.
     """
     name = "embeddings.patch_embeddings.projection."
     shared = [parameter for key, parameter in model.named_parameters() if not key.startswith(name)]

@@ -1,4 +1,4 @@
-"""Architecture presets with seeded random weights, for latency work without a download."""
+"""Architecture presets with seeded random weights, for latency measurements without a download."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _NUM_LABELS = 1000
 
 
 def preset_config(name: str) -> ViTConfig:
-    """The configuration that `name` stands for, such as "vit-base-patch16-224" or "vit-tiny-patch8x16-96x160".
+    """The configuration of a preset such as "vit-base-patch16-224" or "vit-tiny-patch8x16-96x160".
 
     Sizes in pairs are height x width.
 
     Raises:
-        UsageError: If the name is not of that form, or a size in it is out of range.
+        UsageError: If the name does not have that form, or a size is out of range.
     """
     match = _NAME.fullmatch(name)
     if match is None:
@@ -53,8 +53,8 @@ def preset_config(name: str) -> ViTConfig:
 
 @with_threads
 def random_model(config: ViTConfig, task: Task = Task.CLASSIFICATION, *, seed: int = 0) -> VisionTransformer:
-    """A model of this architecture with random weights, in float32 and evaluation mode; one seed, one set of them."""
-    # torch's own initialization would take as long again, and draw from the global generator
+    """A model of this architecture with random weights, in float32 and evaluation mode; determined by the seed."""
+    # torch's initialization would take as long again, and use the global generator
     with torch.device("meta"):
         model = VisionTransformer(config, task)
     model.to_empty(device="cpu")

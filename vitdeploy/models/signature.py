@@ -1,4 +1,4 @@
-"""Input and output specifications of a model, and a module that gives the chosen outputs."""
+"""Input and output specifications of a model, and a module with selected outputs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.specs import AxisRange, PixelFormat, PixelStage, Precision, Task, TensorSpec
 
-SIGNATURE_FILE = "signature.json"  # in a TorchScript file: its inputs and outputs
+SIGNATURE_FILE = "signature.json"  # record of inputs and outputs in a TorchScript file
 TORCH_TYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
 BATCH_AXIS = "batch"
 SIZE_AXES = ("height", "width")
@@ -24,21 +24,21 @@ _HIDDEN_STATES, _ATTENTIONS = "hidden_states", "attentions"
 
 
 class Served(nn.Module):
-    """A model that is asked for certain outputs, at its own image size or at any.
+    """A model with selected outputs, at its image size or at any.
 
     Args:
         model: The reference; its weights are shared.
         outputs: See `output_names`.
-        dynamic_image_size: Whether it takes images of every size from one patch up, its positions interpolated.
-        pixels: The format of its images; see `vitdeploy.models.normalization` for a model that takes bytes.
-        io_dtype: The type of its outputs.
+        dynamic_image_size: True for images of any size from one patch up, with interpolated positions.
+        pixels: Input image format; see `vitdeploy.models.normalization` for a model that takes bytes.
+        io_dtype: Output type.
 
     Attributes:
-        inputs: Its input tensors.
-        outputs: Its output tensors, in the order asked for.
+        inputs: Input tensors.
+        outputs: Output tensors, in the requested order.
 
     Raises:
-        UsageError: If there is no such output, or the image size cannot be dynamic; see `input_specs`.
+        UsageError: If an output does not exist, or the image size cannot be dynamic; see `input_specs`.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Served(nn.Module):
 
     def forward(self, pixel_values: Tensor, bool_masked_pos: Tensor | None = None) -> dict[str, Tensor]:
         if self.pixels.layout == "nhwc":
-            pixel_values = pixel_values.to(self.model.dtype).permute(0, 3, 1, 2)  # TensorRT transposes no bytes
+            pixel_values = pixel_values.to(self.model.dtype).permute(0, 3, 1, 2)  # TensorRT cannot transpose bytes
         outputs = self.model(
             pixel_values,
             bool_masked_pos,
@@ -72,7 +72,7 @@ class Served(nn.Module):
         return {name: outputs[name].to(self._io_dtype) for name in self._names}
 
     def example_inputs(self, batch_size: int) -> tuple[Tensor, ...]:
-        """Zeros to trace with; a dynamic size is neither square nor the model's own: nothing holds by chance."""
+        """Zeros for tracing; a dynamic size is neither square nor the model's, so that nothing holds by chance."""
         config, size = self.model.config, None
         if self.dynamic_image_size:
             (down, across), (height, width) = config.grid_size, config.patch_size
@@ -90,10 +90,10 @@ def input_specs(
     """`pixel_values` (batch, C, H, W) and, for masked image modeling, a boolean `bool_masked_pos` (batch, patches).
 
     Args:
-        config: The model's.
-        task: The model's.
-        dynamic_image_size: Whether height and width are free.
-        pixels: The order of the axes of an image, and its type.
+        config: The model's configuration.
+        task: The model's task.
+        dynamic_image_size: True for dynamic height and width.
+        pixels: Axis order and type of the image.
 
     Raises:
         UsageError: If the image size cannot be dynamic: the model takes a mask, or its relative positions are
@@ -122,7 +122,7 @@ def input_specs(
 
 
 def size_ranges(config: ViTConfig, optimum: tuple[int, int]) -> dict[str, AxisRange]:
-    """The sizes of a dynamic image: from one patch up; fastest at `optimum`, or the nearest size that there is."""
+    """Ranges of a dynamic image size: from one patch up, optimal at `optimum` or the nearest valid size."""
     axes = zip(SIZE_AXES, config.patch_size, optimum, strict=True)
     return {name: AxisRange(patch, max(patch, size)) for name, patch, size in axes}
 
@@ -136,15 +136,15 @@ def example_inputs(
     device: str = "cpu",
     **signature: Any,
 ) -> tuple[Tensor, ...]:
-    """Zeros of what `input_specs` states, for images of `image_size`, by default the configured one.
+    """Zeros for the inputs of `input_specs`.
 
     Args:
-        config: The model's.
-        task: The model's.
+        config: The model's configuration.
+        task: The model's task.
         batch_size: Number of images.
-        image_size: (height, width).
-        device: Where the tensors are.
-        signature: Of `input_specs`.
+        image_size: (height, width). Default: the configured one.
+        device: Device of the tensors.
+        signature: Arguments of `input_specs`.
     """
     config = config if image_size is None else dataclasses.replace(config, image_size=image_size)
     return tuple(
@@ -154,14 +154,14 @@ def example_inputs(
 
 
 def output_names(model: VisionTransformer, asked: Sequence[str] | None = None) -> tuple[str, ...]:
-    """The names of the outputs that are asked for.
+    """Resolve requested output names.
 
     Args:
         model: The model.
-        asked: Names of outputs; "hidden_states" and "attentions" stand for those of all layers. By default the head's.
+        asked: Output names; "hidden_states" and "attentions" mean those of all layers. Default: the head's outputs.
 
     Raises:
-        UsageError: If there is no such output, or one is asked for twice.
+        UsageError: If an output does not exist, or is requested twice.
     """
     depth = model.config.num_hidden_layers
     groups = {
@@ -197,7 +197,7 @@ def output_specs(
     dynamic_image_size: bool = False,
     io_dtype: str = "float32",
 ) -> tuple[TensorSpec, ...]:
-    """The model's outputs; raises UsageError if there is no such output."""
+    """Specifications of the model's outputs; UsageError if an output does not exist."""
     head, config = _head_outputs(model), model.config
     tokens = _TOKENS_AXIS if dynamic_image_size else config.num_prefix_tokens + config.num_patches
     shapes: dict[str, tuple[int | str, ...]] = {
@@ -214,9 +214,9 @@ def output_specs(
 
 
 def _head_outputs(model: VisionTransformer) -> dict[str, tuple[int, ...]]:
-    """The head's outputs and their shapes without the batch, found on torch's meta device, without layers.
+    """The head's outputs and their shapes without the batch, from torch's meta device, without layers.
 
-    Layers change no shape.
+    Layers do not change shapes.
     """
     config = dataclasses.replace(model.config, num_hidden_layers=0)
     with torch.device("meta"):

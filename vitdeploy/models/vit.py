@@ -21,14 +21,14 @@ from vitdeploy.specs import Task
 class VisionTransformer(nn.Module):
     """Embeddings, `num_hidden_layers` pre-norm blocks, a final layer norm and the head of a task.
 
-    Its forward pass has no attention mask and no branch on a shape, and never turns a shape into a number, so that a
-    traced graph stays true for other sizes.
+    Its forward pass has no attention mask, does not branch on a shape, and never converts a shape to a number, so that
+    a traced graph is valid for other sizes.
 
     Args:
-        config: The hyper-parameters.
-        task: The head.
-        pooler: Whether a feature-extraction model ends in its family's pooler.
-        teacher: Whether a distilled classifier has the head of its teacher beside its own.
+        config: Hyper-parameters.
+        task: Task of the head.
+        pooler: True for a feature-extraction model with its family's pooler.
+        teacher: True for a distilled classifier with its teacher's head as well.
         attention: "sdpa" (torch's fused attention) or "eager" (separate operators, which can return the weights).
     """
 
@@ -57,12 +57,11 @@ class VisionTransformer(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the weights."""
         return self.embeddings.cls_token.dtype
 
     @property
     def problem_type(self) -> ProblemType:
-        """The reading of `logits`; see `vitdeploy.bundle.scores.problem_type_of`."""
+        """Meaning of `logits`; see `vitdeploy.bundle.scores.problem_type_of`."""
         if self.task is not Task.CLASSIFICATION:
             return ProblemType.SINGLE_LABEL
         return self.config.problem_type or default_problem_type(len(self.config.labels))
@@ -79,15 +78,15 @@ class VisionTransformer(nn.Module):
         """Run the model.
 
         Args:
-            pixel_values: (N, C, H, W) in the type of the weights, or converted to it.
-            bool_masked_pos: (N, num_patches), true where a patch is masked; masked image modeling only.
+            pixel_values: Images, (N, C, H, W); converted to the type of the weights.
+            bool_masked_pos: True for masked patches, (N, num_patches); masked image modeling only.
             interpolate_pos_encoding: Accept images of any size from one patch up, with interpolated positions.
             output_hidden_states: Add `hidden_states.0` (the embeddings) to `hidden_states.L` (the last block, before
                 the final layer norm), each (N, tokens, D).
             output_attentions: Add `attentions.0` ..., each (N, heads, tokens, tokens); needs eager attention.
 
         Returns:
-            The head's outputs and the hidden states and attentions asked for, by transformers' names.
+            The head's outputs and the requested hidden states and attentions, by transformers' names.
         """
         if output_attentions and self.attention == "sdpa":
             message = "attention weights need attention='eager': torch's fused attention does not keep them"
@@ -105,7 +104,7 @@ class VisionTransformer(nn.Module):
         return outputs | extra
 
     def _biases(self, grid: tuple[int, int], *, interpolate: bool) -> list[Tensor | None]:
-        """The relative position bias of each layer's attention: (1, H, L, L), or None."""
+        """Relative position bias of each layer's attention: (1, H, L, L), or None."""
         if not (self.config.relative_positions or self.config.shared_relative_positions):
             return [None] * len(self.layers)
         index = relative_position_index(grid, self.embeddings.cls_token.device)
@@ -117,7 +116,7 @@ class VisionTransformer(nn.Module):
         return [bias if shared is None else bias + shared for bias in biases]
 
     def with_attention(self, kind: AttentionKind) -> VisionTransformer:
-        """The same model, its weights shared, with the other attention."""
+        """The same model with shared weights and another attention."""
         check_attention(kind)
         twin = copy.deepcopy(self, memo={id(parameter): parameter for parameter in self.parameters()})
         twin.attention = kind
@@ -128,7 +127,7 @@ class VisionTransformer(nn.Module):
 
     @torch.no_grad()
     def resize(self, image_size: tuple[int, int]) -> None:
-        """Make the model one for images of `image_size` (height, width), its position tables interpolated once.
+        """Change the model's image size to (height, width), with its position tables interpolated once.
 
         Raises:
             UsageError: If the size is not a pair of positive integers, or smaller than one patch.
@@ -140,7 +139,7 @@ class VisionTransformer(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, seed: int) -> None:
-        """Draw fresh weights as transformers does: normal with `initializer_range`; biases, mask token 0; norms 1."""
+        """Draw random weights as transformers does: normal with `initializer_range`; biases, mask token 0; norms 1."""
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if "layer_scale" in name or ("layernorm" in name and name.endswith("weight")):

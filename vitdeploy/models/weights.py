@@ -27,34 +27,34 @@ from vitdeploy.files.regular_file import open_regular
 from vitdeploy.models.legacy_file import storage_bytes
 from vitdeploy.system.exhaustion import check_exhaustion
 
-# Modules that only wrap others while a model is trained, of which no Vision Transformer has one of its own:
-# torch.compile's, FSDP's, and the one of activation checkpointing. Parts of a model may be wrapped one by one.
+# Modules that only wrap others during training, and that no Vision Transformer has itself: torch.compile's, FSDP's, and
+# activation checkpointing's. Parts of a model may be wrapped separately.
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _PARALLEL = re.compile(r"^(?:module\.)+")  # DataParallel's, DistributedDataParallel's and AveragedModel's
-# Tensors that only training, or the code of another library, has a use for. None takes part in a forward pass.
+# Tensors used only in training or by another library's code. None takes part in a forward pass.
 _WITHOUT_EFFECT = (
     re.compile(r"(?:loss_fct|loss_fn|loss_func|loss|criterion)\.(?:weight|pos_weight)"),  # of the classes, in the loss
-    re.compile(r"(?:.+\.)?position_ids"),  # 0, 1, 2 ...: by which a model looks up position embeddings that it has
+    re.compile(r"(?:.+\.)?position_ids"),  # 0, 1, 2 ...: indices for looking up position embeddings
     re.compile(r"n_averaged"),  # torch.optim.swa_utils.AveragedModel counts the averaged models
 )
-# Of a real model at most a few thousand; a name takes memory many times its own bytes.
-_MOST_INDEX_BYTES = 32 * 1024**2  # of the names, types and places of all tensors, as the file has them
+# A real model has at most a few thousand; a name takes many times its size in memory.
+_MOST_INDEX_BYTES = 32 * 1024**2  # raw size of the names, types and locations of all tensors
 _MOST_TENSORS = 100_000
-_MOST_MAPPED_BYTES = 64 * 1024**2  # of a file of which copies are made
+_MOST_MAPPED_BYTES = 64 * 1024**2  # of a file that is copied
 _ZIP_MAGIC = b"PK\3\4"
 
 
 def read_weights(files: Iterable[Path | OpenedFile], *, copied: bool = False) -> dict[str, Tensor]:
-    """The tensors of one or more files, by name.
+    """Read the tensors of one or more files, by name.
 
-    The prefixes of wrappers ("module.", "_orig_mod." ...) are removed, as timm's `clean_state_dict` does, and tensors
-    without effect on inference (`_WITHOUT_EFFECT`) are left out.
+    Wrapper prefixes ("module.", "_orig_mod." ...) are removed, as by timm's `clean_state_dict`, and tensors without
+    effect on inference (`_WITHOUT_EFFECT`) are omitted.
 
     Args:
         files: Safetensors files, or torch files, which are opened with `weights_only=True`.
-        copied: Whether every tensor is in memory of its own, so that the files may be changed or removed. By default
-            those of safetensors are the system's maps of the file: quicker, and half the memory where they are
-            converted or written anew, but whoever writes to the file later changes them.
+        copied: True to copy every tensor, so that the files may be changed or removed. By default, safetensors files
+            are memory-mapped: faster, and half the memory if tensors are converted or rewritten, but a later write to
+            the file changes them.
 
     Raises:
         CheckpointError: If a file cannot be read, or a name occurs twice.
@@ -79,7 +79,7 @@ def read_weights(files: Iterable[Path | OpenedFile], *, copied: bool = False) ->
 
 
 def unwrapped(name: str) -> str:
-    """The name of a weight without what DataParallel, torch.compile and FSDP add to it."""
+    """A weight's name without the prefixes of DataParallel, torch.compile and FSDP."""
     return _PARALLEL.sub("", _WRAPPERS.sub("", name))
 
 
@@ -91,11 +91,11 @@ def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
         safetensors.torch.save_file(dict(tensors), path, metadata={"format": "pt"})
     except safetensors.SafetensorError as exc:
         raise OSError(f"{path}: {exc}") from exc
-    path.chmod(mode)  # safetensors makes files that only their owner can read
+    path.chmod(mode)  # safetensors creates files readable by their owner only
 
 
 def _read_safetensors(file: OpenedFile, *, copied: bool) -> Iterator[tuple[str, Tensor]]:
-    """The tensors; unless they are copied, the system reads their values from the file where they are used."""
+    """The tensors; unless copied, the system reads their values from the file on use."""
     path = file.path
     _check_header(file)
     try:
@@ -113,7 +113,7 @@ def _read_safetensors(file: OpenedFile, *, copied: bool) -> Iterator[tuple[str, 
 
 
 def _copies(handle: str, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-    """Tensors in memory of their own. The file is mapped anew after some, so that its pages leave memory."""
+    """Copied tensors. The file is remapped after some of them, so that its pages leave memory."""
     left = collections.deque(names)
     while left:
         with safetensors.safe_open(handle, framework="pt") as tensors:
@@ -121,7 +121,7 @@ def _copies(handle: str, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
             while left and copied < _MOST_MAPPED_BYTES:
                 tensor = tensors.get_tensor(left[0])
                 copy = torch.empty_like(tensor)
-                np.copyto(_bytes(copy), _bytes(tensor))  # torch would start threads, which no child has after a fork
+                np.copyto(_bytes(copy), _bytes(tensor))  # torch would start threads: deadlock after a fork
                 copied += copy.nbytes
                 yield left.popleft(), copy
 
@@ -131,7 +131,7 @@ def _bytes(tensor: Tensor) -> np.ndarray:
 
 
 def _check_header(file: OpenedFile) -> None:
-    """Refuse a header that takes far more memory than that of any model; the library checks all else of it."""
+    """Refuse a header that would take far more memory than any model's; the library checks the rest."""
     path = file.path
     try:
         with open_regular(file.handle) as opened:
@@ -143,7 +143,7 @@ def _check_header(file: OpenedFile) -> None:
 
 
 def _read_torch(file: OpenedFile) -> Iterator[tuple[str, Tensor]]:
-    """The tensors, each in memory of its own: tied weights share theirs, which safetensors refuses to write."""
+    """The tensors, each in its own memory: tied weights share theirs, which safetensors refuses to write."""
     path, state = file.path, _load_torch(file)
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
@@ -172,9 +172,9 @@ def _load_torch(file: OpenedFile) -> object:
     _check_sizes(file)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # advice about files that are refused below
+            warnings.simplefilter("ignore")  # warnings about files that are refused below
             return torch.load(file.handle, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as exc:  # its text advises to open the file without the protection
+    except pickle.UnpicklingError as exc:  # its message recommends opening the file without protection
         raise _unreadable(path, "it is corrupt, or holds more than tensors and could run code") from exc
     except Exception as exc:  # a corrupt pickle raises almost anything: KeyError, struct.error, AssertionError ...
         check_exhaustion(exc, f"reading {path}")
@@ -182,14 +182,14 @@ def _load_torch(file: OpenedFile) -> object:
 
 
 def _reason(message: str) -> str:
-    """A reason for people from torch's message, which may advise to take the protection off, or lack its numbers."""
+    """A readable reason from torch's message, which may recommend removing the protection, or lack its numbers."""
     if "weights_only" in message:
         return "it is in no format of torch that is read"
     return "its tensors are not as long as its index says" if "%ld" in message else message
 
 
 def _check_sizes(file: OpenedFile) -> None:
-    """Refuse a torch file that could take far more memory than it has bytes, before torch reads it."""
+    """Refuse a torch file that could take far more memory than its size, before torch reads it."""
     path = file.path
     try:
         with open_regular(file.handle) as opened:
@@ -203,9 +203,9 @@ def _check_sizes(file: OpenedFile) -> None:
 
 
 def _archive_bytes(path: Path, opened: BinaryIO) -> int:
-    """The bytes of the records of a zip file.
+    """Total size, in bytes, of a zip file's records.
 
-    torch stores its records as they are. It would also read those that were compressed since, a thousand to one.
+    torch stores records uncompressed, but also reads records that were compressed later, up to a thousand to one.
     """
     try:
         with zipfile.ZipFile(opened) as archive:
@@ -222,7 +222,7 @@ def _archive_bytes(path: Path, opened: BinaryIO) -> int:
 
 
 def _legacy_bytes(path: Path, opened: BinaryIO) -> int:
-    """The bytes of the tensors of a file of before torch 1.6, each of which is in the file as it is."""
+    """Total size, in bytes, of the tensors in a file from before torch 1.6, each stored uncompressed."""
     try:
         content_bytes = storage_bytes(io.BytesIO(opened.read(_MOST_INDEX_BYTES)))
     except OSError:
@@ -243,7 +243,7 @@ def _check_count(path: Path, count: int) -> None:
 
 
 def _unusual_kind(tensor: Tensor) -> str | None:
-    """A name for a tensor that is not an array in memory; None for one that is."""
+    """Kind of a tensor that is not an array in memory; None for one that is."""
     if tensor.is_nested:
         return "a nested tensor"
     if tensor.is_meta:

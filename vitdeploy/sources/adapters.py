@@ -1,4 +1,4 @@
-"""Adapters of PEFT, beside weights or alone: find the base, merge them, and configure the merged model."""
+"""PEFT adapters, beside weights or alone: find the base, merge them, and configure the merged model."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ if TYPE_CHECKING:
 
 _NAMES = ("id2label", "label2id", "num_labels")
 _HEAD_KEYS = (*_NAMES, "problem_type", "architectures")
-_HEADS = ("head.classifier.weight", "head.cls_classifier.weight", "head.weight")  # ours, and timm's
+_HEADS = ("head.classifier.weight", "head.cls_classifier.weight", "head.weight")  # the keys here, and timm's
 _TIMM_WRAPPER = "timm_model."
 
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """An adapter, of which the weights have not been read.
+    """An adapter before its weights are read.
 
     Attributes:
-        files: Where the adapter is.
-        base: Where its base is; the same files where it lies beside the base's weights.
-        config: What its adapter_config.json says.
-        hub_options: Of `vitdeploy.sources.hub.resolve`, for the base.
+        files: Files of the adapter.
+        base: Files of its base; the same if the adapter lies beside the base's weights.
+        config: Content of its adapter_config.json.
+        hub_options: Options of `vitdeploy.sources.hub.resolve` for the base.
     """
 
     files: CheckpointFiles
@@ -56,10 +56,10 @@ class Adapter:
 
     @classmethod
     def find(cls, files: CheckpointFiles, hub_options: Mapping[str, Any]) -> Adapter:
-        """The adapter in `files`, with its base: the weights beside it, else the model that it names.
+        """Find the adapter in `files`, and its base: the weights beside it, else the named model.
 
         Raises:
-            CheckpointError: If the adapter cannot be merged, or names no base, or one that is not there.
+            CheckpointError: If the adapter cannot be merged, or names no base or a missing one.
             HubError: If the base is on the Hub, which cannot be reached.
         """
         content = read_json(files.adapter[0])
@@ -94,27 +94,27 @@ class Adapter:
 
     @property
     def is_alone(self) -> bool:
-        """Whether the base's weights lie elsewhere."""
+        """True if the base's weights are elsewhere."""
         return self.base is not self.files
 
     def merge(
         self, config: dict[str, Any], weights: Mapping[str, Tensor]
     ) -> tuple[dict[str, Any], dict[str, Tensor], str]:
-        """The content of the merged model's config.json, its weights, and what was changed in them, in words.
+        """Merge the adapter; return the new config.json content, the weights, and a description of the changes.
 
-        A config.json beside an adapter that is alone is that of the model it was trained in: what it says of classes
-        goes first, and of timm's preprocessing; the rest must be as in the base. Without it, a head that the adapter
-        replaces by one with another number of classes gets the names LABEL_0 ...
+        A config.json beside an adapter without base weights describes the trained model: its classes and timm
+        preprocessing take precedence; the rest must equal the base's. Without it, a replaced head with another number
+        of classes gets the names LABEL_0 ...
 
         Args:
-            config: The content of the base's config.json, of transformers or timm.
-            weights: The base's tensors, under the names of that library.
+            config: Content of the base's config.json, from transformers or timm.
+            weights: The base's tensors, under that library's names.
 
         Raises:
             CheckpointError: If the adapter does not fit the base.
         """
         timm = is_timm(config)
-        family = None if timm else _family(config)  # of the base, whatever the adapter says
+        family = None if timm else _family(config)  # the base's, whatever the adapter says
         path, of_base = self.files.folder / "config.json", config
         stated = read_json(path) if self.is_alone and path.exists() else {}
         cfg = stated.get("pretrained_cfg")
@@ -134,10 +134,10 @@ class Adapter:
         trained = [merged.weights[heads[ours]] for ours in merged.replaced if ours in heads]
         classes = next((len(weight) for weight in trained if weight.ndim), None)
         if timm:
-            if says_labels and not _counts(config):  # only names are stated
+            if says_labels and not _counts(config):  # only names are given
                 config = config | {"num_classes": _count_of_timm(of_base) if classes is None else classes}
             elif classes is not None and not says_labels and classes != _count_of_timm(config):
-                config = _without(config, LABEL_KEYS) | {"num_classes": classes}  # of which none has a name
+                config = _without(config, LABEL_KEYS) | {"num_classes": classes}  # none of which has a name
         else:
             config = self._with_head(config, None if says_labels else classes, classified=classes is not None)
         whole = f" and {len(merged.replaced)} tensors replaced" if merged.replaced else ""
@@ -147,9 +147,9 @@ class Adapter:
     def _check_not_merged_before(
         self, weights: Mapping[str, Tensor], merged: Merged, tensors: Mapping[str, Tensor], canonical: Canonical
     ) -> None:
-        """Refuse an adapter beside weights that have it already, or of which that cannot be told.
+        """Refuse an adapter whose weights already include it, or may include it.
 
-        `merge_and_unload().save_pretrained(FOLDER)` leaves an adapter that is in the folder where it is.
+        `merge_and_unload().save_pretrained(FOLDER)` does not remove an adapter from the folder.
         """
         before = None if merged.replaced else self._differs_from_base(weights, tensors, canonical)
         if before is None:
@@ -175,7 +175,7 @@ class Adapter:
     def _differs_from_base(
         self, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor], canonical: Canonical
     ) -> bool | None:
-        """Whether the weights are the base's with the adapter, not without; None where that base is not at hand."""
+        """True if the weights are the base's with the adapter, False if without; None if the base is not available."""
         if not self.config.base:
             return None
         try:
@@ -194,7 +194,7 @@ class Adapter:
             apart = sum(_squared_distance(before[name], after[name]) for name in merged.adapted)
         except RuntimeError:  # of other shapes
             return None
-        if min(to_base, to_merged) > apart / 10:  # the name is that of another model by now
+        if min(to_base, to_merged) > apart / 10:  # the name now belongs to another model
             return None
         return to_merged < to_base
 
@@ -203,7 +203,7 @@ class Adapter:
         return resolve(self.config.base, **{**self.hub_options, "revision": revision})
 
     def _with_head(self, config: dict[str, Any], classes: int | None, *, classified: bool) -> dict[str, Any]:
-        """The configuration of transformers with the class of the model that was trained, and its classes."""
+        """Configuration with transformers' class of the trained model, and its classes."""
         family, model_class = _family(config), self.config.model_class
         known = any(model_class in row.architectures for row in FAMILIES.values())
         if known and model_class not in family.architectures:
@@ -244,7 +244,7 @@ def _classifies(config: Mapping[str, Any]) -> bool:
 
 
 def _of_transformers(config: dict[str, Any], stated: Mapping[str, Any]) -> dict[str, Any]:
-    """The base's configuration with what the adapter's says of the head, where the rest computes the same."""
+    """The base's configuration with the adapter's head, if the rest computes the same."""
     if not stated:
         return config
     if stated.get("model_type", config["model_type"]) != config["model_type"]:
@@ -260,7 +260,7 @@ def _of_transformers(config: dict[str, Any], stated: Mapping[str, Any]) -> dict[
 
 
 def _of_timm(config: dict[str, Any], stated: Mapping[str, Any]) -> dict[str, Any]:
-    """The same for timm, whose configuration also says how images are processed."""
+    """The same for timm, whose configuration also defines preprocessing."""
     if not stated:
         return config
     arguments, of_base = (mapping("model_args", data.get("model_args") or {}) for data in (stated, config))
@@ -294,7 +294,7 @@ def _timm_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def _counts(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json of timm says how many classes there are."""
+    """True if timm's config.json has the number of classes."""
     places = (config, config.get("pretrained_cfg") or {}, config.get("model_args") or {})
     return any(place.get(key) is not None for place in places for key in ("num_classes", "num_labels"))
 
@@ -304,7 +304,7 @@ def _count_of_timm(config: Mapping[str, Any]) -> int:
 
 
 def _without(config: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
-    """A config.json of timm without some keys, wherever it has them."""
+    """Remove keys from timm's config.json, wherever it has them."""
 
     def kept(values: Mapping[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in values.items() if key not in keys}

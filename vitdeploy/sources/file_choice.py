@@ -1,4 +1,4 @@
-"""Choose the files that a checkpoint or an image processor needs, in a folder or in a repository on the Hub."""
+"""Choose the files of a checkpoint or an image processor, in a folder or in a Hub repository."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Files:
     """The files of a folder or a repository.
 
     Attributes:
-        label: Its name in messages.
-        locate: Turns a file's name into its path, after a download where needed; None where there is no such file.
+        label: Name for messages.
+        locate: Maps a file name to its path, after a download if needed; None if there is no such file.
         names: Lists all files.
     """
 
@@ -61,8 +61,8 @@ class Choice(NamedTuple):
     """The files to use.
 
     Attributes:
-        paths: The weights (one file or all shards), or an image processor's configurations.
-        adapter: Configuration and weights of a PEFT adapter, where there is one.
+        paths: Weights (one file or all shards), or an image processor's configurations.
+        adapter: Configuration and weights of a PEFT adapter, if any.
     """
 
     paths: tuple[Path, ...]
@@ -91,7 +91,7 @@ def choose_checkpoint(files: Files) -> Choice:
 
 
 def choose_processor(files: Files) -> Choice:
-    """Locate the processor's configurations and config.json, which may name the processor's class, or be timm's.
+    """Locate the processor's configurations, and config.json, which may name the processor's class, or be timm's.
 
     Raises:
         CheckpointError: If there are none.
@@ -111,7 +111,7 @@ def _incomplete(files: Files, problem: str, what: str) -> CheckpointError:
 
 
 def _adapter(files: Files) -> tuple[Path, ...]:
-    """The configuration and weights of an adapter, which transformers applies without being asked to."""
+    """Configuration and weights of an adapter, which transformers applies by default."""
     config = files.get(ADAPTER_CONFIG)
     weights = next((path for name in _ADAPTER_WEIGHTS if (path := files.get(name)) is not None), None)
     if config is not None and weights is not None:
@@ -133,7 +133,7 @@ def _adapter(files: Files) -> tuple[Path, ...]:
 
 
 def _shards(index: Path, files: Files) -> tuple[Path, ...]:
-    """The shards that an index names."""
+    """The shards named in an index."""
     try:
         content = json.loads(read_regular(index))
     except OSError as exc:
@@ -146,7 +146,7 @@ def _shards(index: Path, files: Files) -> tuple[Path, ...]:
     suffix = Path(index.name.removesuffix(_INDEX_SUFFIX)).suffix
     first_key: dict[str, str] = {}
     for key, name in weight_map.items():
-        # Windows' rules are the stricter ones: they know both separators, and drives.
+        # Windows' rules are stricter: they include both separators, and drives.
         if not isinstance(name, str) or PureWindowsPath(name).name != name or Path(name).suffix != suffix:
             raise CheckpointError(
                 f"{index}: '{key}' names no *{suffix} file beside the index, but {name!r}",

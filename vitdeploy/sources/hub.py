@@ -36,16 +36,16 @@ _ONE_FILE = ".npz"
 
 @dataclass(frozen=True)
 class CheckpointFiles:
-    """Where a checkpoint's files are.
+    """Files of a checkpoint.
 
     Attributes:
-        model_id: The Hub id, or the name of a local folder or file.
-        revision: The commit, for a checkpoint from the Hub.
-        folder: Holds config.json, the weights and, where the checkpoint has them, the processor's configurations; a
-            `.npz` file is a whole checkpoint, and what lies beside it is not of it.
-        weights: One form of weights: a single file, or all shards; none where the folder holds an adapter alone.
-        adapter: The configuration and the weights of an adapter of PEFT, where there is one.
-        cached: Whether the files are those of the Hub's cache, and the Hub, which was not reached, may have more.
+        model_id: Hub id, or name of a local folder or file.
+        revision: Commit, for a checkpoint from the Hub.
+        folder: Folder with config.json, the weights and, if present, the processor's configurations; a `.npz` file is a
+            complete checkpoint, and files beside it are ignored.
+        weights: Weights in one format: a single file, or all shards; empty if the folder has only an adapter.
+        adapter: Configuration and weights of a PEFT adapter, if any.
+        cached: True if the Hub was not reached, so that it may have more files than the cache.
     """
 
     model_id: str
@@ -58,12 +58,12 @@ class CheckpointFiles:
 
 @dataclass(frozen=True)
 class ProcessorFiles:
-    """Where an image processor's files are.
+    """Files of an image processor.
 
     Attributes:
-        name: The Hub id, or the name of a local folder or file.
-        revision: The commit, for one from the Hub.
-        path: The folder with the processor's configurations and config.json, or the one file.
+        name: Hub id, or name of a local folder or file.
+        revision: Commit, for one from the Hub.
+        path: Folder with the processor's configurations and config.json, or a single file.
         cached: See `CheckpointFiles`.
     """
 
@@ -82,25 +82,26 @@ def resolve(
     offline: bool = False,
     endpoint: str | None = None,
 ) -> CheckpointFiles:
-    """Find a checkpoint; from the Hub, download what the cache lacks of the files that are needed.
+    """Find a checkpoint; from the Hub, download required files that the cache lacks.
 
-    A local folder wins over a Hub id of the same name. Where the Hub does not answer, its cached copy is used. A wait
-    ends after a minute for a listing or the beginning of a file, and after ten without 10 MB more of a file: 6 and 60
-    times huggingface_hub's own limits of 10 s, HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT.
+    A local folder takes precedence over a Hub id of the same name. If the Hub does not answer, its cached copy is used.
+    Timeouts are one minute for a listing or the beginning of a file, and ten minutes for each further 10 MB of a file:
+    6 and 60 times huggingface_hub's limits of 10 s, HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT.
 
     Args:
         model: A local folder, a local `.npz` file, or a Hub id such as "google/vit-base-patch16-224".
         revision: A branch, tag or commit on the Hub.
-        token: What the Hub asks for a private or gated model; by default the one of `hf auth login`.
-        cache_dir: The Hub's cache, by default the one of huggingface_hub.
-        offline: Use the cache alone, as HF_HUB_OFFLINE=1 does.
-        endpoint: The Hub's address, by default HF_ENDPOINT or https://huggingface.co.
+        token: Access token for a private or gated model. Default: the token from `hf auth login`.
+        cache_dir: The Hub's cache. Default: huggingface_hub's.
+        offline: Use only the cache, as HF_HUB_OFFLINE=1 does.
+        endpoint: The Hub's address. Default: HF_ENDPOINT or https://huggingface.co.
 
     Raises:
-        CheckpointError: If the checkpoint does not exist, or a file of it is absent, malformed or came damaged.
-        HubError: If the Hub refuses, or cannot be reached and the cache has no complete copy.
+        CheckpointError: If the checkpoint does not exist, or one of its files is missing, malformed or was damaged in
+            transit.
+        HubError: If the Hub refuses the request, or cannot be reached and the cache has no complete copy.
         OutputError: If the cache cannot be written.
-        UsageError: If an argument, or a variable for the Hub or the proxy, is malformed.
+        UsageError: If an argument, or an environment variable for the Hub or the proxy, is malformed.
     """
     path = local_path(model)
     if path is None:
@@ -128,15 +129,15 @@ def resolve_processor(
     offline: bool = False,
     endpoint: str | None = None,
 ) -> ProcessorFiles:
-    """Find an image processor; of a Hub repository, download its processor's configurations and config.json alone.
+    """Find an image processor; from the Hub, download only its configurations and config.json.
 
     Args:
-        source: A local folder, a local file, or a Hub id, which may end in "@" and a branch, tag or commit.
-        token: See `resolve`, as for cache_dir, offline and endpoint.
+        source: Local folder, local file, or Hub id, optionally with "@" and a branch, tag or commit.
+        token: See `resolve`, also for cache_dir, offline and endpoint.
 
     Raises:
-        CheckpointError: If there is no such folder, file or repository, or it holds no configuration.
-        HubError: If the Hub refuses, or cannot be reached and the cache has no copy.
+        CheckpointError: If there is no such folder, file or repository, or it has no configuration.
+        HubError: If the Hub refuses the request, or cannot be reached and the cache has no copy.
         UsageError: If the source is neither a path nor a Hub id.
     """
     name = os.fspath(source)
@@ -162,15 +163,15 @@ def resolve_processor(
 
 
 def _is_path(path: Path, name: str) -> bool:
-    """Whether a name can be no Hub id."""
+    """True if the name cannot be a Hub id."""
     return path.is_absolute() or re.search(r"^[.~]|\\|/.*/|/$", name) is not None
 
 
 def local_path(model: str | Path) -> Path | None:
-    """Return the folder or file that `model` names, or None where it can only be a Hub id.
+    """The folder or file named `model`, or None if it can only be a Hub id.
 
     Raises:
-        CheckpointError: If it names a path that does not exist, or a file that is no checkpoint.
+        CheckpointError: If the path does not exist, or the file is not a checkpoint.
         UsageError: If it is empty.
     """
     name = str(model)
@@ -181,7 +182,7 @@ def local_path(model: str | Path) -> Path | None:
         if path.is_dir() or (path.is_file() and path.suffix == _ONE_FILE):
             return path
         if path.exists():
-            if not path.is_file():  # a pipe or a device, which may never end
+            if not path.is_file():  # reading a pipe or a device may never end
                 raise CheckpointError(
                     f"{name} is neither a folder nor a file",
                     where=name,
@@ -208,10 +209,10 @@ def from_hub(
     offline: bool = False,
     endpoint: str | None = None,
 ) -> CheckpointFiles:
-    """The chosen files of a repository, the first of which lies at its root; arguments and errors as `resolve`.
+    """Download the chosen files of a repository, the first from its root; arguments and errors as `resolve`.
 
-    Files are downloaded one by one: `snapshot_download` makes a folder of any name that the server answers, and
-    takes the cached copy where access is refused.
+    Files are downloaded one by one: `snapshot_download` creates a folder with any name that the server sends, and uses
+    the cached copy if access is refused.
     """
     check_endpoint(endpoint)
     try:
@@ -233,7 +234,7 @@ def from_hub(
     api = HfApi(endpoint=endpoint, token=token)
     address = without_password(api.endpoint)
     with hub_errors(model, revision, address):
-        validate_repo_id(model)  # which names a folder of the cache
+        validate_repo_id(model)  # it names a folder of the cache
     try:
         cache = Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
     except RuntimeError as exc:
@@ -276,7 +277,7 @@ def from_hub(
         blobs = cache / f"models--{model.replace('/', '--')}" / "blobs"
 
         def download(name: str) -> Path | None:
-            nonlocal commit  # the first file is asked for by branch, which the cache remembers; the rest by its commit
+            nonlocal commit  # the first file is requested by branch, which the cache remembers; others by commit
             if name not in names:
                 return None
             options: dict[str, Any] = {"cache_dir": cache, "token": token, "endpoint": endpoint}

@@ -1,4 +1,4 @@
-"""Call huggingface_hub within time limits, and let no server choose names of files or what a file holds."""
+"""Call huggingface_hub within time limits, and do not trust file names or content from the server."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_LOOK_SECONDS = 0.5  # between two looks at the files that are written
+_LOOK_SECONDS = 0.5  # interval between checks of the written files
 _CLEAN_UP_SECONDS = 2
 _BLOCK = 1 << 20
 
 
 class TimeLimits(NamedTuple):
-    """Seconds until a call is given up.
+    """Timeouts of a call, in seconds.
 
     Attributes:
-        answer: Until a listing has come, or a file is begun.
-        progress: Until more of a file has come. huggingface_hub writes 10 MB at a time, and pauses between its retries.
+        answer: Timeout for a listing, or for the beginning of a file.
+        progress: Timeout for more of a file. huggingface_hub writes 10 MB at a time, and pauses between retries.
     """
 
     answer: float
@@ -42,30 +42,30 @@ class TimeLimits(NamedTuple):
 
 
 def time_limits() -> TimeLimits:
-    """A minute and ten minutes, by huggingface_hub's own limits of 10 s, which the environment can change."""
+    """One minute and ten minutes, scaled with huggingface_hub's limits of 10 s, which the environment can change."""
     from huggingface_hub import constants
 
     return TimeLimits(6 * constants.HF_HUB_ETAG_TIMEOUT, 60 * constants.HF_HUB_DOWNLOAD_TIMEOUT)
 
 
 class _Abandoned(BaseException):
-    """Raised in the thread of a call that was given up, so that it removes its temporary file."""
+    """Raised in the thread of an abandoned call, so that it removes its temporary file."""
 
 
 def within(limits: TimeLimits, call: Callable[[], T], folder: Path | None = None) -> T:
-    """The result of `call`, made in a thread of its own: a read may block, and a pause of the library may be long.
+    """The result of `call`, run in a separate thread: a read may block, and the library's pauses may be long.
 
-    huggingface_hub limits single reads and repeats them. It waits for ever for a server that sends a byte a second,
-    and as long as one with `Retry-After` wants.
+    huggingface_hub limits single reads and retries them. It waits forever for a server that sends one byte per second,
+    and as long as `Retry-After` says.
 
     Args:
         limits: See `TimeLimits`.
         call: The request.
-        folder: Where it writes "*.incomplete" files.
+        folder: Folder of its "*.incomplete" files.
 
     Raises:
-        TimeoutError: If nothing came within the limit.
-        ForeignAnswerError: If the library cannot use what came.
+        TimeoutError: If nothing arrived within the limit.
+        ForeignAnswerError: If the library cannot use the answer.
     """
     from huggingface_hub.errors import HFValidationError
 
@@ -92,21 +92,21 @@ def within(limits: TimeLimits, call: Callable[[], T], folder: Path | None = None
             wait([future], _CLEAN_UP_SECONDS)
     try:
         return future.result()
-    except RecursionError as exc:  # a RuntimeError, which one of those that follow is
+    except RecursionError as exc:  # a RuntimeError, as is one of the following
         raise ForeignAnswerError("it is nested too deeply") from exc
     except network_errors():
         raise
     except (HFValidationError, ImportError, MemoryError):  # ImportError: a proxy needs a package
         raise
-    except Exception as exc:  # whatever a parser of an answer of unknown shape raises
+    except Exception as exc:  # whatever a parser raises on an answer of unknown form
         raise ForeignAnswerError(f"{type(exc).__name__}: {exc}") from exc
 
 
 def listed(info: Any) -> set[str]:
-    """The names of the files in a model's description.
+    """File names in a model's description.
 
     Raises:
-        ForeignAnswerError: If it is no description; huggingface_hub takes any JSON object with an `id`.
+        ForeignAnswerError: If it is not a description; huggingface_hub accepts any JSON object with an `id`.
     """
     names = None if info.siblings is None else [sibling.rfilename for sibling in info.siblings]
     if names is None or not all(isinstance(name, str) for name in (info.id, info.sha or "", *names)):
@@ -126,18 +126,18 @@ def _sizes(folder: Path | None) -> dict[str, int]:
 def _files(folder: Path) -> list[Path]:
     try:
         return list(folder.iterdir())
-    except OSError:  # not there yet; what else is wrong with it, the library says
+    except OSError:  # not created yet; the library reports other problems
         return []
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep huggingface_hub from writing about its retries beside our error, unless HF_HUB_VERBOSITY asks for it."""
+    """Prevent huggingface_hub from printing about its retries beside our error, unless HF_HUB_VERBOSITY is set."""
     library = logging.getLogger("huggingface_hub")
     level = library.level
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="huggingface_hub")
-        warnings.filterwarnings("ignore", "Use 'content=", DeprecationWarning)  # how it calls httpx to upload
+        warnings.filterwarnings("ignore", "Use 'content=", DeprecationWarning)  # its use of httpx for uploads
         if "HF_HUB_VERBOSITY" not in os.environ:
             library.setLevel(logging.CRITICAL)
         try:
@@ -147,14 +147,14 @@ def quiet() -> Iterator[None]:
 
 
 def checked(download: Callable[[], str], blobs: Path) -> Path:
-    """The path of a file that `download` gives; the content of a new one is held to the checksum that names it.
+    """The path returned by `download`; a new file's content must match the checksum in its name.
 
     Args:
         download: A call of hf_hub_download.
-        blobs: The folder of the cache where files are named by their ETags. Without symbolic links there are none.
+        blobs: The cache's folder of files named by ETag. It is empty on systems without symbolic links.
 
     Raises:
-        CheckpointError: If the content is another one; it is removed from the cache.
+        CheckpointError: If the content differs; the file is removed from the cache.
     """
     _check_names()
     cached = {blob.name for blob in _files(blobs)}
@@ -171,7 +171,7 @@ def checked(download: Callable[[], str], blobs: Path) -> Path:
 
 
 def _matches(path: Path, etag: str) -> bool:
-    """Whether a file has its checksum: SHA-256 of a large file, git's SHA-1 of others. Mirrors may have other ETags."""
+    """True if a file matches its checksum: SHA-256 if large, else git's SHA-1. Mirrors may have other ETags."""
     if not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", etag):
         return True
     of_git = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
@@ -185,9 +185,9 @@ def _matches(path: Path, etag: str) -> bool:
 
 @functools.cache
 def _check_names() -> None:
-    """Have huggingface_hub refuse an ETag or a commit that is no plain name: it makes paths in the cache of them.
+    """Make huggingface_hub refuse an ETag or a commit that is not a plain name: it builds cache paths from them.
 
-    Its function is replaced for the whole process: a check beforehand would be of another answer than the one it uses.
+    Its function is replaced for the whole process: an earlier check would see a different answer than the one it uses.
     """
     from huggingface_hub import errors, file_download
 
@@ -202,7 +202,7 @@ def _check_names() -> None:
     def ask_and_check(*args: Any, **kwargs: Any) -> Any:
         try:
             metadata = ask(*args, **kwargs)
-        except errors.EntryNotFoundError as exc:  # the commit becomes the name of a folder here, too
+        except errors.EntryNotFoundError as exc:  # the commit becomes a folder name here, too
             response = getattr(exc, "response", None)
             if response is not None:
                 check_commit(response.headers.get("X-Repo-Commit"))
@@ -216,7 +216,7 @@ def _check_names() -> None:
 
 
 def _is_plain_name(name: str) -> bool:
-    """Whether a name stays in its folder, by Windows' rules, which are the stricter ones: they know drives."""
+    """True if a name stays in its folder by Windows' rules, which are stricter: they include drives."""
     return (
         PureWindowsPath(name).name == name
         and name.strip(".") != ""

@@ -1,4 +1,4 @@
-"""Turn the errors of huggingface_hub into ours: one line each, with what to do."""
+"""Convert huggingface_hub's errors to vitdeploy's: one line each, with the remedy."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class ForeignAnswerError(OSError):
 
 
 def network_errors() -> tuple[type[Exception], ...]:
-    """The exceptions of a request; the HTTP library is requests, httpx or httpx2, by huggingface_hub's version."""
+    """Exceptions of a request; the HTTP library is requests, httpx or httpx2, by huggingface_hub's version."""
     from huggingface_hub.errors import HfHubHTTPError
 
     http_error: type[Exception] = HfHubHTTPError.__bases__[0]
-    return (OSError, json.JSONDecodeError, RuntimeError, http_error)  # RuntimeError: what hf_xet raises
+    return (OSError, json.JSONDecodeError, RuntimeError, http_error)  # RuntimeError: raised by hf_xet
 
 
 @contextlib.contextmanager
 def hub_errors(model: str, revision: str | None, endpoint: str) -> Iterator[None]:
-    """Turn what huggingface_hub raises into one line that says what to do."""
+    """Convert huggingface_hub's exceptions to a line with the remedy."""
     from huggingface_hub import errors
 
     try:
@@ -70,7 +70,7 @@ def hub_errors(model: str, revision: str | None, endpoint: str) -> Iterator[None
 
 @contextlib.contextmanager
 def push_errors(name: str, endpoint: str) -> Iterator[None]:
-    """As `hub_errors`, where something is written to the repository `name`."""
+    """As `hub_errors`, for writes to the repository `name`."""
     from huggingface_hub import errors
 
     try:
@@ -102,7 +102,7 @@ def _no_proxy(endpoint: str, exc: ImportError) -> HubError:
 
 
 def _status(exc: BaseException | None) -> int | None:
-    """The HTTP status of an answer, or of the one that caused the error."""
+    """HTTP status of an answer, or of the one that caused the error."""
     while exc is not None:
         response = getattr(exc, "response", None)
         if response is not None:
@@ -112,14 +112,14 @@ def _status(exc: BaseException | None) -> int | None:
 
 
 def is_refusal(exc: Exception) -> bool:
-    """Tell the Hub's decision, which a cached copy must not hide, from its failure to answer."""
+    """Distinguish the Hub's refusal, which a cached copy must not hide, from a failure to answer."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return isinstance(exc, HfHubHTTPError) and exc.response is not None and exc.response.status_code in {401, 403, 404}
 
 
 def reason(exc: Exception) -> str:
-    # Where huggingface_hub finds no cached file to fall back on, or an upload fails, only the cause says what happened.
+    # If huggingface_hub finds no cached file to fall back on, or an upload fails, only the cause has the reason.
     cause = exc.__cause__ if isinstance(exc, FileNotFoundError | RuntimeError) and exc.__cause__ else exc
     if isinstance(cause, json.JSONDecodeError | ForeignAnswerError):
         return f"its answer is not the Hub's; perhaps the network has a login page: {first_line(cause)}"

@@ -1,4 +1,4 @@
-"""Check what the environment says about the Hub and the way to it, before huggingface_hub reads it."""
+"""Check the environment's Hub and proxy settings before huggingface_hub reads them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PROXIES = ("http", "https", "socks4", "socks4a", "socks5", "socks5h")
 
 
 def check_endpoint(endpoint: str | None) -> None:
-    """Raise UsageError unless `endpoint`, HF_ENDPOINT and the time limits of huggingface_hub are well-formed."""
+    """Raise UsageError unless `endpoint`, HF_ENDPOINT and huggingface_hub's time limits are well-formed."""
     for name, address in (("endpoint", endpoint), ("HF_ENDPOINT", os.environ.get("HF_ENDPOINT"))):
         if address is not None:
             _check_address(name, address, _WEB)
@@ -34,10 +34,10 @@ def check_endpoint(endpoint: str | None) -> None:
 
 
 def check_connection() -> None:
-    """Raise UsageError for a malformed proxy (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY) or certificates that do not exist."""
+    """Raise UsageError for a malformed proxy (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY) or missing certificates."""
     for scheme, address in getproxies().items():
         if scheme in (*_WEB, "all") and address:
-            complete = address if "://" in address else f"http://{address}"  # as the HTTP libraries take it
+            complete = address if "://" in address else f"http://{address}"  # as the HTTP libraries read it
             _check_address(f"{scheme.upper()}_PROXY", complete, _PROXIES)
     for name in _CERTIFICATES:
         path = os.environ.get(name)
@@ -46,7 +46,7 @@ def check_connection() -> None:
 
 
 def check_token(token: str | None) -> None:
-    """Raise UsageError for a token, or else one of the environment, that a library would show in its error."""
+    """Raise UsageError for a token, given or from the environment, that a library would show in its error."""
     named = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN")
     if token is None and named:
         source, token = "the token of HF_TOKEN", named.strip()
@@ -57,7 +57,7 @@ def check_token(token: str | None) -> None:
 
 
 def without_password(text: str) -> str:
-    """Cut user names and passwords out of the addresses in a text."""
+    """Remove user names and passwords from addresses in a text."""
     return re.sub(r"(://)[^/\s@'\"]*@", r"\1", text)
 
 
@@ -65,7 +65,7 @@ def _check_address(name: str, address: str, schemes: tuple[str, ...]) -> None:
     try:
         parts = urlsplit(address)
         well_formed = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # brackets without an IPv6 address, or a port that is no port
+    except ValueError:  # brackets without an IPv6 address, or an invalid port
         well_formed = False
     if not well_formed or re.search(r"[\x00-\x20\x7f]", address):
         shown = without_password(address)

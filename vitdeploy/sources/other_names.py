@@ -1,4 +1,4 @@
-"""Names that timm and torchvision have for their models, which are no Hub ids: where the weights are."""
+"""Names of timm and torchvision models that are not Hub ids, with the location of their weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 from vitdeploy.errors import CheckpointError
 
-# The weights that timm 1.0 takes where a name has no tag: the first of each in its `default_cfgs`.
+# Default weights in timm 1.0 for a name without a tag: the first of each in its `default_cfgs`.
 _TAGS = {
     "augreg2_in21k_ft_in1k": "vit_base_patch16_224 vit_base_patch8_224",
     "augreg_in21k_ft_in1k": (
@@ -47,7 +47,7 @@ _TORCHVISION = {  # and the checkpoint of the same architecture
 
 
 def check_other_names(name: str) -> None:
-    """Raise CheckpointError for a name of timm or torchvision, with the one to use."""
+    """Raise CheckpointError for a timm or torchvision name, with the name to use."""
     if name in _TORCHVISION:
         raise CheckpointError(
             f"'{name}' is a model of torchvision, which keeps weights without a configuration",

@@ -1,4 +1,4 @@
-"""Find a checkpoint's image processor: its own, another one, or stated settings. None is made up."""
+"""Find a checkpoint's image processor: its own, another one, or given settings. None is invented."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# The command line's names of the settings.
+# The settings' names on the command line.
 _FLAGS = {"size": "resize"}
 
 
 @dataclasses.dataclass(frozen=True)
 class RecordedProcessor:
-    """An image processor.
+    """An image processor and its origin.
 
     Attributes:
         processor: The processor.
-        origin: Where it came from.
-        files: The JSON files that a bundle keeps of it, by name.
+        origin: Its origin.
+        files: Its JSON files for the bundle, by name.
     """
 
     processor: ImageProcessor
@@ -68,20 +68,20 @@ def find_processor(
     image_size: Extent | None = None,
     **hub: Any,
 ) -> RecordedProcessor:
-    """The image processor of a checkpoint: the given one or else its own, with the settings of the options.
+    """The image processor of a checkpoint: the given one or else the checkpoint's, with the options' settings.
 
     Args:
-        files: The checkpoint, or an adapter.
-        base: The adapter's base, whose processor counts where the adapter has none; else the same as `files`.
-        config: The content of config.json, with an adapter's merged.
-        options: What was asked for; None for the checkpoint's own processor as it is.
-        model: The configuration of the model, which decides the number of channels.
-        image_size: (height, width) that the processor is changed to, after all settings.
+        files: Files of the checkpoint or adapter.
+        base: The adapter's base, whose processor is used if the adapter has none; else the same as `files`.
+        config: Content of config.json, with an adapter's merged.
+        options: Requested options; None for the checkpoint's processor, unchanged.
+        model: The model's configuration, which defines the number of channels.
+        image_size: New (height, width) of the processor, applied after all settings.
         hub: Options of `vitdeploy.sources.hub.resolve_processor`.
 
     Raises:
         CheckpointError: If the checkpoint has no processor, and the options do not define one.
-        InputError: If a processor's file cannot be read, or asks for something that cannot be done exactly.
+        InputError: If a processor's file cannot be read, or requires something that cannot be done exactly.
         HubError: If the Hub cannot be reached.
         UsageError: If the settings do not fit the processor, the model or the image size.
     """
@@ -111,10 +111,10 @@ def find_processor(
 def _with_settings(
     written: WrittenProcessor, options: ProcessorOptions, image_size: Extent | None, num_channels: int
 ) -> RecordedProcessor:
-    """The processor with the settings of the options, then for another image size.
+    """Apply the options' settings to the processor, then another image size.
 
     Raises:
-        InputError: If what is written asks for something that cannot be done exactly.
+        InputError: If the written settings require something that cannot be done exactly.
         UsageError: If the settings do not fit the processor, the model or the image size.
     """
     _check_channels(options, num_channels)
@@ -145,7 +145,7 @@ def _with_settings(
 
 
 def _one_file(processor: ImageProcessor) -> dict[str, bytes]:
-    """The one file that states every setting."""
+    """The single file with every setting."""
     return {SETTINGS_FILE: (json.dumps(processor.to_dict(), indent=2) + "\n").encode()}
 
 
@@ -162,7 +162,7 @@ def _check_channels(options: ProcessorOptions, num_channels: int) -> None:
 
 
 def _check_crop(processor: ImageProcessor) -> None:
-    """Refuse a resize to less than the crop, whose rest would be black in every image."""
+    """Refuse a resize to less than the crop, which would leave a black border in every image."""
     size, crop = processor.size, processor.crop_size
     if not (processor.do_resize and processor.do_center_crop) or crop is None:
         return
@@ -189,7 +189,7 @@ def _no_processor(files: CheckpointFiles, options: ProcessorOptions, missing: tu
 
 
 def _flags(names: Sequence[str]) -> str:
-    """The command line's options of settings, in a sentence."""
+    """The settings' command-line options, as text."""
     flags = [f"--{_FLAGS.get(name, name).replace('_', '-')}" for name in names]
     return " and ".join(part for part in (", ".join(flags[:-1]), flags[-1]) if part)
 

@@ -1,4 +1,4 @@
-"""Read a source into the reference model and the files that a bundle keeps of it."""
+"""Read a source into the reference model and the bundle's files."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ _SIZE_HINT = "give an image size, or another processor"
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A source, read.
+    """A source after reading.
 
     Attributes:
-        source: Where it came from.
+        source: Origin of the model.
         model: The reference.
-        processor: What makes its input.
-        files: The model repository's JSON files, by name.
+        processor: Image processor for its input.
+        files: JSON files of the model repository, by name.
     """
 
     source: Source
@@ -59,14 +59,14 @@ class Checkpoint:
 
 @dataclasses.dataclass(frozen=True)
 class _Content:
-    """The content of a checkpoint of any layout, with transformers' names.
+    """Content of a checkpoint in any layout, with transformers' names.
 
     Attributes:
-        config: The content of `config.json`.
+        config: Content of `config.json`.
         weights: Tensors under transformers' names.
-        written: The content of the `config.json` that was read, in the words of its library, with an adapter's merged.
-        any_image_size: Whether the model becomes one of the processor's size, though its tables are of another: timm
-            interpolates them where it evaluates at another size (`dynamic_img_size`).
+        written: Content of the original `config.json` in its library's form, with an adapter's merged.
+        any_image_size: True if the model is resized to the processor's size: timm interpolates its tables to another
+            evaluation size (`dynamic_img_size`).
     """
 
     config: dict[str, Any]
@@ -84,20 +84,20 @@ def read_checkpoint(
     dynamic_image_size: bool = False,
     **hub_options: Any,
 ) -> Checkpoint:
-    """Read a Hub id, a local folder of transformers or timm, or one of Google's `.npz` files.
+    """Read a Hub id, a local transformers or timm folder, or a Google `.npz` file.
 
-    A LoRA adapter of PEFT, beside the weights or alone, is merged into its base; see `vitdeploy.sources.adapters`.
+    A PEFT LoRA adapter, beside the weights or alone, is merged into its base; see `vitdeploy.sources.adapters`.
 
-    Where the image processor's size is not the model's, a model that takes every size (`ViTConfig.any_image_size`) is
-    made one of the processor's.
+    If the image processor's size differs from the model's, a model that takes any size (`ViTConfig.any_image_size`) is
+    resized to it.
 
     Args:
         model: See `vitdeploy.sources.hub.resolve`.
-        task: By default the one that the checkpoint was made for.
-        processor: Another image processor than the checkpoint's, or settings of it.
-        image_size: (height, width) that model and processor are to be changed to.
-        dynamic_image_size: Leave the model's size as it is, since others will be taken too.
-        hub_options: Of `vitdeploy.sources.hub.resolve`; the revision is the model's.
+        task: Task of the model. Default: the checkpoint's.
+        processor: Another image processor, or settings for the checkpoint's.
+        image_size: New (height, width) of model and processor.
+        dynamic_image_size: Keep the model's size, because other sizes will be accepted too.
+        hub_options: Options of `vitdeploy.sources.hub.resolve`; the revision is the model's.
 
     Raises:
         CheckpointError: If a file is missing or corrupt, there is no image processor, or it does not fit the model.
@@ -136,7 +136,7 @@ def read_checkpoint(
         raise _misfit(str(model), exc, processor, image_size) from exc
     if reference.config.image_size != config.image_size:
         data["image_size"] = json_size(reference.config.image_size)
-    # The bundle's weights are float32, whatever the source's type and whichever of its heads is used.
+    # The bundle's weights are float32, for every source type and head.
     dtypes = {key: "float32" for key in ("dtype", "torch_dtype") if key in data}
     data |= {"architectures": [architecture_of(reference)]} | dtypes
     weights = tuple(FileRecord.of(path.parent, path.name) for path in (*base.weights, *checkpoint.adapter))
@@ -157,13 +157,13 @@ def random_checkpoint(
     dynamic_image_size: bool = False,
     **hub_options: Any,
 ) -> Checkpoint:
-    """An architecture by its name, with random weights. See `vitdeploy.models.presets` and `read_checkpoint`.
+    """Create a preset architecture with random weights. See `vitdeploy.models.presets` and `read_checkpoint`.
 
-    A preset is no one's checkpoint: its image processor is that of Google's Vision Transformers.
+    A preset has no checkpoint: its image processor is that of Google's Vision Transformers.
 
     Raises:
         CheckpointError: If the image processor does not fit the model.
-        UsageError: If there is no such architecture.
+        UsageError: If the architecture is unknown.
     """
     config = preset_config(preset)
     if image_size is not None and not dynamic_image_size:
@@ -182,7 +182,7 @@ def random_checkpoint(
 
 @with_threads
 def _read(files: CheckpointFiles, adapter: Adapter | None, task: Task | None) -> _Content:
-    """The content of the weights in `found`, with the adapter merged."""
+    """Content of the weights in `files`, with the adapter merged."""
     if files.weights[0].suffix == ".npz":
         data, weights = read_npz(files.weights[0], task)
     else:
@@ -208,10 +208,10 @@ def _fit(
     any_image_size: bool = False,
     whole_patches: bool = False,
 ) -> None:
-    """Make the model one of the image size, or where it takes every size, of the processor's; else they must agree.
+    """Resize the model to the image size, or, if it takes any size, to the processor's; otherwise both must agree.
 
     Raises:
-        CheckpointError: If they do not, or an image is not made of `whole_patches`.
+        CheckpointError: If they do not agree, or an image does not consist of `whole_patches`.
     """
     given, config = processor.output_size, reference.config
     if processor.num_channels != config.num_channels:
@@ -244,7 +244,7 @@ def _fit(
 def _misfit(
     name: str, problem: CheckpointError, options: ProcessorOptions | None, image_size: tuple[int, int] | None
 ) -> CheckpointError | UsageError:
-    """The error for a processor that does not fit the model `name`: of what was typed, where that decides the size."""
+    """The error for a processor that does not fit the model `name`; names the option that decided the size."""
     sized = options is not None and (options.size is not None or options.crop_size is not None)
     error = UsageError if sized or image_size is not None else CheckpointError
     return error(f"{name}: {problem}", what=problem.what, where=name, expected=problem.expected, found=problem.found)

@@ -1,4 +1,4 @@
-"""Read a checkpoint's image processor, or another folder's, as it is written: no value of it is read."""
+"""Read a checkpoint's image processor, or another folder's, as written: its values are not yet parsed."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ Extent = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class WrittenProcessor:
-    """The settings of an image processor as they are written, of which no value has been read.
+    """Settings of an image processor as written, with unparsed values.
 
     Attributes:
-        settings: The content of a preprocessor_config.json.
-        origin: Where they came from.
-        place: The file that says them, for errors; empty where there is none.
-        files: The files that a bundle keeps where no setting is changed; none for one file with every setting.
+        settings: Content of a preprocessor_config.json.
+        origin: Their origin.
+        place: Their file, for errors; empty without one.
+        files: Files for the bundle if no setting is changed; empty for a single file with every setting.
     """
 
     settings: Mapping[str, Any]
@@ -48,18 +48,18 @@ class WrittenProcessor:
 def checkpoint_processor(
     files: CheckpointFiles, config: Mapping[str, Any], image_size: Extent | None, model: ViTConfig
 ) -> WrittenProcessor | None:
-    """The processor that a checkpoint or an adapter brings; None where it has none.
+    """The processor of a checkpoint or an adapter; None if it has none.
 
     Args:
-        files: Of the checkpoint or the adapter.
-        config: The content of config.json of the model, with an adapter's merged.
-        image_size: (height, width) of what timm's processor is to give; by default what its configuration states.
-        model: The configuration of the model.
+        files: Files of the checkpoint or the adapter.
+        config: Content of the model's config.json, with an adapter's merged.
+        image_size: Output (height, width) of timm's processor. Default: its configuration's.
+        model: The model's configuration.
 
     Raises:
         InputError: If its file cannot be read, or timm's configuration is malformed.
     """
-    if files.weights and files.weights[0].suffix == ".npz":  # a whole checkpoint: what lies beside it is not of it
+    if files.weights and files.weights[0].suffix == ".npz":  # a complete checkpoint: files beside it are ignored
         return WrittenProcessor(whole_image(model).to_dict(), ProcessorOrigin("npz"))
     if is_timm(config):
         return _timm_processor(files.folder / "config.json", config, image_size, ProcessorOrigin("timm"))
@@ -111,19 +111,19 @@ def given_processor(source: str | os.PathLike[str], image_size: Extent | None, *
 
 
 def whole_image(model: ViTConfig) -> ImageProcessor:
-    """The processor of Google's Vision Transformers: the whole image resized, and bytes to -1..1 in every channel.
+    """The processor of Google's Vision Transformers: resize the whole image, and map bytes to -1..1 in every channel.
 
     Evaluation in google-research/vision_transformer, vit_jax/input_pipeline.py: `tf.image.resize`, whose default is
-    bilinear, then (x - 127.5) / 127.5. Pillow's bilinear filter, unlike TensorFlow's, averages where an image shrinks,
-    as in transformers' copies of these checkpoints (ViTImageProcessor). An .npz file itself says nothing; those of
-    big_vision have the same range of values, and a resize that differs by their configuration.
+    bilinear, then (x - 127.5) / 127.5. Pillow's bilinear filter, unlike TensorFlow's, averages when an image shrinks,
+    as in transformers' copies of these checkpoints (ViTImageProcessor). An .npz file has no such information;
+    big_vision's models use the same value range, and a resize that depends on their configuration.
     """
     half = (0.5,) * model.num_channels
     return ImageProcessor(size=Size(*model.image_size), image_mean=half, image_std=half)
 
 
 def not_found(name: str, cached: bool) -> tuple[str, str]:
-    """A message, and how its hint begins."""
+    """A message, and the beginning of its hint."""
     place = " in the Hub's cache" if cached else ""
     message = f"{name} has no image processor ({SETTINGS_FILE} not found{place})"
     return message, "go online, where there may be one, or " if cached else ""
@@ -132,7 +132,7 @@ def not_found(name: str, cached: bool) -> tuple[str, str]:
 def _timm_processor(
     path: Path, config: Mapping[str, Any], image_size: Extent | None, origin: ProcessorOrigin
 ) -> WrittenProcessor:
-    # timm works its resize out from the size; of one that is not square, it resizes otherwise
+    # timm derives its resize from the size, with a different rule if that is not square
     size = image_size if image_size and image_size[0] == image_size[1] else None
     try:
         if origin.kind == "timm" and not states_processor(config):
@@ -144,7 +144,7 @@ def _timm_processor(
 
 
 def _origin_in(folder: Path, path: Path) -> ProcessorOrigin:
-    """Where the processor of a folder came from: a bundle says it, of a file that has not been altered since."""
+    """The origin of a folder's processor: a bundle records it, for a file that was not altered since."""
     with contextlib.suppress(BundleError):
         manifest = Bundle.open(folder).manifest
         origin = manifest.source.processor
@@ -154,7 +154,7 @@ def _origin_in(folder: Path, path: Path) -> ProcessorOrigin:
 
 
 def _check_kind(path: Path) -> None:
-    """Refuse a file that holds something else than an image processor."""
+    """Refuse a file that is not an image processor's."""
     if not path.is_file() or is_lfs_pointer(path):
         return
     if path.suffix != ".json" and is_model_file_name(path.name):

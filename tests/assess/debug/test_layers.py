@@ -21,6 +21,7 @@ from vitdeploy.assess.debug.layers import LAYER_TOLERANCES, compare_layers
 from vitdeploy.assess.inspection.torchscript_reader import hidden_states
 from vitdeploy.assets import default_checkpoint
 from vitdeploy.errors import UsageError
+from vitdeploy.exporters.naming.layer_names import readable_name
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -182,11 +183,11 @@ def test_the_command_names_the_layer_and_exits_with_1(embedded: Bundle, tmp_path
     firsts = {item["artifact"]: item["first"] for item in validated("compare", out)["results"]}
     assert firsts == {"onnx-fp16": None, "onnx-fp32": "layers.3"}
     assert ">layers.3 (first)<" in page.read_text(encoding="utf-8")
-    assert "the first part that diverges" in summary.read_text(encoding="utf-8").splitlines()[8]
+    assert "the first part that diverges" in summary.read_text(encoding="utf-8").splitlines()[10]
     assert b'tests="14" failures="1"' in suite.read_bytes()
     shown = run(*command, "--against", "torchscript:fp32")
     assert shown.code == 1
-    assert "layers.3" in shown.out
+    assert f"first that diverges  {readable_name('layers.3')}  " in shown.out
     assert "against torchscript-fp32" in shown.out
 
 

@@ -1,4 +1,4 @@
-"""Activation functions under the names that transformers' configurations use."""
+"""Activation functions, by their names in transformers' configurations."""
 
 from __future__ import annotations
 
@@ -75,14 +75,14 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def activation(name: str, key: str) -> Activation:
-    """The function that transformers' ACT2FN names `name`; those with weights of their own are not supported.
+    """The function called `name` in transformers' ACT2FN; functions with weights are not supported.
 
     Args:
-        name: The value in the configuration.
-        key: The configuration's key, for the error.
+        name: Value in the configuration.
+        key: Key in the configuration, for the error.
 
     Raises:
-        CheckpointError: If the name is not known.
+        CheckpointError: If the name is unknown.
     """
     try:
         return ACTIVATIONS[name]

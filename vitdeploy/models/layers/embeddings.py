@@ -1,4 +1,4 @@
-"""From pixels to tokens: patches, the tokens before them, masks and positions."""
+"""From pixels to tokens: patches, prefix tokens, masks and positions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vitdeploy.models.layers.positions import interpolate
 class Embeddings(nn.Module):
     """Prefix tokens and embedded patches with their positions: (N, C, H, W) -> (N, P + gh * gw, D).
 
-    The prefix is the class token and, where the model has them, the distillation token and the registers.
+    The prefix is the class token and, if the model has them, the distillation token and the registers.
     """
 
     def __init__(self, config: ViTConfig, *, mask_token: bool) -> None:
@@ -23,14 +23,14 @@ class Embeddings(nn.Module):
         self.grid_size = config.grid_size
         self.antialias = config.position_antialias
         self.num_positioned = 1 + config.distillation_token  # prefix tokens with a position
-        self.patch_embeddings = nn.ModuleDict(  # a level of its own, as in the checkpoints' names
+        self.patch_embeddings = nn.ModuleDict(  # an extra level, as in the checkpoints' names
             {"projection": nn.Conv2d(config.num_channels, size, config.patch_size, config.patch_size)}
         )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, size))
         self.distillation_token = nn.Parameter(torch.zeros(1, 1, size)) if config.distillation_token else None
         registers = config.num_register_tokens
         self.register_tokens = nn.Parameter(torch.zeros(1, registers, size)) if registers else None
-        # transformers gives it an axis less where every task has it
+        # transformers omits one axis if every task has it
         self.mask_token = (
             nn.Parameter(torch.zeros((1, size) if config.mask_token else (1, 1, size))) if mask_token else None
         )
@@ -49,11 +49,11 @@ class Embeddings(nn.Module):
         Args:
             pixel_values: (N, C, H, W).
             bool_masked_pos: (N, gh * gw), true where the mask token replaces the patch.
-            interpolate: Resize the position embeddings to the image's grid, whatever its size; otherwise the image must
-                have the configured size.
+            interpolate: Resize the position embeddings to the image's grid; otherwise the image must have the
+                configured size.
 
         Returns:
-            The tokens (N, P + gh * gw, D) and the grid (gh, gw).
+            Tokens (N, P + gh * gw, D) and grid (gh, gw).
         """
         patches = self.patch_embeddings["projection"](pixel_values)  # (N, D, gh, gw)
         grid = patches.shape[2], patches.shape[3]
@@ -64,8 +64,8 @@ class Embeddings(nn.Module):
                 raise UsageError(message, what="bool_masked_pos", hint="load it for masked image modeling")
             mask = bool_masked_pos.unsqueeze(-1).to(x.dtype)
             x = x * (1.0 - mask) + self.mask_token * mask
-        # The prefix is added where the patches have left room: the same sum as after expanding it to the batch, but an
-        # exported graph need not ask for the batch's size, which ONNX Runtime does on the CPU alone.
+        # The prefix is added to space left by the patches: the same sum as after expanding it to the batch, but an
+        # exported graph does not need the batch's size, which ONNX Runtime computes only on the CPU.
         prefix = self._prefix()
         positions: Tensor | None = self.position_embeddings
         if interpolate and positions is not None:
@@ -78,9 +78,9 @@ class Embeddings(nn.Module):
         return self.dropout(x + added), grid
 
     def interpolated_positions(self, grid: tuple[int, int]) -> Tensor:
-        """The position table for another grid of patches, (1, rows, D): bicubic, from the configured grid.
+        """The position table for another patch grid, (1, rows, D): bicubic, from the configured grid.
 
-        The prefix's rows stay. transformers goes by the square root of the number of rows, and takes no other grid.
+        The prefix's rows are kept. transformers uses the square root of the number of rows, and supports no other grid.
         """
         if self.position_embeddings is None:
             raise UsageError("the model has no position table to interpolate", what="position_embeddings")
@@ -91,14 +91,14 @@ class Embeddings(nn.Module):
 
     @torch.no_grad()
     def resize(self, grid: tuple[int, int]) -> None:
-        """Make the position table one for `grid`, interpolated once."""
+        """Change the position table to `grid`, interpolated once."""
         if self.position_embeddings is not None:
             trained, positions = self.position_embeddings.requires_grad, self.interpolated_positions(grid)
             self.position_embeddings = nn.Parameter(positions, requires_grad=trained)
         self.grid_size = grid
 
     def _prefix(self) -> Tensor:
-        """The tokens before the patches, with their positions, which do not depend on the image: (1, P, D)."""
+        """The prefix tokens with their positions, which do not depend on the image: (1, P, D)."""
         prefix: Tensor = self.cls_token
         if self.distillation_token is not None:
             prefix = torch.cat((prefix, self.distillation_token), dim=1)

@@ -18,14 +18,14 @@ ATTENTION_KINDS: tuple[str, ...] = get_args(AttentionKind)
 
 
 def check_attention(kind: str) -> None:
-    """Raise UsageError where `kind` is none of the attentions."""
+    """Raise UsageError unless `kind` is an attention kind."""
     if kind not in ATTENTION_KINDS:
         message = f"unknown attention {kind!r}; known: {', '.join(ATTENTION_KINDS)}"
         raise UsageError(message, what="attention", expected=ATTENTION_KINDS, found=kind)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention: (N, L, D) -> (N, L, D), and the weights (N, H, L, L) where `kind` is "eager"."""
+    """Multi-head self-attention: (N, L, D) -> (N, L, D), and the weights (N, H, L, L) if `kind` is "eager"."""
 
     def __init__(self, config: ViTConfig, kind: AttentionKind) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Attention(nn.Module):
             weights = torch.matmul(q, k.transpose(2, 3)) * self.scale  # (N, H, L, L)
             if bias is not None:
                 weights = weights + bias
-            # As transformers does, in most families in float32: half precision loses the small weights.
+            # In float32 in most families, as in transformers: half precision loses small weights.
             weights = F.softmax(weights, dim=-1, dtype=self.softmax_dtype).to(q.dtype)
             weights = F.dropout(weights, self.dropout, self.training)
             x = torch.matmul(weights, v)
@@ -77,7 +77,7 @@ class Mlp(nn.Module):
 
 
 class SwiGlu(nn.Module):
-    """An MLP whose one half gates the other (arXiv:2002.05202), DINOv2's: (N, L, D) -> (N, L, D)."""
+    """An MLP with one half gating the other (arXiv:2002.05202), DINOv2's: (N, L, D) -> (N, L, D)."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class SwiGlu(nn.Module):
 
 
 class Layer(nn.Module):
-    """One pre-norm block: (N, L, D) -> (N, L, D), and the attention weights where they exist."""
+    """One pre-norm block: (N, L, D) -> (N, L, D), and the attention weights if available."""
 
     def __init__(self, config: ViTConfig, attention: AttentionKind) -> None:
         super().__init__()

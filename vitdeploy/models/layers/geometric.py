@@ -1,7 +1,7 @@
-"""Resize a table over relative positions as timm does for BEiT: its offsets spread out in geometric progression.
+"""Resize a relative-position table as timm does for BEiT, with offsets in geometric progression.
 
-The rule is that of BEiT's fine-tuning (arXiv:2106.08254), in timm `resize_rel_pos_bias_table`. Near offsets keep their
-biases, far ones are stretched over the larger grid. It is linear in each axis, so each is one matrix of weights.
+The rule is from BEiT's fine-tuning (arXiv:2106.08254), timm's `resize_rel_pos_bias_table`. Near offsets keep their
+biases; far ones are stretched over the larger grid. It is linear in each axis, so each axis is one weight matrix.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import math
 import torch
 from torch import Tensor
 
-_LOWEST, _HIGHEST = 1.01, 1.5  # where timm looks for the ratio,
-_PRECISION = 1e-6  # and how closely
+_LOWEST, _HIGHEST = 1.01, 1.5  # timm's search range for the ratio
+_PRECISION = 1e-6  # and its precision
 
 
 def resize_offsets(offsets: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Resize a table with a row for each offset of two patches: (rows of `old`, H) -> (rows of `new`, H).
+    """Resize a table with a row per offset of two patches: (rows of `old`, H) -> (rows of `new`, H).
 
-    A grid of (gh, gw) has (2 gh - 1) * (2 gw - 1) rows. The same grid gives the same table; where one side alone
-    changes, the other one's weights are applied too, as in timm. Half precision is computed in float32.
+    A grid of (gh, gw) has (2 gh - 1) * (2 gw - 1) rows. The same grid gives the same table; if only one side changes,
+    the other one's weights are applied too, as in timm. Half precision is computed in float32.
     """
     if old == new:
         return offsets
@@ -31,11 +31,11 @@ def resize_offsets(offsets: Tensor, old: tuple[int, int], new: tuple[int, int]) 
 
 
 def axis_weights(old: int, new: int) -> Tensor:
-    """The weights (2 new - 1, 2 old - 1), float64, of old offsets in new ones, for sides of `old` and `new` patches.
+    """Weights of old offsets in new ones, (2 new - 1, 2 old - 1) float64, for sides of `old` and `new` patches.
 
     Each row interpolates linearly between the two old offsets around the new one, and repeats the outermost beyond it.
     """
-    if old == 1:  # one offset, which is all that any other can be
+    if old == 1:  # a single offset, which all others repeat
         return torch.ones(2 * new - 1, 1, dtype=torch.float64)
     sources = offset_positions(old, new)
     targets = torch.arange(1 - new, new, dtype=torch.float64).clamp(sources[0], sources[-1])
@@ -47,9 +47,9 @@ def axis_weights(old: int, new: int) -> Tensor:
 
 
 def offset_positions(old: int, new: int) -> Tensor:
-    """Where the offsets of a side of `old` patches lie among the integers of one of `new`: (2 old - 1,) float64.
+    """Positions of the offsets of `old` patches among the integer offsets of `new` ones: (2 old - 1,) float64.
 
-    From 0 on both sides, the gaps are the powers of `_ratio`, from the 0th.
+    From 0 in both directions, the gaps are the powers of `_ratio`, starting with the 0th.
     """
     gaps = torch.full((old - 1,), _ratio(old - 1, new - 1), dtype=torch.float64).pow(torch.arange(old - 1))
     positive = gaps.cumsum(0)
@@ -57,11 +57,11 @@ def offset_positions(old: int, new: int) -> Tensor:
 
 
 def _ratio(gaps: int, reach: int) -> float:
-    """The ratio with which the sum of that many gaps is `reach`, or else the end of the range that comes closest."""
+    """The ratio whose first `gaps` powers sum up to `reach`, or the closest end of the search range."""
     low, high = _LOWEST, _HIGHEST
     ratio = high
     while high - low > _PRECISION:
-        ratio = (low + high) / 2  # the last one tried is taken, on whichever side it lies
+        ratio = (low + high) / 2  # the last one tried is used, on whichever side it lies
         # ratio ** gaps - 1 > reach * (ratio - 1), in logarithms because the power of a long side is beyond a float
         if gaps * math.log(ratio) > math.log1p(reach * (ratio - 1)):
             high = ratio

@@ -35,7 +35,7 @@ class MeanPooler(nn.Module):
 
 
 class ClsMeanPooler(nn.Module):
-    """The class token beside the mean of the patches, DINOv2's: (N, L, D) -> (N, 2 D)."""
+    """The class token concatenated with the mean of the patches, DINOv2's: (N, L, D) -> (N, 2 D)."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class ClsMeanPooler(nn.Module):
 
 
 class DensePooler(nn.Module):
-    """The class token through a layer of its own, ViT's: (N, L, D) -> (N, pooler_output_size)."""
+    """The class token through a dense layer, ViT's: (N, L, D) -> (N, pooler_output_size)."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ _POOLERS: dict[str, type[ClsPooler | MeanPooler | ClsMeanPooler | DensePooler]] 
 
 
 class ClassificationHead(nn.Module):
-    """Tokens -> `logits` (N, num_labels); without labels, the pooled tokens themselves."""
+    """Tokens -> `logits` (N, num_labels); without labels, the pooled tokens."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class ReconstructionHead(nn.Module):
 
 
 class VisualTokenHead(nn.Module):
-    """Tokens -> `logits` (N, gh * gw, vocab_size) over the visual tokens that stand for the patches, BEiT's."""
+    """Tokens -> `logits` (N, gh * gw, vocab_size) over the patches' visual tokens, BEiT's."""
 
     def __init__(self, config: ViTConfig, vocab_size: int) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ Head = ClassificationHead | TeacherHead | FeatureHead | ReconstructionHead | Vis
 
 
 def make_head(config: ViTConfig, task: Task, *, pooler: bool, teacher: bool) -> Head:
-    """The head of a task, with the family's pooler for features and a distilled model's teacher where asked for."""
+    """The head of a task, with the family's pooler for features and a distilled model's teacher if requested."""
     if task is Task.CLASSIFICATION:
         return TeacherHead(config) if teacher else ClassificationHead(config)
     if task is Task.FEATURES:

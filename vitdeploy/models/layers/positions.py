@@ -1,4 +1,4 @@
-"""Position tables for other grids of patches, and attention biases by relative position."""
+"""Position tables for other patch grids, and attention biases by relative position."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from vitdeploy.errors import UsageError
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.layers.geometric import resize_offsets
 
-_SPECIAL = 3  # the last rows of a table of relative positions: class to patch, patch to class, class to class
+_SPECIAL = 3  # last rows of a relative-position table: class to patch, patch to class, class to class
 
 
 def interpolate(table: Tensor, old: tuple[int, int], new: tuple[int, int], mode: str, *, antialias: bool) -> Tensor:
     """Resize a table over a grid: (old height * old width, D) -> (new height * new width, D).
 
-    Resizing to the grid that is there already gives the same numbers, so an exported graph needs no branch. Half
-    precision is interpolated in float32, as transformers' DINOv2 does.
+    Resizing to the same grid gives the same numbers, so an exported graph needs no branch. Half precision is
+    interpolated in float32, as in transformers' DINOv2.
     """
     dtype = torch.promote_types(table.dtype, torch.float32)
     grid = torch.unflatten(table.transpose(0, 1)[None], 2, old)  # (1, D, old height, old width)
@@ -28,7 +28,7 @@ def interpolate(table: Tensor, old: tuple[int, int], new: tuple[int, int], mode:
 class RelativePositionBias(nn.Module):
     """Attention bias by the offset of two patches, as in BEiT (arXiv:2106.08254): a grid -> (1, H, L, L).
 
-    The table has a row for each offset, ((2 gh - 1) * (2 gw - 1) + 3, H), and three for the class token.
+    The table has a row per offset, and three for the class token: ((2 gh - 1) * (2 gw - 1) + 3, H).
     """
 
     def __init__(self, config: ViTConfig) -> None:
@@ -44,11 +44,11 @@ class RelativePositionBias(nn.Module):
         """The bias of every pair of tokens.
 
         Args:
-            index: Of `relative_position_index`, for the grid.
-            grid: (down, across) that the table is interpolated to; None for the configured one.
+            index: Result of `relative_position_index` for the grid.
+            grid: Target grid of the interpolation, (down, across); None for the configured grid.
 
         Raises:
-            UsageError: If the table is to be interpolated, but not bilinearly.
+            UsageError: If interpolation is requested, but is not bilinear.
         """
         offsets, special = self._parts()
         if grid is not None:
@@ -59,12 +59,12 @@ class RelativePositionBias(nn.Module):
                     hint="resize the model instead",
                 )  # fmt: skip
             offsets = self._interpolated(offsets, grid)
-        table = torch.cat((special, offsets))  # so that the rows of the class token do not move with the grid
+        table = torch.cat((special, offsets))  # so that the class token's rows do not move with the grid
         return table[index].permute(2, 0, 1)[None]  # (1, H, L, L)
 
     @torch.no_grad()
     def resize(self, grid: tuple[int, int]) -> None:
-        """Make the table one for `grid`, interpolated once, as the configuration says."""
+        """Change the table to `grid`, interpolated once, as the configuration says."""
         offsets, special = self._parts()
         if self.interpolation == "geometric":
             offsets = resize_offsets(offsets, self.grid_size, grid)
@@ -80,12 +80,12 @@ class RelativePositionBias(nn.Module):
         return table[:-_SPECIAL], table[-_SPECIAL:]
 
     def _interpolated(self, offsets: Tensor, grid: tuple[int, int]) -> Tensor:
-        # Bilinear, as in transformers, which mixes up height and width where the configured grid is not square.
+        # Bilinear as in transformers, which swaps height and width if the configured grid is not square.
         return interpolate(offsets, _offsets(self.grid_size), _offsets(grid), "bilinear", antialias=False)
 
 
 def relative_position_index(grid: tuple[int, int], device: torch.device) -> Tensor:
-    """The row of `RelativePositionBias`'s table for every pair of tokens, class token first: (L, L) int64."""
+    """Table row of `RelativePositionBias` for every pair of tokens, class token first: (L, L) int64."""
     height, width = grid
     rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
     down = rows[:, None] - rows[None, :] + height - 1  # (gh, gh)
@@ -97,5 +97,5 @@ def relative_position_index(grid: tuple[int, int], device: torch.device) -> Tens
 
 
 def _offsets(grid: tuple[int, int]) -> tuple[int, int]:
-    """The numbers of offsets that two patches of a grid can have (down, across)."""
+    """Number of possible offsets between two patches of a grid (down, across)."""
     return 2 * grid[0] - 1, 2 * grid[1] - 1

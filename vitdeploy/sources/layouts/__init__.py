@@ -1,1 +1,1 @@
-"""Convert checkpoints of other libraries to the equivalent Hugging Face checkpoints."""
+"""Convert other libraries' checkpoints to equivalent Hugging Face checkpoints."""

@@ -1,4 +1,4 @@
-"""Read the arrays of an `.npz` file one by one: a header first, and nothing that could run code."""
+"""Read the arrays of an `.npz` file one by one: the header first, and nothing that could run code."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _CODECS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # numpy.savez's, and numpy
 
 @contextlib.contextmanager
 def open_npz(path: Path) -> Iterator[zipfile.ZipFile]:
-    """The archive, of which only the list of arrays has been read.
+    """Open the archive, and read only its list of arrays.
 
     Raises:
         CheckpointError: If the file cannot be read, or is not a zip archive.
@@ -42,15 +42,15 @@ def open_npz(path: Path) -> Iterator[zipfile.ZipFile]:
                 f"{path} cannot be read as an .npz file: {reason}",
                 where=path, found=reason, hint="give a complete copy of it",
             ) from exc  # fmt: skip
-        archive.filename = str(path)  # of an open file it is the descriptor's number
+        archive.filename = str(path)  # the descriptor's number for an open file
         yield archive
 
 
 def array_shape(archive: zipfile.ZipFile, key: str) -> tuple[tuple[int, ...], int]:
-    """Shape and bytes of an array, from its header alone, which must fit the bytes behind it.
+    """Shape and size in bytes of an array, from its header only, which must match the data's size.
 
     Raises:
-        CheckpointError: If the array is not one of floating-point numbers, or is damaged.
+        CheckpointError: If the array is not floating-point, or is damaged.
     """
     try:
         shape, dtype, size_bytes = array_header(archive, key, _CODECS)
@@ -65,10 +65,10 @@ def array_shape(archive: zipfile.ZipFile, key: str) -> tuple[tuple[int, ...], in
 
 
 def read_tensor(archive: zipfile.ZipFile, key: str) -> Tensor:
-    """An array as a tensor of its own type; the two-byte void that JAX's bfloat16 turns into is bfloat16 again.
+    """Read an array as a tensor of the same type; the two-byte void from JAX's bfloat16 becomes bfloat16.
 
     Raises:
-        CheckpointError: If its bytes are damaged.
+        CheckpointError: If its data is damaged.
     """
     try:
         array = read_array(archive, key)

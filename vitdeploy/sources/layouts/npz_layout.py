@@ -1,7 +1,7 @@
-"""Read Google's Vision Transformer checkpoints (`.npz`) under the names that transformers writes.
+"""Read Google's Vision Transformer checkpoints (`.npz`) under transformers' names.
 
-The arrays are those of the Flax models in google-research/vision_transformer (vit_jax/models_vit.py) and
-google-research/big_vision (big_vision/models/vit.py), by the names that either has given them over the years.
+The arrays belong to the Flax models in google-research/vision_transformer (vit_jax/models_vit.py) and
+google-research/big_vision (big_vision/models/vit.py), under the names of all their versions.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-# What the arrays do not say: flax.linen.LayerNorm's epsilon, and that flax.linen.gelu approximates unless told not to.
-# transformers' copies of these checkpoints say "gelu", the exact one; these are the models as they were trained.
+# Not in the arrays: flax.linen.LayerNorm's epsilon, and flax.linen.gelu's default, the approximation. transformers'
+# copies of these checkpoints say "gelu", the exact one; these settings are the models as trained.
 _FLAX = {"layer_norm_eps": 1e-6, "hidden_act": "gelu_pytorch_tanh", "qkv_bias": True}
 
 
 class _Weight(NamedTuple):
-    key: str  # in the spelling of vision_transformer
+    key: str  # in vision_transformer's spelling
     axes: str
-    name: str  # transformers'; {} is the layer
-    order: str  # of the axes in transformers, which joins some: "heads*head_dim"
+    name: str  # transformers' name; {} is the layer
+    order: str  # transformers' axes, some of them joined: "heads*head_dim"
 
 
 def _dense(key: str, name: str, inputs: str, outputs: str) -> tuple[_Weight, _Weight]:
@@ -71,7 +71,7 @@ _BLOCK = (
 )
 _POOLER = _dense("pre_logits", "pooler.dense", "hidden", "pooled")
 _HEAD = _dense("head", "classifier", "hidden", "classes")
-# Flax once numbered the modules of a block together and later each kind; big_vision moved the position table up.
+# Flax once numbered the modules of a block together, and later by type; big_vision moved the position table up.
 _SPELLINGS = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -87,18 +87,18 @@ _NOT_WEIGHTS = ("opt/", "extra/")  # beside a prefix: the optimizer's state, and
 
 
 def read_npz(path: Path, task: Task | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The content of a `config.json`, and the weights under transformers' names on disk, in the precision of the file.
+    """Content of a `config.json`, and the weights under transformers' names on disk, in the file's precision.
 
-    `pre_logits`, a dense layer and tanh before the head, is the pooler of transformers' ViTModel, which no classifier
-    follows: such a checkpoint gives features only, and its head is left out.
+    `pre_logits`, a dense layer and tanh before the head, is the pooler of transformers' ViTModel, which has no
+    classifier: such a checkpoint is for features only, and its head is omitted.
 
     Args:
-        path: The checkpoint; keys may stand below `params/` or `opt/target/`, and blocks may be stacked in one array.
-        task: What the model is for; by default classification where there is a head and no `pre_logits`, else features.
+        path: The checkpoint; keys may be below `params/` or `opt/target/`, and blocks may be stacked in one array.
+        task: Task of the model. Default: classification if there is a head and no `pre_logits`, else features.
 
     Raises:
-        CheckpointError: If the file cannot be read, or is not a plain Vision Transformer with a class token and a
-            square grid of learned position embeddings, or has no head for `task`.
+        CheckpointError: If the file cannot be read, is not a plain Vision Transformer with a class token and a square
+            grid of learned position embeddings, or has no head for `task`.
     """
     with open_npz(path) as archive:
         keys = _spelled(path, archive.namelist())
@@ -114,7 +114,7 @@ def read_npz(path: Path, task: Task | None = None) -> tuple[dict[str, Any], dict
         positions = keys[_POSITIONS.key]
         side, has_cls_row = _grid(path, positions, sizes["rows"], above="posembed_input" not in positions)
         tensors: dict[str, Tensor] = {}
-        for weight in weights:  # one array at a time: the file is not held twice
+        for weight in weights:  # one array at a time: the file is not in memory twice
             tensor = read_tensor(archive, keys[weight.key])
             if weight.key == _POSITIONS.key and not has_cls_row:
                 tensor = torch.cat([tensor.new_zeros(1, 1, sizes["hidden"]), tensor], dim=1)
@@ -129,7 +129,7 @@ def read_npz(path: Path, task: Task | None = None) -> tuple[dict[str, Any], dict
 
 
 def _spelled(path: Path, members: list[str]) -> dict[str, str]:
-    """The keys of the weights, by their names in the spelling of vision_transformer."""
+    """Keys of the weights, by name in vision_transformer's spelling."""
     prefixes = [prefix for prefix in _PREFIXES if any(name.startswith(prefix) for name in members)]
     if len(prefixes) > 1:
         raise CheckpointError(
@@ -179,7 +179,7 @@ def _task(path: Path, keys: Mapping[str, str], task: Task | None) -> Task:
 
 
 def _expected(path: Path, keys: Mapping[str, str], task: Task) -> tuple[list[_Weight], int]:
-    """Every weight of the model, and the number of blocks, which is 0 where they are stacked."""
+    """All weights of the model, and the number of blocks, which is 0 if they are stacked."""
     indices = {match[1] for match in map(_BLOCK_KEY.match, keys) if match}
     numbers = sorted(int(number) for number in indices - {None})
     if not indices or numbers != list(range(len(numbers))) or (None in indices and numbers):
@@ -219,7 +219,7 @@ def _as_in_file(key: str, keys: Mapping[str, str]) -> str:
 
 
 def _bind(path: Path, key: str, axes: list[str], shape: tuple[int, ...], sizes: dict[str, int]) -> None:
-    """Note the sizes of axes that are new, and hold the others to what they are."""
+    """Record the sizes of new axes, and check those of known ones."""
     if len(axes) != len(shape) or 0 in shape or any(sizes.get(a, n) != n for a, n in zip(axes, shape, strict=True)):
         want = ", ".join(f"{axis} {sizes[axis]}" if axis in sizes else axis for axis in axes)
         raise CheckpointError(
@@ -230,7 +230,7 @@ def _bind(path: Path, key: str, axes: list[str], shape: tuple[int, ...], sizes: 
 
 
 def _grid(path: Path, key: str, rows: int, above: bool) -> tuple[int, bool]:
-    """Patches on a side, and whether the class token has a row; `above` the encoder, the table may be without."""
+    """Patches per side, and True if the class token has a row; a table `above` the encoder may lack it."""
     for has_row in (True, False) if above else (True,):
         side = math.isqrt(rows - has_row)
         if side and side**2 == rows - has_row:

@@ -1,4 +1,4 @@
-"""Merge a LoRA of PEFT into the weights of its base, exactly: the model that `merge_and_unload` of peft gives."""
+"""Merge a PEFT LoRA exactly into its base's weights, with the result of peft's `merge_and_unload`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Canonical = Callable[[Iterable[str]], Mapping[str, str]]
 
-_PREFIX = "base_model.model."  # of PeftModel, around LoraModel, around the model
+_PREFIX = "base_model.model."  # prefixes of PeftModel and LoraModel around the model
 _FACTOR = re.compile(r"(?P<module>.+)\.(?P<part>lora_[A-Za-z_]+?)(?:\.default)?(?:\.(?P<leaf>weight|bias))?", re.DOTALL)
 _SAVE_AGAIN = "save the adapter again"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -27,13 +27,13 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 @dataclasses.dataclass
 class _Lora:
-    """The tensors of one module's adapter; `key` is that of its first tensor, for errors."""
+    """Tensors of one module's adapter; `key` is the first tensor's, for errors."""
 
     key: str
-    a: Tensor | None = None  # (rank, inputs), of a convolution (rank, channels, height, width)
-    b: Tensor | None = None  # (outputs, rank), of a convolution (outputs, rank, 1, 1)
+    a: Tensor | None = None  # (rank, inputs); for a convolution (rank, channels, height, width)
+    b: Tensor | None = None  # (outputs, rank); for a convolution (outputs, rank, 1, 1)
     bias: Tensor | None = None  # (outputs,)
-    magnitude: Tensor | None = None  # (outputs,), of a convolution (1, outputs, 1, 1)
+    magnitude: Tensor | None = None  # (outputs,); for a convolution (1, outputs, 1, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Merged:
     """A model with its adapter merged.
 
     Attributes:
-        weights: All tensors of the model, under the names that its base has.
-        adapted: The canonical names of the weights that a product was added to.
-        replaced: Those of the tensors that the adapter has whole.
+        weights: All tensors of the model, under the base's names.
+        adapted: Canonical names of the weights with an added product.
+        replaced: Canonical names of the tensors that the adapter replaces.
     """
 
     weights: dict[str, Tensor]
@@ -54,16 +54,16 @@ class Merged:
 def merge(
     base: Mapping[str, Tensor], adapter: Mapping[str, Tensor], config: LoraConfig, canonical: Canonical, origin: str
 ) -> Merged:
-    """Add to each weight the scaled product of its factors, W + s B A, and replace what the adapter has whole.
+    """Add to each weight the scaled product of its factors, W + s B A, and replace the adapter's whole tensors.
 
-    Of DoRA, the sum's rows are then scaled to the lengths that the adapter has: m (W + s B A) / |W + s B A|. Every
-    tensor of the adapter is used. What changes is computed in float64 and kept in float32.
+    For DoRA, the sum's rows are then scaled to the adapter's lengths: m (W + s B A) / |W + s B A|. Every tensor of the
+    adapter is used. Changed weights are computed in float64 and stored in float32.
 
     Args:
         base: The base's weights, by name.
-        adapter: The adapter's.
-        config: The adapter's.
-        canonical: Gives each of some names the one that all spellings of the same weight share.
+        adapter: The adapter's tensors, by name.
+        config: The adapter's configuration.
+        canonical: Maps names to the canonical name shared by all spellings of a weight.
         origin: The adapter's file, for errors.
 
     Raises:
@@ -107,7 +107,7 @@ def merge(
 def _sorted_out(
     adapter: Mapping[str, Tensor], config: LoraConfig, origin: str
 ) -> tuple[dict[str, _Lora], dict[str, Tensor]]:
-    """The factors by module, and the whole tensors by name, neither with peft's additions to names."""
+    """Factors by module, and whole tensors by name, without peft's additions to names."""
     factors: dict[str, _Lora] = {}
     whole: dict[str, Tensor] = {}
     fields = {
@@ -121,7 +121,7 @@ def _sorted_out(
         name = key.removeprefix(_PREFIX)
         match = _FACTOR.fullmatch(name)
         if match is None:
-            if ".original_module." in name:  # what a module was before it was trained; peft does not use it either
+            if ".original_module." in name:  # the module before training; peft does not use it either
                 continue
             plain = re.sub(r"\.(?:modules_to_save(?:\.default)?|base_layer)(?=\.)", "", name)
             if plain in whole and not torch.equal(whole[plain], tensor):
@@ -147,14 +147,14 @@ def _sorted_out(
 
 
 def _is_saved(module: str, ends: Iterable[str]) -> bool:
-    """Whether a module is, or is in, one whose name ends so: the rule of peft.utils.other._set_trainable."""
+    """True if a module or its parent has such a name suffix: the rule of peft.utils.other._set_trainable."""
     parts = module.split(".")
     modules = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
     return any(name.endswith(end) for name in modules for end in ends)
 
 
 def _sum(weight: Tensor, lora: _Lora, config: LoraConfig, module: str, origin: str) -> Tensor:
-    """The weight of a linear layer or of a convolution with its product, in float32."""
+    """The weight of a linear layer or convolution plus its product, in float32."""
     rank = config.rank_of(module)
     parts = {"lora_A": lora.a, "lora_B": lora.b, "lora_magnitude_vector": lora.magnitude, "lora_B.bias": lora.bias}
     required = ["lora_A", "lora_B", *(["lora_magnitude_vector"] if config.dora else [])]

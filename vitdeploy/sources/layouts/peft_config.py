@@ -1,6 +1,6 @@
-"""Read PEFT's adapter_config.json: how a LoRA changes the weights of its base.
+"""Read PEFT's adapter_config.json, which defines how a LoRA changes its base's weights.
 
-The keys are those of `peft.LoraConfig` up to 0.21, and of the versions before that have since lost some.
+The keys are those of `peft.LoraConfig` up to 0.21, including keys of earlier versions that were removed.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ _APPLIED = {
     "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias", "lora_bias", "use_dora",
     "modules_to_save", "auto_mapping", "base_model_name_or_path", "revision", "init_lora_weights",
 }  # fmt: skip
-# Keys that say how the adapter was trained or loaded, or which modules have one, which its tensors tell.
+# Keys about training or loading, or about which modules are adapted, which the tensors show.
 _WITHOUT_EFFECT = {
     "task_type", "peft_version", "inference_mode", "lora_dropout", "target_modules", "exclude_modules",
     "layers_to_transform", "layers_pattern", "runtime_config",
-    "fan_in_fan_out",  # of GPT-2's Conv1D alone: peft sets it to false for torch's layers, all that these models have
-    "megatron_core",  # the name of a package, used with megatron_config
+    "fan_in_fan_out",  # for GPT-2's Conv1D only: peft sets it to false for torch's layers
+    "megatron_core",  # a package name, used with megatron_config
     "qalora_group_size",  # used with use_qalora
     "loftq_config", "eva_config", "corda_config", "lora_ga_config",  # used with the value of init_lora_weights
-    "ensure_weight_tying",  # of embeddings and output layers of language models
-    "merge_weights",  # of peft 0.2: whether evaluation merges
+    "ensure_weight_tying",  # for embeddings and output layers of language models
+    "merge_weights",  # in peft 0.2: merge on evaluation
 }  # fmt: skip
-# Initialisations that leave the base as it was. The others (pissa, olora, corda, lora_ga, loftq) take the adapter's
-# first values out of the base's weights, so that the saved adapter belongs to weights that nobody has saved.
+# Initializations that leave the base unchanged. The others (pissa, olora, corda, lora_ga, loftq) take the adapter's
+# initial values out of the base's weights, so the saved adapter fits weights that were not saved.
 _PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 _MERGE = "merge it with peft: PeftModel.from_pretrained(model, ADAPTER).merge_and_unload().save_pretrained(NEW_FOLDER)"
 _MOST = 2**20
@@ -42,18 +42,18 @@ class LoraConfig:
     """The content of an adapter_config.json.
 
     Attributes:
-        base: The Hub id or path of the model that the adapter was trained on; empty where it is not said.
-        base_revision: Its revision on the Hub.
-        model_class: The name of that model's class; empty where it is not said.
-        rank: Of the modules that `rank_pattern` does not name.
-        alpha: The numerator of the scale of the modules that `alpha_pattern` does not name.
-        rank_pattern: Ranks by regular expressions for the ends of modules' names.
+        base: Hub id or path of the model that the adapter was trained on; empty if not stated.
+        base_revision: Its Hub revision.
+        model_class: Class name of that model; empty if not stated.
+        rank: Rank of modules that `rank_pattern` does not match.
+        alpha: Numerator of the scale of modules that `alpha_pattern` does not match.
+        rank_pattern: Ranks by regular expression for the end of a module's name.
         alpha_pattern: The same for `alpha`.
-        rslora: Whether the scale is alpha / sqrt(rank) instead of alpha / rank.
-        bias: Whose biases were trained: "none", "all" or "lora_only".
-        lora_bias: Whether the second factor of every product has a bias.
-        dora: Whether weights are split into a magnitude and a direction (DoRA, arXiv:2402.09353).
-        saved_modules: The ends of the names of modules that were trained whole.
+        rslora: True for the scale alpha / sqrt(rank) instead of alpha / rank.
+        bias: Trained biases: "none", "all" or "lora_only".
+        lora_bias: True if the second factor of every product has a bias.
+        dora: True if weights are split into magnitude and direction (DoRA, arXiv:2402.09353).
+        saved_modules: Name suffixes of fully trained modules.
     """
 
     base: str
@@ -74,7 +74,7 @@ class LoraConfig:
         """Read the content of an adapter_config.json.
 
         Raises:
-            CheckpointError: If it is no LoRA, or has a feature that cannot be merged exactly, or a value is malformed.
+            CheckpointError: If it is not a LoRA, has a feature that cannot be merged exactly, or a value is malformed.
         """
         kind = data.get("peft_type")
         if kind is None:
@@ -113,11 +113,9 @@ class LoraConfig:
         )
 
     def rank_of(self, module: str) -> int:
-        """The rank of a module's product."""
         return int(_matching(self.rank_pattern, module, self.rank))
 
     def scale_of(self, module: str) -> float:
-        """The factor of a module's product."""
         rank, alpha = self.rank_of(module), _matching(self.alpha_pattern, module, self.alpha)
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
 
@@ -128,7 +126,7 @@ def refuse(key: str, problem: str, remedy: str) -> CheckpointError:
 
 
 def _matching(pattern: Mapping[str, float], module: str, default: float) -> float:
-    """As peft.utils.other.get_pattern_key matches: the first expression that a whole end of the name fits."""
+    """As peft.utils.other.get_pattern_key: the first expression that matches a complete suffix of the name."""
     for expression, value in pattern.items():
         if re.match(rf"(.*\.)?({expression})$", module):
             return value

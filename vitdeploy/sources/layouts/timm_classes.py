@@ -1,4 +1,4 @@
-"""Read the classes of timm's config.json: how many, their names, and how they are scored."""
+"""Read the classes in timm's config.json: number, names and scores."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_clas
 
 
 def num_classes(config: Mapping[str, Any], arguments: Mapping[str, Any], cfg: Mapping[str, Any]) -> int:
-    """The number of logits: of the top level or, where that has none, of `model_args` or `pretrained_cfg`."""
+    """Number of logits: from the top level or else from `model_args` or `pretrained_cfg`."""
     if config.get("architectures") == ["TimmWrapperModel"]:
-        return 0  # it has no head, though its configuration counts classes as every one in transformers does
+        return 0  # it has no head, though its configuration has a number of classes, as all in transformers do
     stated = first(config.get("num_classes"), config.get("num_labels"), cfg.get("num_classes"))
     classes = count("num_classes", first(arguments.get("num_classes"), stated, _DEFAULT_CLASSES), least=0)
     if stated is not None and count("num_classes", stated, least=0) != classes:  # timm would drop the head's weights
@@ -24,7 +24,7 @@ def num_classes(config: Mapping[str, Any], arguments: Mapping[str, Any], cfg: Ma
 
 
 def label_offset(config: Mapping[str, Any], cfg: Mapping[str, Any], layers: list[str]) -> int:
-    """The classifier's rows that timm leaves out when it reads weights; the wrapper's weights are without them."""
+    """Number of leading classifier rows that timm skips when it reads weights; the wrapper's weights lack them."""
     offset, classifier = cfg.get("label_offset"), cfg.get("classifier")
     if is_wrapper(config) or offset is None or classifier is None:
         return 0
@@ -42,7 +42,7 @@ def label_offset(config: Mapping[str, Any], cfg: Mapping[str, Any], layers: list
 
 
 def problem_type(config: Mapping[str, Any]) -> dict[str, Any]:
-    """How the pipeline of transformers, which reads timm's configurations too, turns logits into scores."""
+    """The problem type in transformers' pipeline, which reads timm's configurations too."""
     value = config.get("problem_type")
     if value not in (None, *_PROBLEM_TYPES):
         raise unsupported("problem_type", f"problem_type is one of {', '.join(_PROBLEM_TYPES)}, got {value!r:.80}")
@@ -50,9 +50,9 @@ def problem_type(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def labels(config: Mapping[str, Any], cfg: Mapping[str, Any], classes: int) -> dict[str, Any]:
-    """The classes by their descriptions or, without those, their names; by number alone where there are no names.
+    """Class descriptions or else names; only numbers without names.
 
-    transformers' wrapper goes by the names, and by `id2label` where there are none.
+    transformers' wrapper uses the names, or `id2label` without names.
     """
     names: Any = next(
         (place[key] for key in ("label_names", "labels") for place in (config, cfg) if place.get(key)),
@@ -61,7 +61,7 @@ def labels(config: Mapping[str, Any], cfg: Mapping[str, Any], classes: int) -> d
     if not names:
         return {"num_labels": classes}
     if isinstance(names, Mapping) and names.keys() <= {str(index) for index in range(classes)}:
-        # timm writes an object where some classes have no name
+        # timm writes an object if some classes have no name
         names = [names.get(str(index), f"LABEL_{index}") for index in range(classes)]
     if (
         not isinstance(names, Sequence)

@@ -1,4 +1,4 @@
-"""Read timm's config.json: the architecture, its constructor arguments and its labels."""
+"""Read timm's config.json: architecture, constructor arguments and labels."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from vitdeploy.sources.layouts.timm_parts import (
 )
 from vitdeploy.specs import MODES
 
-# The names of timm 1.0 whose blocks are plain: exact GELU (SwiGLU in the giant DINOv2), LayerNorm with eps 1e-6, one
-# attention then one MLP. Other names with these prefixes (clip, siglip, rpn ...) may differ where no tensor shows it.
-# The endings in21k, sam, dino and in21ft1k are of names that timm once gave to weights, and reads still.
+# Names in timm 1.0 with plain blocks: exact GELU (SwiGLU in the giant DINOv2), LayerNorm with eps 1e-6, one attention
+# then one MLP. Other names with these prefixes (clip, siglip, rpn ...) may differ invisibly in the tensors. The
+# suffixes in21k, sam, dino and in21ft1k are from old timm names for weights, which it still reads.
 _ARCHITECTURE = re.compile(
     r"vit_(?P<vit>tiny|small|base|large|huge|giant|gigantic)_patch\d+(?P<plus>_plus)?"
     r"_(?:(?:reg\d+_)?(?P<dino>dinov2|tipsv2)|(?:36x1_)?\d+(?:_miil)?(?:_in21k|_sam|_dino)?)"
@@ -32,7 +32,7 @@ _ARCHITECTURE = re.compile(
     r"|beit(?:v2)?_(?P<beit>base|large)_patch\d+_\d+"
 )
 _PREFIXES = ("vit_", "deit_", "deit3_", "beit_", "beitv2_")
-# No file stores the number of heads: it is what timm's registry gives an architecture of that name, at any width.
+# No file stores the number of heads: timm's registry defines it by architecture name, for any width.
 _HEADS = {"tiny": 3, "small": 6, "medium": 8, "base": 12, "large": 16, "huge": 16, "giant": 16, "gigantic": 16}
 _HEADS_OF_PLUS, _HEADS_OF_GIANT_DINO = 14, 24
 
@@ -41,21 +41,21 @@ _DEFAULT_SIZE = 224  # of timm's constructors, pixels on both sides
 
 @dataclasses.dataclass(frozen=True)
 class TimmConfig:
-    """The settings of a timm model, by its config.json.
+    """Settings of a timm model, from its config.json.
 
     Attributes:
-        beit: Whether it is a BEiT.
-        distilled: Whether it has DeiT's second token and second head.
-        gated: Whether its MLP is SwiGLU.
-        num_heads: Of every attention.
-        image_size: (height, width) in pixels that the position tables were made for.
-        dynamic: Whether the tables are interpolated to each image, whose sides must be multiples of the patch's.
-        evaluation_size: (height, width) in pixels that timm evaluates at; `image_size` unless `dynamic`.
-        num_classes: 0 where there is no head.
-        global_pool: "token" or "avg"; "" where a model without a head does not pool.
-        late_norm: Whether the last norm follows the pooling (`fc_norm`), instead of the last block (`norm`).
-        label_offset: Rows of the classifier before those of the classes, which timm leaves out.
-        labels: The keys of a Hugging Face config.json that state the classes and how they are scored.
+        beit: True for a BEiT.
+        distilled: True for DeiT's second token and second head.
+        gated: True for a SwiGLU MLP.
+        num_heads: Number of attention heads.
+        image_size: (height, width) in pixels of the position tables.
+        dynamic: True if the tables are interpolated to each image, whose sides must be multiples of the patch's.
+        evaluation_size: (height, width) in pixels for timm's evaluation; `image_size` unless `dynamic`.
+        num_classes: Number of classes; 0 without a head.
+        global_pool: "token" or "avg"; "" for a model without head and pooling.
+        late_norm: True if the last norm follows the pooling (`fc_norm`), instead of the last block (`norm`).
+        label_offset: Number of leading classifier rows that timm skips.
+        labels: Hugging Face config.json keys for classes and scores.
         arguments: Constructor arguments to compare with the tensors.
     """
 
@@ -78,7 +78,7 @@ def read_config(config: Mapping[str, Any]) -> TimmConfig:
     """Read the content of a config.json.
 
     Raises:
-        CheckpointError: If a value is malformed, or the model has no equivalent among Hugging Face's.
+        CheckpointError: If a value is malformed, or the model has no Hugging Face equivalent.
     """
     arguments, cfg = model_args(config), pretrained_cfg(config)
     name = _architecture(config.get("architecture"))
@@ -112,7 +112,7 @@ def read_config(config: Mapping[str, Any]) -> TimmConfig:
 
 
 def _architecture(value: object) -> dict[str, str]:
-    """The parts of the name that are there, the others empty."""
+    """The parts of the name; missing ones are empty."""
     if not isinstance(value, str) or not value.startswith(_PREFIXES):
         raise refuse("architecture", f"starts with none of {', '.join(_PREFIXES)}", value)
     match = _ARCHITECTURE.fullmatch(value)
@@ -124,9 +124,9 @@ def _architecture(value: object) -> dict[str, str]:
 
 
 def image_size(config: Mapping[str, Any]) -> tuple[int, int]:
-    """(height, width) in pixels that timm evaluates at.
+    """(height, width) in pixels for timm's evaluation.
 
-    It is `input_size`, or `img_size` of a model whose size is fixed (timm `_parse_model_cfg`, `resolve_data_config`).
+    It is `input_size`, or `img_size` for a model of fixed size (timm `_parse_model_cfg`, `resolve_data_config`).
 
     Raises:
         CheckpointError: If a value is malformed, or the model does not take images of that size.
@@ -146,7 +146,7 @@ def image_size(config: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def num_channels(config: Mapping[str, Any]) -> int:
-    """The model's, of model_args; pretrained_cfg often keeps the 3 channels of the model that this one was made from.
+    """The model's channels, from model_args; pretrained_cfg often has the 3 channels of the original model.
 
     Raises:
         CheckpointError: If it is not 1, 3 or 4.
@@ -165,17 +165,17 @@ def _input_size(config: Mapping[str, Any]) -> Sequence[object]:
 
 
 def is_dynamic(arguments: Mapping[str, Any]) -> bool:
-    """Whether a model interpolates its position table to each image."""
+    """True if a model interpolates its position table to each image."""
     return flag(arguments, "dynamic_img_size", default=False)
 
 
 def takes_any_size(config: Mapping[str, Any]) -> bool:
-    """Whether the model of a config.json takes images of every size that is made of whole patches."""
+    """True if the model in a config.json takes every image size that is made of whole patches."""
     return is_dynamic(model_args(config))
 
 
 def _table_size(config: Mapping[str, Any]) -> tuple[int, int]:
-    """(height, width) in pixels that the position tables were made for."""
+    """(height, width) in pixels of the position tables."""
     arguments = model_args(config)
     if "img_size" in arguments:
         return pair("image_size", arguments["img_size"])

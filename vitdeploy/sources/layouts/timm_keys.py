@@ -1,16 +1,16 @@
-"""The keys of timm's config.json, and what becomes of each.
+"""Keys of timm's config.json, and their effects.
 
-tests/sources/layouts/test_timm_forms.py holds the tables to timm's `PretrainedCfg`, to the constructors of its models
-and to transformers' `TimmWrapperConfig`.
+tests/sources/layouts/test_timm_forms.py compares the tables with timm's `PretrainedCfg` and model constructors, and
+with transformers' `TimmWrapperConfig`.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-# "applied": it decides what the bundle's model, labels or image processor are. "carried": it is copied to the bundle's
-# config.json. "compared": the weights tell it, and must agree. "no effect": it changes no result of timm's evaluation.
-# "refused": it may, and only the values in `PLAIN`, under which a model is a plain one, are taken.
+# "applied": affects the bundle's model, labels or image processor. "carried": copied to the bundle's config.json.
+# "compared": must agree with the weights. "no effect": changes no result of timm's evaluation. "refused": may change a
+# result; only the values in `PLAIN`, which mean a plain model, are accepted.
 Fate = Literal["applied", "carried", "compared", "no effect", "refused"]
 
 # At the top level, of timm and of transformers' wrapper around it.
@@ -20,18 +20,18 @@ CONFIG: dict[str, Fate] = {
     "model_type": "applied",  # timm_wrapper
     "model_args": "applied",
     "pretrained_cfg": "applied",
-    "global_pool": "applied",  # where model_args has none; timm takes it for information alone
+    "global_pool": "applied",  # if model_args has none; timm treats it as information only
     "num_classes": "applied",
-    "num_labels": "applied",  # where there is no num_classes
+    "num_labels": "applied",  # if there is no num_classes
     "label_names": "applied",
     "label_descriptions": "applied",  # not by the wrapper
     "labels": "applied",  # the former name of label_names
-    "id2label": "applied",  # where there are no label_names, as in the wrapper
-    "label2id": "no effect",  # it follows from id2label
+    "id2label": "applied",  # if there are no label_names, as in the wrapper
+    "label2id": "no effect",  # derived from id2label
     "problem_type": "carried",
-    "function_to_apply": "no effect",  # transformers reads it where there are no labels alone
+    "function_to_apply": "no effect",  # transformers reads it only if there are no labels
     "num_features": "no effect",  # the weights' width
-    "do_pooling": "no effect",  # a choice of outputs: pooler_output is there where timm pools
+    "do_pooling": "no effect",  # a selection of outputs: pooler_output exists if timm pools
     "initializer_range": "no effect",  # of new weights
     "dtype": "no effect",  # a bundle's weights are float32
     "torch_dtype": "no effect",
@@ -44,7 +44,7 @@ CONFIG: dict[str, Fate] = {
     "return_dict": "no effect",
 }
 
-# In pretrained_cfg or, in timm's first configurations, at the top level. Other keys are refused, as timm does.
+# In pretrained_cfg or, in timm's first configurations, at the top level. Other keys are refused, as in timm.
 PRETRAINED_CFG: dict[str, Fate] = {
     "input_size": "applied",
     "fixed_input_size": "applied",
@@ -53,28 +53,28 @@ PRETRAINED_CFG: dict[str, Fate] = {
     "crop_mode": "applied",
     "mean": "applied",
     "std": "applied",
-    "num_classes": "applied",  # where the top level has none
-    "classifier": "applied",  # the layers that label_offset concerns
-    "label_offset": "applied",  # not by the wrapper, whose weights are past it
+    "num_classes": "applied",  # if the top level has none
+    "classifier": "applied",  # the layers that label_offset applies to
+    "label_offset": "applied",  # not by the wrapper, whose weights already reflect it
     "label_names": "applied",
     "label_descriptions": "applied",
     "labels": "applied",
-    "hf_hub_filename": "refused",  # other weights than those that are read here
+    "hf_hub_filename": "refused",  # weights other than those read here
     "state_dict": "refused",
-    # timm's scripts use the sizes for tests when asked to; its model cards and transformers do not.
+    # timm's scripts use the test sizes only on request; its model cards and transformers do not.
     "test_input_size": "no effect",
     "test_crop_pct": "no effect",
     "test_pool_size": "no effect",
     "min_input_size": "no effect",
     "pool_size": "no effect",
-    "first_conv": "no effect",  # for weights of another number of channels than the model's
-    "custom_load": "no effect",  # files of other formats, which are named by hf_hub_filename
+    "first_conv": "no effect",  # for weights with another number of channels than the model's
+    "custom_load": "no effect",  # files of other formats, named by hf_hub_filename
     "url": "no effect",
     "file": "no effect",
     "hf_hub_id": "no effect",
     "hf_hub": "no effect",  # its former name
     "source": "no effect",
-    "architecture": "no effect",  # the one at the top level counts
+    "architecture": "no effect",  # the top level takes precedence
     "tag": "no effect",
     "license": "no effect",
     "description": "no effect",
@@ -86,7 +86,7 @@ PRETRAINED_CFG: dict[str, Fate] = {
     "notes": "no effect",
 }
 
-# The constructors' arguments, those of the factory among them. Other keys are refused, as timm does.
+# Arguments of the constructors and the factory. Other keys are refused, as in timm.
 MODEL_ARGS: dict[str, Fate] = {
     **dict.fromkeys(
         ("img_size", "num_classes", "num_heads", "global_pool", "fc_norm", "use_fc_norm",
@@ -111,9 +111,9 @@ MODEL_ARGS: dict[str, Fate] = {
         "refused",
     ),
 }  # fmt: skip
-# Arguments that null leaves at their default.
+# Arguments for which null means the default.
 NULLABLE = {"fc_norm", "use_fc_norm", "init_values", "norm_layer", "embed_norm_layer", "act_layer", "use_naflex"}
-# The values that "refused" arguments may have all the same: those under which a model is a plain one.
+# Values of "refused" arguments that are accepted: those of a plain model.
 PLAIN: dict[str, tuple[object, ...]] = {
     "class_token": (True,),
     "pos_embed": ("learn",),

@@ -1,4 +1,4 @@
-"""Turn a timm checkpoint into the equivalent Hugging Face checkpoint: the same numbers under other names."""
+"""Convert a timm checkpoint to the equivalent Hugging Face checkpoint: the same numbers under other names."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ def from_timm(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Convert a timm Vision Transformer, DeiT or BEiT.
 
-    Sizes come from the tensors' shapes where those tell them, and are checked against `model_args`. A position table
-    without rows for the class token gets rows of zeros, and a classifier that reads the class token alone gets zeros
-    for the mean of the patches that Dinov2ForImageClassification reads besides: neither changes a result. Two keys of
-    the configuration are vitdeploy's own, since timm makes a model one of another image size by other rules than
-    transformers: `position_antialias` and `relative_position_interpolation`.
+    Sizes are taken from the tensors' shapes if possible, and compared with `model_args`. A position table without rows
+    for the class token gets rows of zeros, and a classifier of only the class token gets zeros for the mean of the
+    patches, which Dinov2ForImageClassification also reads: neither changes a result. Two configuration keys are
+    specific to vitdeploy, because timm's rules for changing the image size differ from transformers':
+    `position_antialias` and `relative_position_interpolation`.
 
-    A model that averages the patches becomes one that does so in transformers, whatever its family in timm: a BEiT
-    where the norm comes after the mean (`fc_norm`), a DINOv2 where it comes before.
+    A model that averages the patches becomes a transformers model that does so, whatever its family in timm: a BEiT if
+    the norm follows the mean (`fc_norm`), a DINOv2 if it precedes it.
 
     Args:
-        config: The content of timm's config.json, or of that of transformers' wrapper around timm.
-        tensors: The weights under timm's names, with or without the wrapper's prefix "timm_model.".
-        task: What the model is for; by default what it was made for.
+        config: Content of timm's config.json, or of the config.json of transformers' wrapper around timm.
+        tensors: Weights under timm's names, with or without the wrapper's prefix "timm_model.".
+        task: Task of the model. Default: the checkpoint's.
 
     Returns:
-        The content of the Hugging Face config.json, and the tensors under the names that transformers writes.
+        Content of the Hugging Face config.json, and the tensors under transformers' names.
 
     Raises:
         CheckpointError: If the model has no equivalent, or the files are malformed or do not fit each other.
@@ -54,7 +54,7 @@ def from_timm(
 
 
 def _check_pooling(source: Source, *, features: bool) -> None:
-    """Refuse the combinations of pooling and norm that no model of transformers has, with or without a head."""
+    """Refuse combinations of pooling and norm that no transformers model has, with or without a head."""
     stated = source.stated
     mean, late = stated.global_pool == "avg", stated.late_norm
     built, other = ("fc_norm", "norm") if late else ("norm", "fc_norm")
@@ -85,7 +85,7 @@ def _check_pooling(source: Source, *, features: bool) -> None:
 
 
 def _vit(source: Source) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """ViT and DeiT; what has layer scales, registers, SwiGLU or the patches' mean is a DINOv2 to transformers."""
+    """ViT and DeiT; with layer scales, registers, SwiGLU or mean pooling, a DINOv2 in transformers."""
     stated, width = source.stated, source.width
     registers = source.shape("reg_token", 3)[1] if source.has("reg_token") else 0
     scaled, biased = source.has("blocks.0.ls1.gamma"), source.has("blocks.0.attn.qkv.bias")
@@ -96,7 +96,7 @@ def _vit(source: Source) -> tuple[dict[str, Any], dict[str, Tensor]]:
         family, name = ("dinov2_with_registers", "Dinov2WithRegisters") if registers else ("dinov2", "Dinov2")
     prefix = f"{family}." if stated.num_classes else ""
     rows, embeddings = _embeddings(source, f"{prefix}embeddings", registers)
-    # A norm after the pooling of one token is that token's.
+    # A norm after pooling a single token is that token's norm.
     norm = "fc_norm" if stated.late_norm else "norm"
     weights = embeddings | source.layer(norm, f"{prefix}layernorm", width)
     norms = ("norm1", "norm2") if dino else ("layernorm_before", "layernorm_after")
@@ -129,10 +129,10 @@ def _vit(source: Source) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _beit(source: Source) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """BEiT, and the ViT or DeiT that is one to transformers since its norm comes after the mean of the patches.
+    """BEiT, and a ViT or DeiT with its norm after the mean of the patches, which is a BEiT in transformers.
 
-    BEiT's key projection has no bias. That of a ViT is left out: it adds the same number to all scores of a query,
-    q (k + b) = q k + q b, and so nothing to their softmax.
+    BEiT's key projection has no bias. A ViT's is omitted: it adds the same number to all scores of a query, q (k + b) =
+    q k + q b, and so does not change their softmax.
     """
     stated, width = source.stated, source.width
     scales = "blocks.{}.gamma_{}" if stated.beit else "blocks.{}.ls{}.gamma"
@@ -189,7 +189,7 @@ def _beit(source: Source) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _relative_positions(source: Source, prefix: str) -> tuple[bool, bool, dict[str, Tensor]]:
-    """Whether each block has a table of relative positions, whether all share one, and these tables."""
+    """Do blocks have relative-position tables, do all share one, and the tables."""
     table, heads = "relative_position_bias_table", source.stated.num_heads
     offsets = (2 * source.grid[0] - 1) * (2 * source.grid[1] - 1) + 3  # between patches, and to, from and at the class
     in_layers, shared = source.has(f"blocks.0.attn.{table}"), source.has(f"rel_pos_bias.{table}")
@@ -206,7 +206,7 @@ def _relative_positions(source: Source, prefix: str) -> tuple[bool, bool, dict[s
 
 
 def _embeddings(source: Source, target: str, registers: int, *, absolute: bool = True) -> tuple[int, dict[str, Tensor]]:
-    """The tokens before the blocks, and how many of those before the patches have rows in the position table."""
+    """The prefix tokens, and the number of them with rows in the position table."""
     width, tokens, patches = source.width, 2 if source.stated.distilled else 1, source.grid[0] * source.grid[1]
     shape = (width, source.channels, *source.patch)
     weights = source.layer("patch_embed.proj", f"{target}.patch_embeddings.projection", *shape)
@@ -220,7 +220,7 @@ def _embeddings(source: Source, target: str, registers: int, *, absolute: bool =
         return 0, weights
     rows = 0 if source.shape("pos_embed", 3)[1] == patches else tokens + registers
     table = source.take("pos_embed", 1, rows + patches, width)
-    if rows and registers and source.sound:  # transformers has no rows for registers: their tokens take them in
+    if rows and registers and source.sound:  # transformers has no rows for registers: they are added to the tokens
         tokens_in_place = weights[f"{target}.register_tokens"].float() + table[:, tokens:rows].float()
         weights[f"{target}.register_tokens"] = tokens_in_place
     prefix = table[:, :tokens] if rows else table.new_zeros(1, tokens, width)
@@ -239,7 +239,7 @@ def _rest_of_block(
 ) -> dict[str, Tensor]:
     """The norms, the output projection and the MLP."""
     width, gated = source.width, source.stated.gated
-    hidden = source.mlp // 2 if gated else source.mlp  # SwiGLU's first layer makes the gate, then the value
+    hidden = source.mlp // 2 if gated else source.mlp  # SwiGLU's first layer computes the gate, then the value
     names = ("intermediate.dense", "output.dense")
     if dino:
         names = ("mlp.weights_in", "mlp.weights_out") if gated else ("mlp.fc1", "mlp.fc2")
@@ -253,7 +253,7 @@ def _rest_of_block(
 
 
 def _mlp_ratio(source: Source) -> int:
-    """The integer from which Dinov2Config makes the width of the MLP; SwiGLU keeps two thirds, rounded up to eights."""
+    """Dinov2Config's integer factor for the MLP's width; SwiGLU keeps two thirds, rounded up to a multiple of 8."""
     width, mlp = source.width, source.mlp
     for ratio in range(1, 3 * mlp // width + 2):
         if (int(width * ratio * 2 / 3) + 7) // 8 * 16 == mlp if source.stated.gated else width * ratio == mlp:

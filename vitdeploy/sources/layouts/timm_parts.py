@@ -1,4 +1,4 @@
-"""The parts of timm's config.json, in each form that timm has written it, and the reading of their values."""
+"""The parts of timm's config.json, in each of timm's forms, and the parsing of their values."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from vitdeploy.errors import CheckpointError
 from vitdeploy.sources.layouts.timm_keys import MODEL_ARGS, NULLABLE, PLAIN, PRETRAINED_CFG
 
-MOST = 1 << 20  # of anything that is counted
+MOST = 1 << 20  # limit of any count
 
 
 def is_timm(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json is timm's own, or that of transformers' wrapper around timm."""
+    """True for timm's config.json, or that of transformers' wrapper around timm."""
     return is_wrapper(config) or ("architecture" in config and "model_type" not in config)
 
 
@@ -21,12 +21,12 @@ def is_wrapper(config: Mapping[str, Any]) -> bool:
 
 
 def model_args(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The constructor's arguments that are not null.
+    """Constructor arguments that are not null.
 
-    timm hands nulls on to the constructor, of whose arguments few may be null. transformers' wrapper leaves them out.
+    timm passes nulls to the constructor, few of whose arguments may be null. transformers' wrapper omits them.
 
     Raises:
-        CheckpointError: If one is not known, or has a value under which the model has no equivalent.
+        CheckpointError: If an argument is unknown, or has a value without an equivalent.
     """
     stated = mapping("model_args", config.get("model_args") or {})
     arguments = {key: value for key, value in stated.items() if value is not None}
@@ -43,10 +43,10 @@ def model_args(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def pretrained_cfg(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`pretrained_cfg`; timm's first configurations have its keys at the top level, among others.
+    """`pretrained_cfg`; timm's first configurations have its keys at the top level.
 
     Raises:
-        CheckpointError: If it is no object, or a key is not known or refused.
+        CheckpointError: If it is not an object, or a key is unknown or refused.
     """
     if "pretrained_cfg" not in config and not is_wrapper(config):
         cfg: Mapping[str, Any] = {key: config[key] for key in PRETRAINED_CFG if key in config}
@@ -79,7 +79,7 @@ def refuse(key: str, problem: str, value: object) -> CheckpointError:
 
 
 def unsupported(key: str, reason: str) -> CheckpointError:
-    """The error for a model that timm may build, with the reason why it is not converted."""
+    """The error for a model that timm may build, with the reason why it is not supported."""
     return CheckpointError(f"timm checkpoint: {reason}", what=key)
 
 

@@ -1,4 +1,4 @@
-"""Turn the preprocessing that timm's config.json states into a preprocessor_config.json."""
+"""Convert the preprocessing in timm's config.json to a preprocessor_config.json."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from vitdeploy.images.preprocessor_config import FILTERS
 from vitdeploy.sources.layouts.timm_config import image_size, num_channels
 from vitdeploy.sources.layouts.timm_parts import MOST, pretrained_cfg, refuse
 
-# The keys of pretrained_cfg that decide it.
+# Keys of pretrained_cfg that define it.
 PREPROCESSING = ("input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def processor_config(config: Mapping[str, Any], size: tuple[int, int] | None = None) -> dict[str, Any]:
-    """The preprocessor_config.json that does what timm's evaluation transform does.
+    """The preprocessor_config.json equivalent to timm's evaluation transform.
 
-    timm resizes the shorter edge to floor(size / crop_pct), or both edges where crop_mode is "squash", then crops the
-    center and normalises (`timm.data.create_transform`). Keys that are absent or null have timm's defaults.
+    timm resizes the shorter edge to floor(size / crop_pct), or both edges if crop_mode is "squash", then crops the
+    center and normalizes (`timm.data.create_transform`). Keys that are absent or null have timm's defaults.
 
     Args:
-        config: The content of timm's config.json.
-        size: (height, width) in pixels of what comes out; by default what timm evaluates at.
+        config: Content of timm's config.json.
+        size: Output (height, width) in pixels. Default: timm's evaluation size.
 
     Returns:
-        Settings of which the numbers of channels have not been compared with the model's.
+        Settings; their numbers of channels are not yet compared with the model's.
 
     Raises:
         CheckpointError: If a value is malformed, or the transform has no equivalent.
@@ -62,13 +62,13 @@ def processor_config(config: Mapping[str, Any], size: tuple[int, int] | None = N
 
 
 def states_processor(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json of timm says anything of the preprocessing, or leaves all of it to timm's defaults."""
+    """True if timm's config.json has any preprocessing setting, instead of only timm's defaults."""
     cfg = pretrained_cfg(config)
     return any(cfg.get(key) is not None for key in PREPROCESSING)
 
 
 def _channels(key: str, value: object) -> float | list[float]:
-    """One number for all channels, or one for each: how many there are is compared where the settings are read."""
+    """One number for all channels, or one for each; the count is compared later."""
     items = list(value) if isinstance(value, Sequence) else [value]
     numbers = [n for n in items if isinstance(n, (int, float)) and not isinstance(n, bool) and abs(n) < MOST]
     if not items or len(numbers) != len(items):

@@ -1,4 +1,4 @@
-"""Take the tensors of a timm checkpoint one by one, and hold each to the shape that it must have."""
+"""Take the tensors of a timm checkpoint one by one, and check their shapes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Source:
-    """The tensors, each of which must be taken once, in the shape that the others and the configuration imply."""
+    """The tensors; each must be taken once, with the shape implied by the others and the configuration."""
 
     def __init__(self, stated: TimmConfig, tensors: Mapping[str, Tensor]) -> None:
         self.stated, self.left = stated, dict(tensors)
@@ -40,14 +40,14 @@ class Source:
 
     @property
     def sound(self) -> bool:
-        """Whether every tensor so far was there and as it must be."""
+        """True if every tensor so far was present and valid."""
         return not (self.missing or self.wrong)
 
     def has(self, name: str) -> bool:
         return name in self.left
 
     def shape(self, name: str, axes: int) -> tuple[int, ...]:
-        """The shape of a tensor that the others are measured by."""
+        """The shape of a tensor that defines sizes for the others."""
         shape = tuple(self.left[name].shape) if name in self.left else None
         if shape is None or len(shape) != axes or 0 in shape:
             raise refuse(name, f"is absent, or has not {axes} axes", shape)
@@ -61,21 +61,21 @@ class Source:
             self.wrong.append(f"{name} must be {shape} of floats, is {tuple(tensor.shape)} of {tensor.dtype}")
         else:
             return tensor
-        return torch.empty(shape, device="meta")  # goes nowhere: `finish` raises
+        return torch.empty(shape, device="meta")  # a placeholder: `finish` raises
 
     def layer(self, name: str, target: str, *shape: int) -> dict[str, Tensor]:
-        """Weight and bias, for a linear layer (out, in), a convolution (out, ...) or a norm (width,)."""
+        """Weight and bias of a linear layer (out, in), a convolution (out, ...) or a norm (width,)."""
         shapes = {"weight": shape, "bias": shape[:1]}
         return {f"{target}.{leaf}": self.take(f"{name}.{leaf}", *axes) for leaf, axes in shapes.items()}
 
     def head(self, name: str, target: str) -> dict[str, Tensor]:
-        """A classifier without the rows before its classes that `label_offset` counts."""
+        """A classifier without the leading rows counted by `label_offset`."""
         first = self.stated.label_offset
         layer = self.layer(name, target, first + self.stated.num_classes, self.width)
         return {key: tensor[first:] for key, tensor in layer.items()}
 
     def drop_index(self, name: str) -> None:
-        """Leave out what older versions of timm store though it follows from the grid: (1 + patches, 1 + patches)."""
+        """Drop a stored index that follows from the grid, from older versions of timm: (1 + patches, 1 + patches)."""
         if not self.has(name):
             return
         (height, width), offsets = self.grid, (2 * self.grid[0] - 1) * (2 * self.grid[1] - 1)
@@ -88,7 +88,7 @@ class Source:
                 del self.left[name]
 
     def finish(self, counted: Mapping[str, object]) -> None:
-        """Hold the tensors to what was taken of them, then model_args to what they say."""
+        """Check that all tensors were taken, and that model_args agree with their shapes."""
         if not self.sound or self.left:
             kinds = {"missing": self.missing, "unexpected": list(self.left), "": self.wrong}
             problems = "; ".join(f"{kind} {some(names)}".strip() for kind, names in kinds.items() if names)
@@ -113,7 +113,7 @@ class Source:
                 raise refuse(f"model_args.{key}", f"does not fit the weights, which say {expected}", value)
 
     def content(self, model_type: str, architecture: str) -> dict[str, Any]:
-        """The keys that every family has."""
+        """Keys of every family."""
         height, width = self.stated.image_size
         return {
             "architectures": [architecture],
