@@ -1,4 +1,4 @@
-"""Write the tables of both README.md, between their markers, and the chart from the results that were recorded."""
+"""Write the tables of both README.md, between their markers, and README's chart from recorded results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent
 DOCUMENTS = (FOLDER / "README.md", ROOT / "README.md")
 CHART = ROOT / "docs" / "images" / "latency.svg"
-LEVEL = 0.02  # ratios this near to 1 are level
+LEVEL = 0.02  # ratios this near to 1 are equal
 _MARKED = re.compile(r"(?P<start><!-- (?P<table>\w+): (?P<file>\S+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
 
 Document = dict[str, Any]
@@ -71,7 +71,7 @@ def _against_best(column: Document) -> tuple[str, str, str]:
 
 
 def attention(document: Document) -> str:
-    """The form of the table in transformers' documentation of ViT."""
+    """In the form of the table in transformers' documentation of ViT."""
     header = [
         "Batch size",
         "Average inference time (ms), eager mode",
@@ -352,9 +352,9 @@ TABLES: dict[str, Callable[[Document], str]] = {
 
 
 def render(text: str) -> str:
-    """`text` with every marked table made anew; a marker names the table and the file of its results.
+    """`text` with every marked table regenerated; a marker names the table and its results file.
 
-    What stands between markers whose results are not recorded stays.
+    Text between markers without recorded results is kept.
     """
 
     def section(match: re.Match[str]) -> str:

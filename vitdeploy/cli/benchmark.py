@@ -25,7 +25,7 @@ from vitdeploy.system.cpu import MOST_THREADS
 
 
 class BatchSizes(ParamType[tuple[int, ...]]):
-    """Whole numbers of at most nine digits, from 1 up, with commas between them."""
+    """Comma-separated integers of at most nine digits, from 1 up."""
 
     name = "N,N,..."
 

@@ -120,7 +120,7 @@ def _print_checks(result: GateResult) -> None:
         if check.status not in judged
     ]
     title = f"{result.bundle} on {result.images} images of {result.data}: {result.status}"
-    print_table(title, ("status", "rule", "subject", "found"), rows, by_reason(others))
+    print_table(title, ("status", "rule", "subject", "result"), rows, by_reason(others))
     if result.changes:
         print_text("\nSince the baseline:\n" + "\n".join(f"  {line}" for line in result.changes))
     if result.updated:
