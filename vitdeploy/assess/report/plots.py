@@ -154,7 +154,9 @@ def _latencies(axes: Axes, latencies: Sequence[Latency]) -> None:
         colour, median = _SERIES[row % len(_SERIES)], latency.percentile_ms(50)
         times = np.array([time for time in latency.times_ms if time <= limit])
         beyond = len(latency.times_ms) - len(times)
-        label = f"{latency.name}: median {median:.3g} ms" + (f" ({beyond} runs beyond)" if beyond else "")
+        label = f"{latency.name}: median {median:.3g} ms" + (
+            f" ({beyond} run{'s' if beyond > 1 else ''} beyond)" if beyond else ""
+        )
         axes.barh(row, median, height=0.42, color=colour, alpha=0.22)
         axes.scatter(times, row + generator.uniform(-0.18, 0.18, len(times)), 7, colour, alpha=0.55, linewidths=0)
         axes.plot([median, median], [row - 0.24, row + 0.24], color=_INK, linewidth=1.8)
