@@ -170,6 +170,13 @@ def test_images_of_others_are_not_replaced(tmp_path: Path) -> None:
     assert list(tmp_path.rglob("*")) == [tmp_path / "images", other.parent, other]
 
 
+def test_an_output_without_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with raises(UsageError, what="output", found=""):
+        demo.run_demo("")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("kind", ["file", "link"])
 def test_images_are_no_file_and_no_link(tmp_path: Path, kind: str) -> None:
     images = tmp_path / "out" / "images"
