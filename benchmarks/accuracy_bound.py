@@ -1,9 +1,9 @@
-"""int8 of a ViT-S with outliers: as it is usually made, and within an accuracy bound.
+"""int8 of a ViT-S with outliers: with default options, and within an accuracy bound.
 
-A ViT-S (12 layers of 384 channels) is trained on handwritten digits, in minutes, and four channels of each activation
-that a LayerNormalization or the values of an attention give are scaled by 30, the weights behind them by 1/30: it
-computes what it did. Ranges, and what stays in float32, are found on 512 of the training images; what is compared is
-the best class of each of these, and of each of the 450 held-out images, with the reference's.
+A ViT-S (12 layers of 384 channels) is trained on handwritten digits, in minutes. Then four channels of each
+LayerNormalization's and each attention value's activation are scaled by 30, and the following weights by 1/30, which
+does not change the computation. Ranges, and the layers that stay in float32, are found on 512 of the training images.
+Compared with the reference are the top-1 classes of these and of the 450 held-out images.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ WAYS: dict[str, dict[str, Any]] = {
     f"int8, min_agreement {MIN_AGREEMENT}": BOUND,
     f"int8, minmax, no smoothing, min_agreement {MIN_AGREEMENT}": NAIVE | BOUND,
 }
-PEER_IMAGES = 64  # onnxruntime's calibrator holds every activation of all of them
+PEER_IMAGES = 64  # onnxruntime's calibrator keeps all activations of all of them
 
 
 def main() -> None:
@@ -121,7 +121,7 @@ def _ours(checkpoint: Path, seen: Path, folder: Path, options: dict[str, Any]) -
 
 
 def _agreement(bundle: Bundle, artifact: Runtime) -> float:
-    """The share of held-out images of which an artifact has the reference's best class."""
+    """Share of held-out images with the reference's top-1 class."""
     with vitdeploy.load(bundle.path, backend="torch") as predictor:
         feeds = {"pixel_values": predictor.processor(sorted(held_out_images().rglob("*.png")))}
         best = [np.argmax(runtime.run(feeds)["logits"], axis=1) for runtime in (predictor.runtime, artifact)]

@@ -1,7 +1,7 @@
-"""Eager attention against SDPA in the torch backend, on ViT-B with random weights: the form of transformers' own table.
+"""Eager attention against SDPA in the torch backend, on ViT-B with random weights, in the form of transformers' table.
 
-On the CPU, and on a CUDA device where there is one. The two share their weights and take turns; times are medians, from
-numpy to numpy.
+On the CPU, and on a CUDA device if there is one. Both share their weights and take turns; times are medians, from numpy
+to numpy.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def compare(runtimes: dict[str, Runtime], batch_size: int, rounds: int) -> dict[
     pixel_values = np.random.default_rng(0).standard_normal((batch_size, 3, 224, 224), np.float32)
     logits = {}
     for name, runtime in runtimes.items():
-        for _ in range(3):  # not timed: kernels are chosen, memory is taken
+        for _ in range(3):  # not timed: kernels are selected, memory is allocated
             logits[name] = runtime.run({"pixel_values": pixel_values})["logits"]
     times: dict[str, list[float]] = {name: [] for name in runtimes}
     for order in turns(list(runtimes), rounds):

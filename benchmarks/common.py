@@ -1,4 +1,4 @@
-"""Shared by the benchmarks: arguments, the model, the peers' tools, taking turns, and the record of a run."""
+"""Shared by the benchmarks: arguments, the model, other tools, turns, and the record of a run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 PRESET = "vit-base-patch16-224"
-_OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1"}  # neither side asks the Hub about a local folder
+_OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1"}  # neither tool queries the Hub for a local folder
 _draw = random.Random(0)
 
 
@@ -56,7 +56,7 @@ def transformers_export(model: Path, output: Path, *options: str) -> list[str]:
 
 
 def random_bundle(folder: Path) -> Path:
-    """ViT-B with random weights: a Hugging Face model repository, with our ONNX file in it."""
+    """ViT-B with random weights: a Hugging Face model repository, with vitdeploy's ONNX file in it."""
     wait(start(vitdeploy_export(folder, "--random-weights", PRESET)))
     return folder
 
@@ -66,7 +66,7 @@ def start(command: list[str]) -> subprocess.Popen[bytes]:
 
 
 def wait(process: subprocess.Popen[bytes]) -> Any:
-    """Wait for the end of `process`, and give the resources that it and its children used, see `resource.getrusage`."""
+    """Wait for the end of `process`; return the resource usage of it and its children, see `resource.getrusage`."""
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
@@ -75,7 +75,7 @@ def wait(process: subprocess.Popen[bytes]) -> Any:
 
 
 def turns(names: Sequence[str], rounds: int) -> Iterator[list[str]]:
-    """The names in a new order each round: a slow spell falls on all, and none always follows the same other."""
+    """The names in a new order each round: a slow phase affects all, and none always follows the same other."""
     for _ in range(rounds):
         yield _draw.sample(names, len(names))
 
@@ -92,7 +92,7 @@ def peer_versions(python: Path, *packages: str) -> dict[str, str]:
 
 
 def document(arguments: argparse.Namespace, results: dict[str, Any]) -> dict[str, Any]:
-    """`results`, with what it takes to repeat them."""
+    """`results`, with the information to repeat them."""
     script = Path(sys.argv[0]).stem
     options = [
         f" --{name.replace('_', '-')} {_words(value)}" for name, value in vars(arguments).items() if _is_setting(value)
@@ -107,20 +107,20 @@ def document(arguments: argparse.Namespace, results: dict[str, Any]) -> dict[str
 
 
 def save(arguments: argparse.Namespace, found: dict[str, Any]) -> None:
-    """Write a document where `--json` says, whole."""
+    """Write a document to `--json` atomically."""
     if arguments.json is not None:
         write_file(arguments.json, (json.dumps(found, indent=2) + "\n").encode())
 
 
 def record(arguments: argparse.Namespace, results: dict[str, Any]) -> None:
-    """Print the table of `results`, and write them where `--json` says, with what it takes to repeat them."""
+    """Print the table of `results`, and write them to `--json` with the information to repeat them."""
     found = json.loads(json.dumps(document(arguments, results)))
     print(TABLES[Path(sys.argv[0]).stem](found))
     save(arguments, found)
 
 
 def _is_setting(value: object) -> bool:
-    """Paths say where things are on one machine, not what was measured."""
+    """Exclude paths, which depend on the machine and not on the measurement."""
     return isinstance(value, (int, str, list))
 
 

@@ -1,8 +1,8 @@
-"""Exports that take every image size, held to transformers' own model: six sizes in batches of 1, 2 and 7.
+"""Exports with dynamic image size, compared with transformers' model: six sizes in batches of 1, 2 and 7.
 
-`vitdeploy export --dynamic-image-size` beside transformers' exporter with a free batch, height and width. The latter's
-graph depends on the example that is traced: one of the model's own size, and one that is neither that nor square. The
-models are tiny ones (6 layers of width 192) with random weights, at the image sizes of the published checkpoints.
+`vitdeploy export --dynamic-image-size` against transformers' exporter with dynamic batch, height and width. The
+latter's graph depends on the traced example: one at the model's size, and one at another, non-square size. The models
+are tiny (6 layers of width 192) with random weights, at the image sizes of the published checkpoints.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _TINY = {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3}
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A model of transformers, and what its forward needs to take another image size."""
+    """A transformers model, and the forward arguments that it needs for another image size."""
 
     name: str
     kind: str
@@ -76,12 +76,12 @@ MODELS = (
 
 
 def exporters(model: Model, made: Any, folder: Path) -> dict[str, Callable[[], Path]]:
-    """The exporters of `made`, by name; each gives the path of its graph."""
+    """The exporters of `made`, by name; each returns the path of its graph."""
     checkpoint, native, patch = folder / "checkpoint", model.config["image_size"], model.config["patch_size"]
 
     def ours() -> Path:
         made.save_pretrained(checkpoint)
-        # Nothing here has photographs: the processor is any one, and transformers writes none with a model.
+        # There are no photographs here: any processor will do, and transformers writes none with a model.
         processor = vitdeploy.ProcessorOptions(image_mean=0.5, image_std=0.5, size=native, resample="bilinear")
         bundle = vitdeploy.export(
             checkpoint,
@@ -133,7 +133,7 @@ def measure(model: Model) -> list[dict[str, Any]]:
 
 
 def run(session: ort.InferenceSession, images: np.ndarray, expected: np.ndarray) -> dict[str, Any]:
-    """The worst of the batches: "right" or "wrong" and by how much, or "fails" and the first line of the error."""
+    """The worst batch: "right" or "wrong" with the difference, or "fails" with the first line of the error."""
     found: list[Difference] = []
     for batch_size in BATCH_SIZES:
         try:
@@ -151,7 +151,7 @@ def run(session: ort.InferenceSession, images: np.ndarray, expected: np.ndarray)
 
 def main() -> None:
     arguments = parser(__doc__).parse_args()
-    warnings.simplefilter("ignore")  # of the peers' own insides
+    warnings.simplefilter("ignore")  # from inside the other tools
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     transformers.logging.set_verbosity_error()
     with contextlib.redirect_stdout(sys.stderr):

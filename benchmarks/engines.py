@@ -1,6 +1,6 @@
-"""Build engines ahead of time with TensorRT-RTX, without a GPU: seconds and megabytes of each precision.
+"""Build engines ahead of time with TensorRT-RTX, without a GPU: seconds and megabytes by precision.
 
-Ranges of 8 bits come from two images: neither time nor size depends on them.
+8-bit ranges come from two images: neither time nor size depends on them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ IMAGES = vitdeploy.Quantization(vitdeploy.Calibration(held_out_images(), count=2
 
 
 def build(preset: str, precision: str, size: str, folder: Path) -> dict[str, Any]:
-    """One engine; the ONNX artifact that it is built from is exported before, and not timed."""
+    """Build one engine; its ONNX artifact is exported before, and not timed."""
     output = folder / f"{precision}-{size}"
     vitdeploy.export(
         precision=precision,

@@ -1,10 +1,10 @@
-"""`vitdeploy evaluate`: does it keep every core busy? Throughput with decoding, against decoding and inference alone.
+"""CPU utilization of `vitdeploy evaluate`: throughput with decoding, against decoding and inference alone.
 
-JPEG photographs of 640x427 pixels go through ONNX Runtime in float32 on the CPU, in batches of 32, three ways in turns:
-read, decoded and processed, on as many threads as there are cores, and not run; run, and processed before; and both, as
-`evaluate` does it. Each way has all cores to itself. Where both parts need all of them, no arrangement can reach the
-slower one: the best that there is takes the processor time of both, so the share of the processor time that was used
-stands beside the ratios, and the throughput of one after the other.
+JPEG photographs of 640x427 pixels go through ONNX Runtime in float32 on the CPU, in batches of 32, in three ways that
+take turns: decoding and preprocessing only, on as many threads as cores; inference only, on preprocessed images; and
+both, as in `evaluate`. Each way has all cores. If both parts need all of them, no arrangement can reach the slower
+part's throughput: at best it takes the processor time of both. So the used share of processor time stands beside the
+ratios, and the throughput of both parts in sequence.
 """
 
 from __future__ import annotations

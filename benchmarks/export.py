@@ -1,9 +1,8 @@
 """`vitdeploy export` against optimum's and transformers' exporters on one ViT-B checkpoint: the export, and its file.
 
-Each tool is a command, and they take turns. Wall and processor time are those of the whole command, start of Python
-included; the peak is the resident memory of its largest process, and none runs a second one. The files then run in
-ONNX Runtime on the CPU in float32: see `sessions.py`. Each ratio is the median over the turns, to the peer whose own
-median is the lowest.
+The tools are commands that take turns. Wall and processor time include the start of Python; the peak is the resident
+memory of the largest process, and no tool starts a second one. The files then run in ONNX Runtime on the CPU in
+float32: see `sessions.py`. Each ratio is the median over the turns, relative to the tool with the lowest median.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 @dataclasses.dataclass(frozen=True)
 class Tool:
-    """A command that writes a folder, and the graph in it."""
+    """A command that writes a folder, and the graph's path in it."""
 
     command: list[str]
     output: Path
@@ -65,12 +64,12 @@ class Tool:
 
     def file(self) -> dict[str, float]:
         graph = self.output / self.graph
-        size = sum(path.stat().st_size for path in graph.parent.glob(f"{graph.name}*"))  # weights may lie beside it
+        size = sum(path.stat().st_size for path in graph.parent.glob(f"{graph.name}*"))  # weights may be beside it
         return {"file_mb": size / 1e6, "nodes": len(onnx.load(graph, load_external_data=False).graph.node)}
 
 
 def tools(optimum_python: Path, model: Path, folder: Path) -> dict[str, Tool]:
-    """The peers with their defaults, and with what each has to make a file for ONNX Runtime alone."""
+    """The other tools with their defaults, and with their options for an ONNX Runtime-only file."""
     ours, optimum, optimum_o2, transformers, fused = (folder / str(index) for index in range(5))
     return {
         OURS: Tool(vitdeploy_export(ours, "--model", str(model)), ours, "onnx/model.onnx"),
@@ -89,7 +88,7 @@ def measure(optimum_python: Path, rounds: int, processes: int) -> dict[str, Any]
             for name in order:
                 run = compared[name].export()
                 print(f"round {index} {name:26} {run['wall_s']:6.1f} s {run['peak_mb']:6.0f} MB", file=sys.stderr)
-                if index:  # the first round fills the caches of files
+                if index:  # the first round warms the file caches
                     runs[name].append(run)
         files = {name: tool.file() for name, tool in compared.items()}
         graphs = {name: Session(tool.output / tool.graph) for name, tool in compared.items()}
@@ -108,7 +107,7 @@ def measure(optimum_python: Path, rounds: int, processes: int) -> dict[str, Any]
 
 
 def compare(series: dict[str, list[float]]) -> dict[str, Any]:
-    """The median of each tool, and ours beside the best of the others."""
+    """The median of each tool, and vitdeploy's relative to the best other one."""
     medians = {name: statistics.median(values) for name, values in series.items()}
     best = min((name for name in medians if name != OURS), key=lambda name: medians[name])
     ratios = [ours / theirs for ours, theirs in zip(series[OURS], series[best], strict=True)]
@@ -123,7 +122,7 @@ def compare(series: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def largest_differences(timed: dict[int, Latencies]) -> dict[str, float]:
-    """The largest difference of each tool's logits from ours, over the batches that it ran."""
+    """The largest logit difference of each tool from vitdeploy, over its batches."""
     found: dict[str, float] = {}
     for of_one in timed.values():
         for name, logits in of_one.logits.items():

@@ -1,7 +1,7 @@
-"""The one entry point for a GPU: its tests, then its benchmarks, each with a time limit, results under $OUT.
+"""Entry point for a GPU machine: tests, then benchmarks, each with a time limit, results under $OUT.
 
-Runs with whatever Python and packages the GPU machine has, from the repository's root, nothing installed. What each
-step says is in a file of its name, also where it is ended; the results go into benchmarks/results.
+Runs with the GPU machine's Python and packages, from the repository's root, without an installation. Each step's output
+is in a file of its name, even if the step was terminated; results go into benchmarks/results.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 TEST_SECONDS = 200
-LATENCY_SECONDS = 320  # nothing is begun after 280
+LATENCY_SECONDS = 320  # no step starts after 280 s
 ATTENTION_SECONDS = 60
 NEEDED = {
     "tests": ("pytest", "click", "rich", "torch"),
@@ -25,7 +25,7 @@ NEEDED = {
 
 
 def run(name: str, seconds: int, out: Path, *command: str) -> dict[str, object]:
-    """Run a step from the root of the repository; its exit code, or "timed out"."""
+    """Run a step from the repository's root; return its exit code, or "timed out"."""
     print(f"== {name}", flush=True)
     start = time.perf_counter()
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
@@ -61,7 +61,7 @@ def main() -> None:
     missing = {
         what: [name for name in names if importlib.util.find_spec(name) is None] for what, names in NEEDED.items()
     }
-    # Versions of other libraries than the pinned ones may warn of what they will change.
+    # Other versions of libraries than the pinned ones may emit deprecation warnings.
     pytest = ("-m", "pytest", "-v", "-m", "gpu", "-rs", "-W", "default", f"--junitxml={out / 'gpu_tests.xml'}")
     latency = ("benchmarks/gpu_latency.py", "--json", str(out / "gpu_latency.json"))
     attention = ("benchmarks/attention.py", "--device", "cuda", "--precision", "fp32", "fp16", "bf16", "--rounds", "50")

@@ -1,7 +1,7 @@
-"""Latency of torch, ONNX Runtime and engines on a GPU, with transfers from and to numpy and without them.
+"""Latency of torch, ONNX Runtime and engines on a GPU, with and without transfers from and to numpy.
 
-How far each is from the reference stands beside it. Results are written after each configuration; what fails, or is
-left when the time is over, is listed as not run.
+Each row has its difference from the reference. Results are written after each configuration; failed ones, and those
+left at the time limit, are listed as not run.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Configuration:
 
 
 def configurations(device: str, batch: AxisRange) -> list[Configuration]:
-    """The most telling ones first."""
+    """Configurations, the most important first."""
     sdpa, eager = {"attention": "sdpa"}, {"attention": "eager"}
     if device == "cpu":
         tried = [("torch", "fp32", sdpa), ("torch", "fp32", eager), ("onnxruntime", "fp32", {}), *_engines(("fp32",))]
@@ -82,14 +82,14 @@ def _engines(precisions: tuple[str, ...], *, graphs: bool = True) -> list[tuple[
 
 
 class Measurement:
-    """Everything that one configuration after another is measured with.
+    """The shared setup for measuring the configurations in sequence.
 
     Args:
-        folder: Of the bundle.
-        preset: Of the model, with random weights.
+        folder: The bundle's folder.
+        preset: Preset of the model, with random weights.
         device: "cuda" or "cpu".
-        batch_sizes: How many images.
-        seconds: Of each figure, about.
+        batch_sizes: Images per run.
+        seconds: Approximate duration of each measurement.
     """
 
     def __init__(self, folder: Path, preset: str, device: str, batch_sizes: list[int], seconds: float) -> None:
@@ -105,17 +105,17 @@ class Measurement:
         counter = FlopCounterMode(display=False)
         with open_runtime(self.bundle, "torch", {"attention": "eager"}) as runtime, counter:
             runtime.run({"pixel_values": self.pixel_values[min(batch_sizes)][:1]})
-        self.operations = counter.get_total_flops()  # of an image
+        self.operations = counter.get_total_flops()  # per image
 
     def of(self, configuration: Configuration, peak: float | None) -> Iterator[dict[str, Any]]:
-        """A row for each batch size, as it is measured.
+        """Yield a row for each batch size as it is measured.
 
         Args:
-            configuration: Is opened and closed.
-            peak: Operations a second that are the whole; None where they are not known.
+            configuration: Configuration; opened and closed here.
+            peak: Peak operations per second; None if unknown.
 
         Raises:
-            VitDeployError, RuntimeError: If it does not run here, or is another model.
+            VitDeployError, RuntimeError: If it does not run here, or differs from the reference.
         """
         self._make(configuration)
         backend, precision, options = dataclasses.astuple(configuration)
@@ -124,7 +124,7 @@ class Measurement:
                 yield self._row(configuration, runtime, size, peak)
 
     def _make(self, configuration: Configuration) -> None:
-        """The artifact, where the bundle has none yet."""
+        """Create the artifact unless the bundle has it."""
         backend, precision = configuration.backend, configuration.precision
         made_as = BACKENDS[backend].artifact_format
         if made_as is None or any(each.name == f"{made_as}-{precision}" for each in self.bundle.manifest.artifacts):
@@ -162,7 +162,7 @@ class Measurement:
         }
 
     def _median_ms(self, work: Callable[[], object]) -> float:
-        """Time as many runs as fit, five at least, after three that are not timed."""
+        """Median of as many runs as fit, at least five, after three untimed ones."""
         for _ in range(3):
             work()
         times: list[float] = []
@@ -185,7 +185,7 @@ def peaks(device: str, size: int, not_run: dict[str, str]) -> dict[str, float]:
 
 
 def unavailable(backend: str) -> str | None:
-    """Why an engine's backend does not run here; None where it does."""
+    """Reason why an engine's backend does not run here; None if it runs."""
     try:
         return next(iter(runtime_class(backend).probe().values()))
     except UnavailableError as exc:
@@ -231,7 +231,7 @@ def main() -> None:
                 for row in measurement.of(configuration, results["peaks"].get(configuration.precision)):
                     results["rows"].append(row)
                     save(arguments, document(arguments, results))
-            except (VitDeployError, RuntimeError) as exc:  # torch's own, for want of memory
+            except (VitDeployError, RuntimeError) as exc:  # torch's, for example out of memory
                 not_run[str(configuration)] = first_line(exc)
             else:
                 del not_run[str(configuration)]

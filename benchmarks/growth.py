@@ -1,7 +1,7 @@
-"""Whether a process that predicts for a long time grows: its memory over calls of `Predictor.predict` on JPEG files.
+"""Memory growth of a long-running process: memory over calls of `Predictor.predict` on JPEG files.
 
-ViT-tiny in ONNX Runtime on the CPU, photographs of many sizes in batches of 1 to 8, drawn with a seed. A leak shows in
-what is in use; what glibc's malloc holds, and nobody uses, is fragmentation. Linux with glibc 2.33 or later.
+ViT-tiny in ONNX Runtime on the CPU, seeded photographs of many sizes in batches of 1 to 8. A leak increases the memory
+in use; unused memory held by glibc's malloc is fragmentation. Linux with glibc 2.33 or later.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Latency and agreement of int8 on the CPU against our own float32 and against the peers, on ViT-B with random weights.
+"""Latency and agreement of int8 on the CPU against float32 and against other tools, on ViT-B with random weights.
 
-The files of `vitdeploy export`, `--int8` (dynamic) and `--int8 --calibration-data` (static), and those that NNCF and
-ONNX Runtime's tool make of our float32 file with their defaults, are timed in ONNX Runtime; our float32 file and NNCF's
-model also in OpenVINO. Each is alone in its process, in turns: see `sessions.py`. OpenVINO runs the float32 file in
-float32, and int8 as it does by default, with the rest in bfloat16 where the processor has it, and with the rest in
-float32, as ours is. Static ranges come from two photographs: speed does not depend on them. Ratios are of the same
-turn.
+Timed in ONNX Runtime are the files of `vitdeploy export`, `--int8` (dynamic) and `--int8 --calibration-data` (static),
+and those that NNCF and ONNX Runtime's tool make from vitdeploy's float32 file with their defaults; the float32 file and
+NNCF's model also in OpenVINO. Each runs in its own process, in turns: see `sessions.py`. OpenVINO runs the float32 file
+in float32, and int8 in two ways: with its default of bfloat16 for other layers, if the processor has it, and with
+float32 for other layers, as in vitdeploy. Static ranges come from two photographs: speed does not depend on them.
+Ratios are of the same turn.
 """
 
 from __future__ import annotations
@@ -56,10 +56,7 @@ def ours(folder: Path, preset: str) -> dict[str, Session]:
 
 
 def peers(folder: Path, own: Mapping[str, Session], python: Path) -> dict[str, Session]:
-    """The peers' quantized files of our float32 file, on the photographs as our processor gives them; ours in OpenVINO.
-
-    Our static file in OpenVINO tells what of a difference is the engine's, and what the file's.
-    """
+    """The other tools' quantized versions of the float32 file, on preprocessed photographs; also ours in OpenVINO."""
     model = own[FLOAT].file
     images = folder / "photographs.npy"
     np.save(images, ImageProcessor.from_pretrained(model.parent.parent)(PHOTOGRAPHS))
@@ -105,7 +102,7 @@ def quartiles(times: list[float], base: list[float]) -> list[float]:
 
 
 def size_mb(file: Path) -> float:
-    """The size of `file` and the weights beside it."""
+    """Size of `file` with the weights beside it."""
     return sum(path.stat().st_size for path in file.parent.glob(f"{file.stem}.*")) / 1e6
 
 

@@ -1,8 +1,8 @@
-"""A model whose weights exceed 2 GB: peak memory of its export, and how ONNX Runtime loads it.
+"""A model with more than 2 GB of weights: peak memory of its export, and of loading it in ONNX Runtime.
 
-The peak is the resident memory of the whole command: weights drawn, graph made, files written, reference run, artifact
-loaded and compared. The files are then loaded in a process of their own, without ONNX Runtime's packed copies, to see
-how much of the weights is mapped from the file rather than read into memory.
+The peak is the resident memory of the whole command: weights drawn, graph traced, files written, reference run,
+artifact loaded and compared. The files are then loaded in a separate process, without ONNX Runtime's packed copies, to
+measure how much of the weights is mapped from the file instead of read into memory.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def measure(preset: str, precision: str) -> dict[str, Any]:
         source = (bundle / "model.safetensors").stat().st_size
         peak = usage.ru_maxrss * _RSS_UNIT
         loaded: dict[str, float] = {}
-        if precision != "bf16":  # which ONNX Runtime cannot load on a CPU
+        if precision != "bf16":  # ONNX Runtime cannot load it on a CPU
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
                 loaded = pool.submit(_load, str(model)).result()
         return {
@@ -49,7 +49,7 @@ def measure(preset: str, precision: str) -> dict[str, Any]:
 
 
 def _placement(model: Path) -> dict[str, Any]:
-    """Where the weights lie: the files, and how many of the large ones begin where a map of memory can."""
+    """Location of the weights: the files, and the number of large weights at offsets that can be mapped."""
     entries = [
         {entry.key: entry.value for entry in tensor.external_data}
         for tensor in onnx.load(model, load_external_data=False).graph.initializer
@@ -64,7 +64,7 @@ def _placement(model: Path) -> dict[str, Any]:
 
 
 def _load(model: str) -> dict[str, float]:
-    """The memory that a session adds to a process, and how much of the file beside the model is mapped."""
+    """Memory that a session adds to a process, and the mapped part of the file beside the model."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()

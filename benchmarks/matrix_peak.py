@@ -1,4 +1,4 @@
-"""Peak of a device: the operations a second that torch's own matrix products reach."""
+"""Peak performance of a device: operations per second of torch's matrix products."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ _TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def matrix_peak(precision: str, device: str, size: int, runs: int = 10) -> float:
-    """Operations a second of the product of two square matrices, the median of `runs`.
+    """Operations per second of the product of two square matrices, median of `runs`.
 
-    A multiplication and an addition are two. float32 is not rounded to TF32; int8 is summed in int32, E4M3 in float32.
+    A multiplication and an addition count as two. float32 is not rounded to TF32; int8 accumulates in int32, E4M3 in
+    float32.
 
     Raises:
-        RuntimeError: If the device has no such product.
+        RuntimeError: If the device does not support the product.
     """
     work = _product(precision, device, size)
     for _ in range(3):

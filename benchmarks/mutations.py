@@ -1,8 +1,4 @@
-"""Mutations of the engine runtime, and the test that notices each; `make mutations` runs them on copies of the tree.
-
-A mutation is one edit that breaks a rule of CUDA, of TensorRT or of our own. One that no test notices is a hole in the
-tests, unless it changes nothing that can be observed.
-"""
+"""Mutation tests of the engine runtime, and the test that detects each; `make mutations` runs them on copies."""
 
 from __future__ import annotations
 
@@ -20,17 +16,17 @@ from common import document, parser, save
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ("test_runtime_on_fake.py", "test_compatibility.py", "test_engine_api.py")
-LIMIT_S = 600  # a mutation after which the tests hang is noticed, too
+LIMIT_S = 600  # a mutation that makes the tests hang counts as detected
 
 
 class Mutation(NamedTuple):
-    """An edit of one place.
+    """One edit.
 
     Attributes:
-        module: Of `runtimes/engine`.
-        name: The rule that is broken.
-        before: A text that the module has once.
-        after: Its replacement.
+        module: Module in `runtimes/engine`.
+        name: The broken rule.
+        before: Text that occurs once in the module.
+        after: Replacement text.
     """
 
     module: str
@@ -46,7 +42,7 @@ MUTATIONS = [
 
 
 def notice(mutation: Mutation) -> dict[str, str]:
-    """The first test that fails with a mutation, "" where all pass."""
+    """The first test that fails with a mutation; "" if all pass."""
     with tempfile.TemporaryDirectory() as folder:
         for name in ("vitdeploy", "exporters", "runtimes", "tests", "pyproject.toml"):
             source = ROOT / name

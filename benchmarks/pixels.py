@@ -1,7 +1,7 @@
-"""`Predictor.predict` on JPEG files, by what goes into the runtime: normalised numbers, bytes, or decoded images.
+"""`Predictor.predict` on JPEG files, by runtime input: normalized numbers, bytes, or decoded images.
 
-Predictors of ViT-B in ONNX Runtime, on the CPU, take turns in one process, idle threads not spinning. The 8 files, of
-640x427 pixels, are one batch; decoded images go in one by one. Ratios are of the same turn.
+Predictors of ViT-B in ONNX Runtime, on the CPU, take turns in one process, without spinning idle threads. The 8 files
+of 640x427 pixels are one batch; decoded images run one by one. Ratios are of the same turn.
 """
 
 from __future__ import annotations

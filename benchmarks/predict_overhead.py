@@ -1,8 +1,7 @@
-"""The time that `Predictor.predict` adds to the bare ONNX Runtime session on ViT-B, in float32 on the CPU.
+"""Overhead of `Predictor.predict` over the bare ONNX Runtime session, on ViT-B in float32 on the CPU.
 
-Three calls take turns on one session: the session itself, `predict` on an image that is processed already (checks,
-scores and labels), and `predict` on a JPEG file. What a call adds is the median of its differences from the session in
-the same round.
+Three calls take turns on one session: the session itself, `predict` on a preprocessed image (checks, scores and
+labels), and `predict` on a JPEG file. The overhead is the median difference from the session in the same round.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ def measure(rounds: int) -> dict[str, Any]:
         bundle = Bundle.open(random_bundle(Path(folder, "model")))
         processor = ImageProcessor.from_pretrained(bundle.path)
         with OnnxRuntime.from_bundle(bundle, OnnxRuntimeOptions(), precision="fp32", device="cpu") as runtime:
-            session = runtime._session  # a second one would disturb it
+            session = runtime._session  # a second session would disturb it
             pixel_values = processor([PHOTOGRAPH])
 
             class Ready(ImageProcessor):
@@ -58,7 +57,7 @@ def measure(rounds: int) -> dict[str, Any]:
 
 
 def in_turns(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """The times of each call in milliseconds; the first two rounds are not counted."""
+    """Times of each call in milliseconds, without the first two rounds."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for index in range(rounds + 2):
         for name, call in calls.items():

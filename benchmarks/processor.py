@@ -1,8 +1,8 @@
 """Time the image processor against transformers' PIL backend: one JPEG to (1, 3, 224, 224), and a batch of 16.
 
-transformers copies the image several times over, and whether those copies are served from memory that the process still
-holds or from the system (a thousand page faults an image) changes its time by half. That is settled when a process
-starts, so the comparison runs in several fresh ones, and the spread of the ratio is part of the result.
+transformers copies the image several times; its time changes by half depending on whether the copies use memory that
+the process still holds or new memory from the system (a thousand page faults per image). Each process does one or the
+other, so the comparison runs in several new processes, and the spread of the ratio is part of the result.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 PHOTOGRAPH = Path(sklearn.datasets.__file__).parent / "images" / "china.jpg"  # 640x427
-# Recorded on another machine, where transformers' PIL backend took 7.1 ms; torchvision is not a dependency of ours.
+# Recorded on another machine, where transformers' PIL backend took 7.1 ms; torchvision is not a dependency.
 TORCHVISION_NOTE = "transformers' torchvision backend: not run here; 4.5 ms recorded beside 7.1 ms for its PIL backend"
 
 
 def interleaved_ms(candidates: dict[str, Callable[[], Any]], runs: int) -> dict[str, float]:
-    """The median time of each candidate in milliseconds.
+    """Median time of each candidate in milliseconds.
 
-    They alternate in blocks of ten: a slow spell of the machine hits all of them, and each meets its own memory.
+    They alternate in blocks of ten: a slow phase of the machine affects all, and each reuses its own memory.
     """
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(0, runs, 10):

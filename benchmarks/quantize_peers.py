@@ -1,6 +1,6 @@
-"""Quantize an ONNX graph to int8 as a peer does by default: NNCF for OpenVINO or as ONNX, or ONNX Runtime's own tool.
+"""Quantize an ONNX graph to int8 with another tool's defaults: NNCF for OpenVINO or as ONNX, or ONNX Runtime's tool.
 
-Run by the interpreter of the environment with NNCF, a process for each, so that none finds what another has loaded.
+Run by the interpreter of the environment with NNCF, in one process per tool, so that they do not share loaded modules.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-# As where that package is not installed: NNCF and OpenVINO's converter then report nothing.
+# As if that package were not installed: NNCF and OpenVINO's converter then send no reports.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 

@@ -1,9 +1,9 @@
-"""One session alone in its process, which runs batches until its input ends; `sessions.py` starts it.
+"""One session in its own process, which runs batches until its input ends; started by `sessions.py`.
 
-Requests and replies are pickles on its standard input and output. In: pixel values (N, 3, H, W), float32, and how often
-to time them. Out: None when it is open; then the last output (logits, or pooled features) and the times in
-milliseconds, of runs after one that is not timed, or the text of an error. It needs numpy and the engine alone: an
-engine may have an environment of its own.
+Requests and replies are pickles on standard input and output. A request has pixel values (N, 3, H, W), float32, and the
+number of timed runs. The first reply is None, once the session is open; others have the last output (logits, or pooled
+features) and the times in milliseconds, after one untimed run, or an error text. It needs only numpy and the engine,
+which may have its own environment.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def onnxruntime(file: Path, threads: int, options: dict[str, str]) -> Run:
 
 
 def openvino(file: Path, threads: int, options: dict[str, str]) -> Run:
-    """Compiled for the shape that comes: somewhat faster than for any batch, so that no peer is held back.
+    """Compiled for the actual shape: slightly faster than for any batch, so that no tool is at a disadvantage.
 
     Args: threads: 0 for its own choice; options: properties of its CPU device.
     """
@@ -51,7 +51,7 @@ def openvino(file: Path, threads: int, options: dict[str, str]) -> Run:
     properties = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, **options}
     core = ov.Core()
 
-    @functools.lru_cache(maxsize=1)  # one is alive: several disturb each other
+    @functools.lru_cache(maxsize=1)  # one at a time: several disturb each other
     def compiled(shape: tuple[int, ...]) -> Any:
         model = core.read_model(file)
         model.reshape(shape)
@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--processor-time", action="store_true", help="the processor's time, of one thread")
     arguments = parser.parse_args()
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what an engine prints must not stand among the replies
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # an engine's output must not mix with the replies
     options = dict(option.split("=", 1) for option in arguments.options)
     threads = 1 if arguments.processor_time else arguments.threads
     run = ENGINES[arguments.engine](arguments.file, threads, options)

@@ -1,8 +1,8 @@
 """Latency of models in engines on the CPU, in turns.
 
-Each session is alone in its process, as sessions in one process disturb each other. The processes take turns, so that a
-slow spell of the machine falls on all, and are made anew several times, because where the memory of a session lies
-changes its speed by some percent for as long as it lives.
+Each session has its own process, because sessions in one process disturb each other. The processes take turns, so that
+a slow phase of the machine affects all, and are restarted several times, because the location of a session's memory
+changes its speed by some percent for its whole life.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ TIMED_RUNS = 3  # a turn's time is their median
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-    """A file in an engine.
+    """A model file and its engine.
 
     Attributes:
-        file: An ONNX graph, or what else the engine reads.
-        engine: One of `session_worker.ENGINES`.
-        python: The interpreter of the environment that has the engine.
-        options: Of the engine, "NAME=VALUE".
+        file: ONNX graph, or another format that the engine reads.
+        engine: Name in `session_worker.ENGINES`.
+        python: Interpreter of the engine's environment.
+        options: Engine options, "NAME=VALUE".
     """
 
     file: Path
@@ -47,12 +47,12 @@ class Session:
 
 @dataclasses.dataclass(frozen=True)
 class Latencies:
-    """The results of the sessions for one batch size.
+    """Results of the sessions for one batch size.
 
     Attributes:
-        times_ms: A time for each turn, by name, without those that failed.
-        logits: Of the same images, by name.
-        problems: The first line of the error of those that failed, by name.
+        times_ms: Time of each turn, by name, without failed sessions.
+        logits: Logits for the same images, by name.
+        problems: First error line of each failed session, by name.
     """
 
     times_ms: dict[str, list[float]]
@@ -68,10 +68,10 @@ def latencies(
     *,
     processor_time: bool = False,
 ) -> dict[int, Latencies]:
-    """Time every session at every batch size, `rounds` turns in each of `processes` sets of fresh processes.
+    """Time every session at every batch size, `rounds` turns in each of `processes` sets of new processes.
 
-    Every engine gets the number of threads that vitdeploy gives ONNX Runtime. With `processor_time`, it is the
-    processor's time of sessions of one thread, which other work disturbs less.
+    Every engine gets the number of threads that vitdeploy gives ONNX Runtime. With `processor_time`, the result is the
+    processor time of single-threaded sessions, which other work disturbs less.
     """
     found = {batch_size: Latencies({name: [] for name in sessions}, {}, {}) for batch_size in batch_sizes}
     for index in range(processes):
@@ -83,7 +83,7 @@ def latencies(
 
 
 def outputs(sessions: Mapping[str, Session], pixel_values: np.ndarray) -> dict[str, np.ndarray]:
-    """(N, ...) what each session gives for (N, 3, H, W) images, one at a time, by name."""
+    """Outputs of each session, (N, ...) by name, for images (N, 3, H, W), one at a time."""
     found = {}
     for name, of_one in sessions.items():
         with _started({name: of_one}, processor_time=False) as workers:
@@ -137,7 +137,7 @@ def _started(sessions: Mapping[str, Session], processor_time: bool) -> Iterator[
         for name, of_one in sessions.items():
             command = [str(of_one.python), str(WORKER), *threads, of_one.engine, str(of_one.file), *of_one.options]
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-            stack.enter_context(process)  # at its exit the worker's input ends, and so does the worker
+            stack.enter_context(process)  # at this process's exit the worker's input ends, and so does the worker
             workers[name] = _Worker(command, process.stdin, process.stdout)
-            workers[name].reply()  # that it is open
+            workers[name].reply()  # the session is open
         yield workers

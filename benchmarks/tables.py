@@ -1,4 +1,4 @@
-"""Write the tables of README.md from the results that were recorded, between their markers."""
+"""Write README.md's tables from recorded results, between their markers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 FOLDER = Path(__file__).parent
-LEVEL = 0.02  # ratios this near to 1 are level
+LEVEL = 0.02  # ratios this near to 1 are equal
 _MARKED = re.compile(r"(?P<start><!-- (?P<table>\w+): (?P<file>\S+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
 
 Document = dict[str, Any]
@@ -66,7 +66,7 @@ def _against_best(column: Document) -> tuple[str, str, str]:
 
 
 def attention(document: Document) -> str:
-    """The form of the table in transformers' documentation of ViT."""
+    """In the form of the table in transformers' documentation of ViT."""
     header = [
         "Batch size",
         "Average inference time (ms), eager mode",
@@ -336,9 +336,9 @@ TABLES: dict[str, Callable[[Document], str]] = {
 
 
 def render(text: str) -> str:
-    """`text` with every marked table made anew; a marker names the table and the file of its results.
+    """`text` with every marked table regenerated; a marker names the table and its results file.
 
-    What stands between markers whose results are not recorded stays.
+    Text between markers without recorded results is kept.
     """
 
     def section(match: re.Match[str]) -> str:

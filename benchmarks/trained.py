@@ -1,12 +1,12 @@
-"""int8 on a trained ViT: how near pooled features stay to float32's on held-out photographs, and how fast it is.
+"""int8 on a trained ViT: similarity of pooled features to float32 on held-out photographs, and latency.
 
-Weights of a training have the outliers that random ones lack. `--model` is a Hugging Face folder that gives pooled
-features; `--photographs` holds two folders, `calibration` and `held-out`, which share no photograph; see
-`trained_model.py` for both. Ours and the peers' files are made from the same photographs. Cosines are of each image's
-pooled output with that of our float32 file; a nearest neighbour is kept where the quantized features of an image have
-the same nearest float32 features, among the other held-out photographs, as its float32 features have. Latencies are of
-processes in turns, see `sessions.py`, with ratios of the same turn. What int8 in OpenVINO leaves in float is bfloat16
-there where the processor has it, as it is by default.
+Trained weights have outliers that random ones lack. `--model` is a Hugging Face folder of a model with pooled features;
+`--photographs` has two folders, `calibration` and `held-out`, without a common photograph; see `trained_model.py` for
+both. The files of vitdeploy and of the other tools are made from the same photographs. Cosines compare each image's
+pooled output with the float32 file's. A nearest neighbour is preserved if an image's quantized features have the same
+nearest float32 features, among the other held-out photographs, as its float32 features. Latencies are from processes
+that take turns, see `sessions.py`, with ratios of the same turn. In OpenVINO, layers that int8 leaves in floating point
+use its default, bfloat16, if the processor has it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ WAYS: dict[str, tuple[str, ...]] = {
     "int8, dynamic": ("--scheme", "dynamic"),
     "int8, dynamic, no smoothing": ("--scheme", "dynamic", "--smooth-quant", "off"),
 }
-# By name: the function of `quantize_peers.py`, and what it writes.
+# By name: the function in `quantize_peers.py`, and its output file.
 PEERS = {
     "ONNX Runtime, static": ("onnxruntime", "model.onnx"),
     "ONNX Runtime, dynamic": ("onnxruntime_dynamic", "model.onnx"),
@@ -51,13 +51,13 @@ PACKAGES = ("openvino", "nncf", "onnxruntime")
 
 
 def ours(folder: Path, arguments: argparse.Namespace) -> tuple[dict[str, Session], dict[str, dict[str, Any]]]:
-    """Our files, and of each the processor time of its export, in seconds, and what was chosen."""
+    """Files of vitdeploy, with the processor time of each export, in seconds, and the chosen quantization."""
     sessions, made = {}, {}
     calibration = arguments.photographs / "calibration"
     for name, options in {FLOAT: (), **WAYS}.items():
         bundle = folder / name.replace(", ", "-").replace(" ", "-")
         how = [] if name == FLOAT else ["--int8", "--calibration-data", str(calibration), "--no-calibration-cache"]
-        how += [] if name in (FLOAT, DEFAULT) else ["--tolerance", "10"]  # what it comes to is to be seen
+        how += [] if name in (FLOAT, DEFAULT) else ["--tolerance", "10"]  # the result is measured, not judged
         command = [*vitdeploy_export(bundle, "--model", str(arguments.model)), *how, *options]
         usage: resource.struct_rusage = wait(start(command))
         (artifact,) = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["artifacts"]
@@ -68,7 +68,7 @@ def ours(folder: Path, arguments: argparse.Namespace) -> tuple[dict[str, Session
 
 
 def peers(folder: Path, own: Session, arguments: argparse.Namespace) -> dict[str, Session]:
-    """The peers' quantized files of our float32 file, by default."""
+    """The other tools' quantized versions of vitdeploy's float32 file, with defaults."""
     images = folder / "calibration.npy"
     np.save(images, _pixels(arguments, "calibration"))
     sessions = {}
@@ -85,7 +85,7 @@ def peers(folder: Path, own: Session, arguments: argparse.Namespace) -> dict[str
 
 
 def figures(wanted: np.ndarray, given: np.ndarray) -> dict[str, float]:
-    """Compare (N, C) features with those of float32."""
+    """Compare features (N, C) with the float32 ones."""
     a, b = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (wanted, given))
     cosines = (a * b).sum(axis=1)
     nearest = []

@@ -22,7 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from safetensors.numpy import save_file
 
 PREFIX = "backbone."
-CROPS = 8  # of each photograph
+CROPS = 8  # per photograph
 LEAST_SIDE = 48  # pixels, of a photograph and of a crop
 CONFIG: dict[str, Any] = {
     "architectures": ["Dinov2Model"],
@@ -56,7 +56,7 @@ PROCESSOR: dict[str, Any] = {
 
 
 def weights_of(path: Path) -> dict[str, np.ndarray]:
-    """By transformers' names; linear layers have none in the file, and are told by the bias that is added behind."""
+    """Weights by transformers' names; linear layers have none in the file, and are identified by their biases."""
     graph = onnx.load(path).graph
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     found = {name.removeprefix(PREFIX): array for name, array in arrays.items() if name.startswith(PREFIX)}

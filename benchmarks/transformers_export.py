@@ -1,4 +1,4 @@
-"""Export a checkpoint to ONNX with transformers' own exporter, the peer of `vitdeploy export`, as its guide shows."""
+"""Export a checkpoint to ONNX with transformers' exporter, the counterpart of `vitdeploy export`, as in its guide."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def export(
     flags: Mapping[str, bool] | None = None,
     ort_fusions: str | None = None,
 ) -> Path:
-    """Write `model.onnx` and its weights beside it; the path of the graph.
+    """Write `model.onnx` with its weights beside it; return the graph's path.
 
     Args:
-        model: Transformers'.
-        output: A folder.
-        image_size: (height, width) of the example that is traced, a batch of 2.
-        dynamic_axes: The axes of `pixel_values` that are to be free.
-        flags: Of the model's forward, such as `interpolate_pos_encoding`.
-        ort_fusions: "cpu" for ONNX Runtime's own operators; the file then runs nowhere else.
+        model: A transformers model.
+        output: Output folder.
+        image_size: (height, width) of the traced example, a batch of 2.
+        dynamic_axes: Dynamic axes of `pixel_values`.
+        flags: Arguments of the model's forward, such as `interpolate_pos_encoding`.
+        ort_fusions: "cpu" for ONNX Runtime's fused operators; the file then runs nowhere else.
     """
     flags = flags or {}
     inputs = {"pixel_values": torch.zeros(2, 3, *image_size), **flags}

@@ -1,9 +1,9 @@
-"""One command of the command line in this process, with its calls counted; `trips.py` starts it.
+"""Run one vitdeploy command in this process and count its calls; started by `trips.py`.
 
-Arguments: the checkout, the file for the counts (JSON), and the command. A function is ours where its file is the
-checkout's. Its caller is the nearest of our functions on the stack, so that a call through a library counts as one
-between rooms; a method that overrides another is called where that one is declared. Functions that run while a module
-is imported do not count. Files below the working directory are counted when they are opened.
+Arguments: the checkout, the file for the counts (JSON), and the command. Counted are functions in the checkout's files.
+The caller is the nearest such function on the stack, so a call through a library counts as one between rooms; an
+overriding method counts where the overridden one is declared. Functions that run during an import do not count. Files
+below the working directory are counted when they are opened.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from types import CodeType, FrameType
 
 _IMPORT = "<frozen importlib._bootstrap>"
-_PARTS = ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>")  # of a function; later Pythons have no frame for some
-_COUNTED = {  # by a function that each runs once
+_PARTS = ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>")  # in a function; later Pythons have no frame for some
+_COUNTED = {  # in a function that runs once
     "sessions": ("_create_inference_session", "onnxruntime_inference_collection.py"),
     "references": ("make_model", "checkpoint.py"),
 }
 
 
 class Counter:
-    """The function that `sys.setprofile` calls."""
+    """The function called by `sys.setprofile`."""
 
     def __init__(self, checkout: Path) -> None:
         self._package = str(checkout / "vitdeploy") + os.sep
@@ -37,7 +37,7 @@ class Counter:
         self.functions: set[tuple[str, int, str]] = set()  # file, line, name
         self.calls: collections.Counter[tuple[str, str]] = collections.Counter()  # file to file
         self.totals = dict.fromkeys(("deepest_stack", *_COUNTED), 0)
-        self._declared: dict[CodeType, str] = {}  # the file of the method that a method overrides, or its own
+        self._declared: dict[CodeType, str] = {}  # the file of the overridden method, or its own
 
     def __call__(self, frame: FrameType, event: str, _: Any) -> None:
         if event == "call":
@@ -48,7 +48,7 @@ class Counter:
                 self.totals[name] += code.co_name == place[0] and code.co_filename.endswith(place[1])
 
     def _file(self, code: CodeType) -> str | None:
-        """Where a function of ours is, from `vitdeploy/`; None for others, modules and the bodies of classes."""
+        """Path of a checkout's function, from `vitdeploy/`; None for others, modules and class bodies."""
         if code not in self._known:
             function = code.co_flags & inspect.CO_OPTIMIZED and code.co_name not in _PARTS
             ours = function and code.co_filename.startswith(self._package)
@@ -93,7 +93,7 @@ def main() -> None:
             if path.is_relative_to(folder) and not path.is_dir():
                 opened[path.relative_to(folder).as_posix()] += 1
 
-    from vitdeploy.cli import main as command_line  # of the checkout, which is on PYTHONPATH
+    from vitdeploy.cli import main as command_line  # in the checkout, which is on PYTHONPATH
 
     sys.argv[:] = ["vitdeploy", *sys.argv[3:]]
     counter = Counter(checkout)

@@ -1,8 +1,8 @@
-"""Four commands on the embedded model, each counted in a fresh process: functions, files, stack, calls between rooms.
+"""Count four commands on the embedded model, each in a new process: functions, files, stack, calls between rooms.
 
-A room is a module or folder of the first level, or of the second where the import contracts in pyproject.toml order
-that one too; a call is upward where they forbid the import. Other checkouts (`--trees`) are counted by the same rules,
-with their own contracts. Processes that a command starts are not counted.
+A room is a module or folder of the first level, or of the second if the import contracts in pyproject.toml order that
+level too; a call is upward if they forbid the import. Other checkouts (`--trees`) are counted by the same rules, with
+their own contracts. Child processes of a command are not counted.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TRIPS = {
     "gate": "gate bundle --data images --baseline baseline.json",
     "export-engine": "export --model checkpoint --to tensorrt-rtx --fp16 -o engine",
 }
-PREPARED = {  # the bundle and the baseline that some need
+PREPARED = {  # the bundle and the baseline that some commands need
     "predict": ["export --model checkpoint --to onnx -o bundle"],
     "gate": [
         "export --model checkpoint --to onnx -o bundle",
@@ -76,7 +76,7 @@ def _summary(order: dict[str, dict[str, int]], counts: dict[str, Any]) -> dict[s
                 upward[" -> ".join(pair)] += calls
     functions = counts.pop("functions")
     opened = counts.pop("opened")
-    in_bundle = re.compile(rf"\.?({'|'.join(BUNDLES)})(\.partial-\w+)?/")  # it is written beside its place
+    in_bundle = re.compile(rf"\.?({'|'.join(BUNDLES)})(\.partial-\w+)?/")  # it is written under a temporary name
     return {
         "functions": len(functions),
         "files": len({file for file, _, _ in functions}),
@@ -91,7 +91,7 @@ def _summary(order: dict[str, dict[str, int]], counts: dict[str, Any]) -> dict[s
 
 
 def _layers(tree: Path) -> dict[str, dict[str, int]]:
-    """Container (dotted, without `vitdeploy`) -> room in it -> its layer, counted from the top."""
+    """Map each container (dotted, without `vitdeploy`) to its rooms and their layers, numbered from the top."""
     tools = tomllib.loads((tree / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
     return {
         container.removeprefix("vitdeploy").lstrip("."): {
@@ -114,7 +114,7 @@ def room(order: dict[str, dict[str, int]], file: str) -> str:
 
 
 def is_upward(order: dict[str, dict[str, int]], caller: str, callee: str) -> bool:
-    """Whether the contracts forbid the import: to a higher layer, or to a neighbour on the same one."""
+    """True if the contracts forbid the import: to a higher layer, or to a neighbour on the same one."""
     container = ""
     for of_caller, of_callee in zip(caller.split("."), callee.split("."), strict=False):
         if of_caller != of_callee:
@@ -135,7 +135,7 @@ def main() -> None:
     arguments_parser.add_argument("--trips", nargs="+", choices=TRIPS, default=list(TRIPS), help="commands to count")
     arguments = arguments_parser.parse_args()
     trees = {_commit(tree): count_trips(tree.resolve(), arguments.trips) for tree in arguments.trees}
-    arguments.trees = list(trees)  # folders say where they are on one machine
+    arguments.trees = list(trees)  # folders depend on the machine
     record(arguments, {"commands": {trip: TRIPS[trip] for trip in arguments.trips}, "trees": trees})
 
 

@@ -27,9 +27,9 @@ def test_table_and_json(single: Bundle, tmp_path: Path) -> None:
     note, _, threads = threads.partition("\n")
     rows = [line.split() for line in timed.splitlines()[2:]]
     assert [row[:3] for row in rows] == [[name, "fp32", size] for size in "12" for name in ("torch", "onnxruntime")]
-    assert [len(row) for row in rows] == [13, 16] * 2  # the first has no ratio with quartiles
+    assert [len(row) for row in rows] == [13, 18] * 2  # "first", and words, a ratio and its quartiles
     assert [row[:3] for row in short] == [row[:3] for row in rows]
-    assert [len(row) for row in short] == [7, 10] * 2
+    assert [len(row) for row in short] == [7, 12] * 2
     default = session_threads()
     names, counts = zip(*((row[:2], row[2]) for row in map(str.split, threads.splitlines()[1:])), strict=True)
     assert (names, counts[1]) == ((["torch", "fp32"], ["onnxruntime", "fp32"]), str(default.count))

@@ -132,7 +132,7 @@ def test_a_difference_ends_in_1_with_the_report_written(
     code, printed, _ = run("demo", "-o", output)
     assert code == 1
     assert "Against the reference, on 450 images: failed" in printed
-    assert "onnxruntime fp32  1      2.000   2.980   500       1.000 (1.000 to 1.000)" in printed
+    assert "onnxruntime fp32  1      2.000   2.980   500       as fast (1.000, 1.000 to 1.000)" in printed
     assert f"{result['evaluation']['results'][0]['top1']['correct']} of 450" in printed
     assert f"Report: {output / 'report.html'}" in printed
     after = (output / "report.html").read_bytes()

@@ -32,7 +32,7 @@ def test_table_and_json_of_the_embedded_model(digits: Bundle, tmp_path: Path) ->
     page, summary = tmp_path / "page.html", tmp_path / "summary.md"
     code, out, err = run("evaluate", *arguments, "--html", page, "--markdown", summary)
     assert (code, err, out.count(f"{CORRECT} of {IMAGES}")) == (0, "", 2)
-    for text in ("labels matched by name: passed", "100.00%", "Top-1 accuracy of each class", "taken for"):
+    for text in ("labels matched by name\n", "100.00%", "Top-1 accuracy of each class", "taken for"):
         assert text in out
     assert summary.read_text(encoding="utf-8").count(f"{CORRECT} of {IMAGES}") == 2
     assert page.read_text(encoding="utf-8").count("<img ") == IMAGES - CORRECT

@@ -73,7 +73,7 @@ def _as_printed(text: str) -> str:
 
 
 def _words(text: str) -> list[str]:
-    return re.sub(r"[0-9]+([.,][0-9]+)*|[─━┄-]+", " # ", text).split()
+    return re.sub(r"[0-9a-f]{40}|[0-9]+([.,][0-9]+)*|[─━┄-]+", " # ", text).split()
 
 
 RUN = {"sh": run_shell, "console": run_console, "python": run_python}

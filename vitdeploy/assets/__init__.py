@@ -13,5 +13,5 @@ def default_checkpoint() -> Path:
 
 
 def held_out_images() -> Path:
-    """450 PNG images for `default_checkpoint`, one folder a class, each named after the class's label."""
+    """450 PNG images for `default_checkpoint`, one folder per class, named after its label."""
     return _FOLDER / "held-out"

@@ -57,7 +57,7 @@ CONFIG = ViTConfig(
     num_attention_heads=3,
     intermediate_size=192,
     hidden_dropout_prob=0.05,
-    initializer_range=0.1,  # about hidden_size ** -0.5; from the usual 0.02 so narrow a model starts slowly
+    initializer_range=0.1,  # about hidden_size ** -0.5; with the usual 0.02, such a narrow model starts slowly
     image_size=(SIZE, SIZE),
     patch_size=(4, 4),
     encoder_stride=4,
@@ -79,13 +79,13 @@ def digits() -> tuple[Pixels, Indices]:
 
 
 def split(labels: Indices) -> tuple[Indices, Indices]:
-    """Indices of the training images and of the held-out ones, each class in its share; never another split."""
+    """Indices of the training images and of the held-out ones, stratified by class; always the same split."""
     train, held_out = train_test_split(np.arange(len(labels)), test_size=HELD_OUT, stratify=labels, random_state=0)
     return np.sort(train), np.sort(held_out)
 
 
 def augment(images: Tensor) -> Tensor:
-    """Turn, stretch, shear and shift every image a little: (N, 1, H, W) -> (N, 1, H, W)."""
+    """Rotate, scale, shear and shift every image slightly: (N, 1, H, W) -> (N, 1, H, W)."""
     count = len(images)
     angle, log_x, log_y, shear, shift_x, shift_y = (torch.rand(6, count) * 2 - 1) * torch.tensor(
         [[math.radians(15)], [0.15], [0.15], [0.15], [0.2], [0.2]]
@@ -107,12 +107,12 @@ def train(
     peak_learning_rate: float = PEAK_LEARNING_RATE,
     warm_up_epochs: int = WARM_UP_EPOCHS,
 ) -> VisionTransformer:
-    """Fit the model: AdamW with a warm-up and a cosine, on augmented images normalised as PROCESSOR does."""
+    """Train the model: AdamW with a warm-up and a cosine schedule, on augmented images normalized as by PROCESSOR."""
     torch.manual_seed(seed)
     torch.set_num_threads(1)  # the order of additions, and so the weights, must not depend on the number of cores
     torch.use_deterministic_algorithms(True)
     images, targets = torch.from_numpy(pixels)[:, None] / 255, torch.from_numpy(labels)
-    model = VisionTransformer(config, attention="eager")  # on one core a little faster than the fused attention
+    model = VisionTransformer(config, attention="eager")  # on one core slightly faster than fused attention
     model.reset_parameters(seed)
     kernels = [parameter for parameter in model.parameters() if parameter.ndim in (2, 4)]
     others = [parameter for parameter in model.parameters() if parameter.ndim not in (2, 4)]  # biases, norms, tokens
@@ -190,7 +190,7 @@ def model_card(measured: Accuracy, weights: bytes, options: argparse.Namespace) 
 
 
 def machine() -> str:
-    """The kind of this machine, as far as it can change the bits of a result."""
+    """Kind of this machine, as far as it can change the bits of a result."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
     processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
@@ -219,7 +219,7 @@ def main() -> None:
     write_checkpoint(checkpoint, model)
     paths = write_images(options.output / "held-out", pixels, labels, held_out)
     weights = checkpoint / "model.safetensors"
-    # What is measured is what was written: the files, not the objects in memory.
+    # Measured are the written files, not the objects in memory.
     model = load_model(ViTConfig.from_pretrained(checkpoint), [weights], Task.CLASSIFICATION)
     measured = accuracy(model, ImageProcessor.from_pretrained(checkpoint)(paths), labels[held_out])
     (checkpoint / "README.md").write_text(model_card(measured, weights.read_bytes(), options), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A bundle: a Hugging Face model folder with artifacts and a manifest with the checksum of every file."""
+"""A bundle: a Hugging Face model folder with artifacts, and a manifest with the checksum of every file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EXPORT_AGAIN = "export the bundle again"
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Bundle:
-    """A folder, and the record of its files and artifacts."""
+    """A folder, and the manifest of its files and artifacts."""
 
     path: Path
     manifest: Manifest
@@ -48,7 +48,7 @@ class Bundle:
     @classmethod
     @typed
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
-        """Read the manifest in `path`, or raise BundleError; the other files are verified when they are used."""
+        """Read the manifest in `path`; BundleError if it cannot be used. Other files are verified on use."""
         folder = Path(path)
         try:
             exists = (folder / MANIFEST).exists()
@@ -65,11 +65,11 @@ class Bundle:
         return cls(folder, parse_manifest(json_object(file, content, BundleError, strict_json, EXPORT_AGAIN), file))
 
     def reopened(self) -> Bundle:
-        """The bundle at its place now, which holds the same model with the same image processor.
+        """Open the bundle that is now in the folder; it must have the same model and image processor.
 
         Raises:
-            BundleChangedError: If it holds another.
-            BundleError: as `open`.
+            BundleChangedError: If it has another model or image processor.
+            BundleError: As `open`.
         """
         now = Bundle.open(self.path)
         if (now.manifest.files, now.manifest.task) != (self.manifest.files, self.manifest.task):
@@ -78,11 +78,11 @@ class Bundle:
         return now
 
     def read_config(self) -> Configuration:
-        """Read `config.json` and the image processor's files, once: later calls return the same value.
+        """Read `config.json` and the image processor's files; cached.
 
         Raises:
-            BundleError: If one is missing or altered, or lies in the folder although the manifest does not name it; or
-                `config.json` is not JSON.
+            BundleError: If one is missing or altered, or exists in the folder but not in the manifest; or `config.json`
+                is not JSON.
         """
         if self._config is None:
             files = {record.path: self.read(record, MOST_TEXT_BYTES) for record in self._config_records()}
@@ -90,7 +90,7 @@ class Bundle:
         return cast("Configuration", self._config)
 
     def _config_records(self) -> list[FileRecord]:
-        """Records of `config.json` and of the image processor's files, none of which lies there unrecorded."""
+        """Records of `config.json` and of the image processor's files; refuses such files without a record."""
         records = {record.path: record for record in self.manifest.files}
         for name in (CONFIG, *PROCESSOR_CONFIGS):
             if name not in records and (self.path / name).exists():
@@ -106,13 +106,13 @@ class Bundle:
 
     @property
     def dynamic_image_size(self) -> bool:
-        """Whether an artifact's model takes images of any size; the reference then does too."""
+        """True if an artifact's model takes any image size; the reference then does too."""
         models = [artifact for artifact in self.manifest.artifacts if artifact.pixels.stage is not PixelStage.DECODED]
         axes = [axis for artifact in models for spec in artifact.inputs for axis in spec.shape[1:]]
         return any(isinstance(axis, str) for axis in axes)
 
     def artifact(self, format: str, precision: str) -> Artifact:  # noqa: A002  (the manifest's word)
-        """The artifact of that format and precision; raises UsageError if the bundle has none."""
+        """The artifact in that format and precision; UsageError if the bundle has none."""
         for artifact in self.manifest.artifacts:
             if (artifact.format, artifact.precision) == (format, precision):
                 return artifact
@@ -127,32 +127,33 @@ class Bundle:
         )  # fmt: skip
 
     def export_line(self, *options: object) -> str:
-        """A line for a shell that exports the model again with these options, into this bundle where it has weights."""
+        """A shell command that exports the model again with these options, into this bundle if it has weights."""
         source = self.manifest.source
         if self.manifest.has_reference:
             return typed_line("export", self.path, *options, "-o", self.path)
         return typed_line("export", source.id, *(("--revision", source.revision) if source.revision else ()), *options)
 
     def needed_for(self, artifact: Artifact) -> tuple[Artifact, ...]:
-        """The artifacts that are opened to run one: a stripped engine takes its weights from the ONNX artifact."""
+        """The artifacts needed to run one: a weight-stripped engine takes its weights from the ONNX artifact."""
         if artifact.options.get("strip_weights") is not True:
             return (artifact,)
         return artifact, self.artifact("onnx", artifact.precision)
 
     @contextlib.contextmanager
     def opened(self, records: Collection[FileRecord], *, by_name: bool = False) -> Iterator[tuple[OpenedFile, ...]]:
-        """Files whose sizes and checksums are those of the manifest, to be read in this block.
+        """Open files for reading in this block, with sizes and checksums verified against the manifest.
 
-        Each is opened once: its `handle` leads to the hashed content, even if its name is given to another file
-        meanwhile. At the end of the block it is checked that none was written to.
+        Each is opened once: its `handle` leads to the hashed content, even if the file is replaced meanwhile. At the
+        end of the block, they are checked for writes.
 
         Args:
-            records: Of the manifest.
+            records: Records in the manifest.
             by_name: See `opened_artifact`.
 
         Raises:
             BundleError: If a file is missing, unreadable or altered.
-            BundleChangedError: If the bundle was replaced since its manifest was read, or a file written to meanwhile.
+            BundleChangedError: If the bundle was replaced since its manifest was read, or a file was written to in this
+                block.
         """
         names = {record.path: self.path / record.path for record in records} if by_name else None
         with self._open(records, names) as files:
@@ -160,15 +161,15 @@ class Bundle:
 
     @contextlib.contextmanager
     def opened_artifact(self, artifact: Artifact, *, by_name: bool = False) -> Iterator[tuple[OpenedFile, ...]]:
-        """`opened` of an artifact's files; of several, by names in their folder, where the first finds the others.
+        """As `opened`, for an artifact's files; several have handles in one folder, where the first finds the others.
 
         Args:
-            artifact: Of the manifest.
-            by_name: Whether the handles are to be the files' own paths, for a library that opens them again later; at
-                the end of the block they are checked to lead to the hashed content.
+            artifact: Artifact in the manifest.
+            by_name: Use the files' paths as handles, for a library that opens them again later; at the end of the
+                block, they are checked to lead to the hashed content.
 
         Raises:
-            BundleError: as `opened`; or an ONNX model takes weights from a file that the manifest does not record.
+            BundleError: As `opened`; or if an ONNX model has external data in a file that the manifest does not record.
         """
         with contextlib.ExitStack() as stack:
             names = None
@@ -182,7 +183,7 @@ class Bundle:
             yield tuple(file.file for file in files)
 
     def read(self, record: FileRecord, most_bytes: int | None = None) -> bytes:
-        """The verified content of a file, of at most `most_bytes`; raises BundleError as `opened`, or it has more."""
+        """The verified content of a file; BundleError as `opened`, or if it exceeds `most_bytes`."""
         if most_bytes is not None and record.size_bytes > most_bytes:
             path, size = self.path / record.path, record.size_bytes
             message = f"{path} has {size:,} bytes; at most {most_bytes:,} are read"
@@ -196,10 +197,10 @@ class Bundle:
         return content
 
     def verify(self) -> None:
-        """Check every file that the manifest names.
+        """Check every file in the manifest.
 
         Raises:
-            BundleError: as `read_config` and `opened_artifact`.
+            BundleError: As `read_config` and `opened_artifact`.
             BundleChangedError: If the bundle was replaced since its manifest was read.
         """
         self._config_records()
@@ -210,7 +211,7 @@ class Bundle:
                 pass
 
     def _names_in_a_folder(self, artifact: Artifact, stack: contextlib.ExitStack) -> dict[str, Path]:
-        """Paths of an artifact's files that lead into one folder, whatever becomes of its name."""
+        """Paths of an artifact's files in one folder, valid even if the folder is renamed."""
         first = artifact.files[0]
         above = PurePosixPath(first.path).parent
         try:
@@ -238,12 +239,12 @@ class Bundle:
             try:
                 yield files
             except VitDeployError:
-                _check_unchanged(files)  # which may be why it failed
+                _check_unchanged(files)  # this may be why it failed
                 raise
             _check_unchanged(files)
 
     def _refusal(self, record: FileRecord) -> BundleError:
-        """The error for a file that is not what the manifest says."""
+        """The error for a file that differs from the manifest."""
         path, before = self.path / record.path, _place(self.path)
         try:
             VerifiedFile(path, record.size_bytes, record.sha256).close()
@@ -258,7 +259,7 @@ class Bundle:
         return _changed(self.path) if self._is_replaced() or before != _place(self.path) else error
 
     def _is_replaced(self) -> bool:
-        """Whether there is another bundle at its place now, or none."""
+        """True if the folder now has another bundle, or none."""
         try:
             return Bundle.open(self.path).manifest != self.manifest
         except BundleError:
@@ -279,7 +280,7 @@ def _changed(path: Path) -> BundleChangedError:
 
 
 def _place(folder: Path) -> tuple[tuple[int, int, int], ...] | None:
-    """The identity and times of a bundle's folder and manifest, which change when it is replaced."""
+    """Identity and times of a bundle's folder and manifest, which change when it is replaced."""
     try:
         stats = folder.stat(), (folder / MANIFEST).stat()
     except OSError:
@@ -288,7 +289,7 @@ def _place(folder: Path) -> tuple[tuple[int, int, int], ...] | None:
 
 
 def _bundle_instead(path: Path) -> str:
-    """The remedy where a path is no bundle."""
+    """The remedy for a path that is not a bundle."""
     around = next((parent for parent in path.parents if (parent / MANIFEST).is_file()), None)
     if around is not None:
         return f"name the bundle that it is in: {around}"

@@ -1,4 +1,4 @@
-"""The configuration files of a bundle: of the model, and of the image processor."""
+"""A bundle's configuration files: the model's and the image processor's."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from vitdeploy.specs import Task
 
 @dataclasses.dataclass(frozen=True)
 class Configuration:
-    """The configuration files of a bundle, as `Bundle.read_config` read and verified them.
+    """A bundle's configuration files, read and verified by `Bundle.read_config`.
 
     Attributes:
-        files: The content of `config.json` and of the image processor's files, by name.
-        model: The parsed content of `config.json`.
-        task: Of the model.
+        files: Content of `config.json` and of the image processor's files, by name.
+        model: Parsed content of `config.json`.
+        task: The model's task.
     """
 
     files: Mapping[str, bytes]
@@ -31,16 +31,16 @@ class Configuration:
 
     @classmethod
     def of(cls, folder: Path, files: Mapping[str, bytes], task: str) -> Configuration:
-        """Parse `config.json`; raises BundleError if it is not JSON."""
+        """Parse `config.json`; BundleError if it is not JSON."""
         model = json_object(folder / CONFIG, files[CONFIG], BundleError, hint="export the bundle again")
         return cls(files, model, task)
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Class names in the order of the logits, if it is a classifier; CheckpointError for a wrong `id2label`."""
+        """A classifier's class names, in the order of the logits; CheckpointError for an invalid `id2label`."""
         return class_names(self.model) if self.task == Task.CLASSIFICATION else ()
 
     @property
     def problem_type(self) -> ProblemType:
-        """One best class, independent classes or values, in `logits`; CheckpointError where that is unknown."""
+        """Meaning of `logits`: single-label, multi-label or regression; CheckpointError if it is unknown."""
         return problem_type_of(self.task, self.model)

@@ -1,4 +1,4 @@
-"""The files that an ONNX model takes weights from, found without the onnx package and without reading weights."""
+"""Find an ONNX model's external data files without the onnx package and without reading weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import BinaryIO
 from vitdeploy.bundle.manifest import Artifact
 from vitdeploy.errors import BundleError
 
-# By kind of message, the fields that lead to a tensor, and the kind of each: numbers of onnx.proto.
+# By message type, the fields that lead to a tensor, and the type of each: numbers from onnx.proto.
 _TENSOR, _ENTRY = "TensorProto", "StringStringEntryProto"
 _LEADS: dict[str, dict[int, str]] = {
     "ModelProto": {7: "GraphProto", 20: "TrainingInfoProto", 25: "FunctionProto"},
@@ -25,24 +25,24 @@ _LEADS: dict[str, dict[int, str]] = {
     _TENSOR: {13: _ENTRY},  # external_data
 }  # fmt: skip
 _KEY, _VALUE, _LOCATION = 1, 2, b"location"
-_MOST_NAME_BYTES = 4096  # of a path, on Linux
+_MOST_NAME_BYTES = 4096  # longest path on Linux
 _SMALL_BYTES = 1 << 16
-_MOST_NESTED = 100  # protobuf's own limit
-_LENGTHS = {1: 8, 5: 4}  # of a value of a fixed size, by wire type
+_MOST_NESTED = 100  # protobuf's limit
+_LENGTHS = {1: 8, 5: 4}  # size of a fixed-size value, by wire type
 
 
 def external_names(file: BinaryIO) -> set[str]:
-    """The `location` of every tensor's external data, as it is written.
+    """The `location` of every tensor's external data, as written.
 
     Args:
-        file: Of a model, at its beginning. Only the sizes of its parts are read, so that it may be of gigabytes.
+        file: A model file, at its beginning. Only sizes of its parts are read, so it may have gigabytes.
 
     Raises:
-        ValueError: If it is no ONNX model.
+        ValueError: If it is not an ONNX model.
     """
     names: set[str] = set()
     size = os.fstat(file.fileno()).st_size
-    parts = [(_LEADS["ModelProto"], _fields(file, 0, size))]  # a message within a message within ...
+    parts = [(_LEADS["ModelProto"], _fields(file, 0, size))]  # nested messages
     while parts:
         leads, fields = parts[-1]
         number, start, stop = next(fields, (0, 0, 0))
@@ -58,7 +58,7 @@ def external_names(file: BinaryIO) -> set[str]:
 
 
 def check_external_data(artifact: Artifact, path: Path, file: BinaryIO) -> None:
-    """Raise BundleError unless an artifact records, by name, every file that its ONNX model takes weights from."""
+    """Raise BundleError unless an artifact records, by name, every external data file of its ONNX model."""
     first, *others = (PurePosixPath(record.path) for record in artifact.files)
     recorded = {other.relative_to(first.parent).as_posix() for other in others}
     file.seek(0)
@@ -73,7 +73,7 @@ def check_external_data(artifact: Artifact, path: Path, file: BinaryIO) -> None:
 
 
 def _may_name_a_file(file: BinaryIO, start: int, stop: int) -> bool:
-    """False where the message is small and has no such key: most are nodes, which need no closer look."""
+    """False for a small message without such a key: most are nodes, which need no further parsing."""
     if stop - start > _SMALL_BYTES:
         return True
     file.seek(start)
@@ -81,7 +81,7 @@ def _may_name_a_file(file: BinaryIO, start: int, stop: int) -> bool:
 
 
 def _location(file: BinaryIO, at: int, end: int) -> set[str]:
-    """The value of an entry of external data that names a file, or nothing."""
+    """The file name in an entry of external data, if any."""
     values: dict[int, bytes] = {}
     for number, start, stop in _fields(file, at, end):
         if number in (_KEY, _VALUE):
@@ -93,11 +93,11 @@ def _location(file: BinaryIO, at: int, end: int) -> set[str]:
 
 
 def _fields(file: BinaryIO, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """The number of each field of a message that has a length, and where its value starts and stops."""
+    """Number, start and end of each length-delimited field of a message."""
     while at < end:
         file.seek(at)
         key, at = _number(file, at)
-        if key >> 32:  # of which protobuf drops the higher bits, so that the field is another one there
+        if key >> 32:  # protobuf drops the higher bits, so there it would be another field
             raise ValueError("it has the number of a field in more than 32 bits")
         kind, number = key & 7, key >> 3
         size = 0
@@ -117,7 +117,7 @@ def _fields(file: BinaryIO, at: int, end: int) -> Iterator[tuple[int, int, int]]
 
 
 def _number(file: BinaryIO, at: int) -> tuple[int, int]:
-    """A number of 7 bits a byte, the lowest first, of at most 64 bits, and where it ends."""
+    """A varint (7 bits per byte, lowest first) of at most 64 bits, and its end."""
     value = 0
     for shift in range(0, 70, 7):
         byte = file.read(1)

@@ -1,15 +1,15 @@
-"""Keep the files and links of a bundle's folder in the folder that replaces it.
+"""Carry the files and links of a bundle's folder over to its replacement.
 
-1. The folder of a bundle may be a link: the folder that it leads to is replaced, and the link stays.
-2. Links in the folder are followed by whoever reads the bundle, also out of it; checksums vouch for the content.
-3. Nothing is written through a link in the folder: a file that replaces one takes the link's place.
-4. An export keeps every link that it does not replace, as it is. A link to a file of the bundle that the manifest names
-   becomes that file, since the file may be replaced.
-5. Where an export writes into a folder that is a link, the link becomes a folder with a link to each entry of the other
-   one, and the new files.
+1. A bundle's folder may be a link: its target is replaced, and the link stays.
+2. Readers follow links in the folder, even out of it; checksums protect the content.
+3. Nothing is written through a link in the folder: a new file replaces the link.
+4. An export keeps every link that it does not replace. A link to a file in the manifest becomes that file, because the
+   file may be replaced.
+5. If an export writes into a linked folder, the link becomes a folder with links to the target's entries, and the new
+   files.
 
-So an export never alters a file outside the folder, and other files in it can be read as before. A file that the
-manifest does not name is kept; an export that would need its name is refused.
+So an export never alters a file outside the folder, and other files in it stay readable. A file outside the manifest is
+kept; an export that needs its name is refused.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from vitdeploy.files.regular_file import open_regular
 
 @dataclasses.dataclass(frozen=True)
 class KeptFiles:
-    """The files of a folder that its replacement keeps.
+    """Files of a folder that its replacement keeps.
 
     Attributes:
-        old: The folder that is to be replaced.
-        new: The one that replaces it, with the new files.
-        named: The files, relative to `old`, that its manifest names, and the manifest.
-        dropped: Those of them that are not kept, whether `new` has them or not.
+        old: Folder to be replaced.
+        new: Its replacement, with the new files.
+        named: Files in its manifest, relative to `old`, and the manifest.
+        dropped: Those of `named` that are not kept, whether `new` has them or not.
     """
 
     old: Path
@@ -41,16 +41,16 @@ class KeptFiles:
     dropped: AbstractSet[str]
 
     def take(self) -> None:
-        """Put the kept files into `new`, by hard links, or as copies where the file system has none.
+        """Put the kept files into `new`, as hard links, or as copies on a file system without hard links.
 
         Raises:
-            UsageError: If `new` has something in the place of a file that the manifest does not name, or of a folder.
-            OSError: If a file cannot be written, or is a pipe or a device that can have no second name.
+            UsageError: If `new` already has the name of a file outside the manifest, or of a folder.
+            OSError: If a file cannot be written, or is a pipe or a device that cannot be linked.
         """
         self._folder(self.old, "", None)
 
     def _folder(self, source: Path, below: str, links: Path | None) -> None:
-        """Take the entries of a folder: themselves, or links to them where the folder was one, to `links`."""
+        """Take a folder's entries: themselves, or links into `links` if the folder was a link."""
         with os.scandir(source) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 name = f"{below}{entry.name}"
@@ -83,15 +83,15 @@ class KeptFiles:
 
 
 def _from_inside(link: Path) -> Path:
-    """The target of a link, from a folder in its own place."""
-    return Path(os.pardir) / link  # which is the link where that is absolute
+    """The target of a link, resolved from the folder's real path."""
+    return Path(os.pardir) / link  # equals the link if that is absolute
 
 
 def link(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-    """Make a hard link to a file, or a copy where the file system has none.
+    """Create a hard link to a file, or a copy on a file system without hard links.
 
     Raises:
-        OSError: If neither can be; a pipe or a device is not copied.
+        OSError: If neither is possible; a pipe or a device is not copied.
     """
     try:
         os.link(source, target)

@@ -1,4 +1,4 @@
-"""Class names of a Hugging Face configuration."""
+"""Class names in a Hugging Face configuration."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _MAX_LABELS = 2**20
 
 
 def fits_a_line(name: str) -> bool:
-    """Whether a text file of one name a line can hold this one, and any reader gives it back."""
-    is_text = name.encode(errors="ignore").decode() == name  # half of a surrogate pair is none
+    """True if a text file with one name per line can store this name so that any reader recovers it."""
+    is_text = name.encode(errors="ignore").decode() == name  # half of a surrogate pair is not valid
     return is_text and "\0" not in name and name.splitlines() == [name]
 
 
 def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The class names of `config` in the order of the logits; `LABEL_0` ... where it names none, as transformers does.
+    """Class names in the order of the logits; `LABEL_0` ... if `config` has none, as in transformers.
 
-    transformers saves `id2label` and not `num_labels`, and leaves out the default of two classes.
+    transformers saves `id2label` but not `num_labels`, and omits the default of two classes.
 
     Raises:
-        CheckpointError: If `id2label` is not one name for each of 0 .. n-1, or disagrees with `num_labels`.
+        CheckpointError: If `id2label` does not have one name for each of 0 .. n-1, or contradicts `num_labels`.
     """
     names, count = config.get("id2label"), config.get("num_labels")
     if names is None:

@@ -1,4 +1,4 @@
-"""The manifest of a bundle: source, task, artifacts, and the checksum of every file."""
+"""A bundle's manifest: source, task, artifacts, and the checksum of every file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WEIGHTS = ".safetensors"
 
 @dataclasses.dataclass(frozen=True)
 class FileRecord:
-    """A file by its path in the bundle (forward slashes), its size in bytes and its SHA-256 in hexadecimal."""
+    """A file: path in the bundle (forward slashes), size in bytes, and hexadecimal SHA-256."""
 
     path: str
     size_bytes: int
@@ -32,7 +32,7 @@ class FileRecord:
 
 
 NOT_RECORDED = "not recorded (the bundle was made by an earlier version)"
-# The kinds of origin of an image processor, in words.
+# Origins of an image processor, as text.
 _PROCESSOR_KINDS = {
     "checkpoint": "the checkpoint's own",
     "base": "that of the adapter's base",
@@ -47,18 +47,18 @@ _PROCESSOR_KINDS = {
 
 @dataclasses.dataclass(frozen=True)
 class ProcessorOrigin:
-    """Where an image processor came from.
+    """The origin of an image processor.
 
     Attributes:
-        kind: "checkpoint", its own file; "base", that of an adapter's base; "timm", its `pretrained_cfg`;
-            "timm-defaults", what timm does where that states nothing; "npz", stated by the library of Google's files;
-            "preset", that of random weights; "given", another one than the checkpoint's; "options", settings alone.
-        id: Of a given one: the Hub id, or the name of the folder or file.
-        revision: Of a given one from the Hub: the commit.
-        settings: The keys of preprocessor_config.json, or "image_size", that were stated for this export.
+        kind: "checkpoint", the checkpoint's file; "base", an adapter's base; "timm", timm's `pretrained_cfg`;
+            "timm-defaults", timm's defaults without one; "npz", the library of Google's files; "preset", random
+            weights; "given", another processor than the checkpoint's; "options", settings only.
+        id: For "given": Hub id, or name of the folder or file.
+        revision: For "given" from the Hub: commit.
+        settings: Keys of preprocessor_config.json, or "image_size", that were set for this export.
 
     Raises:
-        ValueError: If there is no such kind.
+        ValueError: If the kind is unknown.
     """
 
     kind: str
@@ -71,7 +71,7 @@ class ProcessorOrigin:
             raise ValueError(f"an image processor is from one of {', '.join(_PROCESSOR_KINDS)}, got {self.kind!r:.80}")
 
     def __str__(self) -> str:
-        """One line for people."""
+        """One line of text."""
         origin = _PROCESSOR_KINDS[self.kind]
         if self.id is not None:
             origin += f" {self.id}" + (f"@{self.revision}" if self.revision else "")
@@ -82,15 +82,15 @@ class ProcessorOrigin:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where a model came from.
+    """The origin of a model.
 
     Attributes:
-        id: A Hub id, a folder's name, or a preset's.
-        revision: The commit on the Hub; None elsewhere.
-        weights: The files that held the weights, an adapter's too; none for random ones.
-        processor: Where the image processor came from; None in a bundle of schema version 2, which does not say it.
-        base: The Hub id or name of the model that an adapter was merged into; None without an adapter.
-        base_revision: Its commit on the Hub.
+        id: Hub id, folder name, or preset name.
+        revision: Commit on the Hub; None for other sources.
+        weights: Files of the weights, an adapter's included; empty for random weights.
+        processor: Origin of the image processor; None in a bundle of schema version 2, which does not record it.
+        base: Hub id or name of an adapter's base model; None without an adapter.
+        base_revision: The base's commit on the Hub.
     """
 
     id: str
@@ -106,20 +106,20 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Artifact:
-    """One deployable thing.
+    """One deployable artifact.
 
     Attributes:
         format: "onnx", "torchscript", ...
         precision: "fp32", "fp16", ...
-        files: Its files, the one to open first.
-        inputs: Its input tensors, the images first.
-        outputs: Its output tensors.
-        pixels: The format of its images.
-        axes: The sizes that a free axis may have, by its name; one without an entry takes every size from 1 up.
-        options: The options of its export.
-        tools: The version of each library that made it.
-        validation: The comparison with the reference, and its result.
-        hardware: The GPUs that an engine was built for; None for a portable artifact.
+        files: Files of the artifact; the first one is opened.
+        inputs: Input tensors, images first.
+        outputs: Output tensors.
+        pixels: Input image format.
+        axes: Allowed sizes of dynamic axes, by name; an axis without an entry takes any size from 1 up.
+        options: Export options.
+        tools: Versions of the libraries that made it.
+        validation: Comparison with the reference, and its result.
+        hardware: GPUs that an engine was built for; None for a portable artifact.
     """
 
     format: str
@@ -141,12 +141,12 @@ class Artifact:
 
 @dataclasses.dataclass(frozen=True)
 class PackedFrom:
-    """The bundle that another one is a part of.
+    """The source bundle of a packed one.
 
     Attributes:
-        manifest_sha256: Of its manifest.
-        files: Those that were left out, by name.
-        artifacts: The names of those that were left out.
+        manifest_sha256: SHA-256 of its manifest.
+        files: Omitted files, by name.
+        artifacts: Names of omitted artifacts.
     """
 
     manifest_sha256: str
@@ -156,10 +156,10 @@ class PackedFrom:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """The source, the task, the files of the model repository, and the artifacts.
+    """Source, task, files of the model repository, and artifacts.
 
     Attributes:
-        packed_from: The bundle that this one is a part of; None for one that was exported.
+        packed_from: Source of a packed bundle; None for an exported one.
     """
 
     source: Source
@@ -170,33 +170,33 @@ class Manifest:
 
     @property
     def processor(self) -> str | None:
-        """Where the image processor came from, in a line; None in a bundle that does not say."""
+        """Origin of the image processor as one line; None if the bundle does not record it."""
         return None if self.source.processor is None else str(self.source.processor)
 
     @property
     def configuration(self) -> tuple[FileRecord, ...]:
-        """The files of the model and of the image processor that are no weights."""
+        """Files of the model and of the image processor, except weights."""
         return tuple(file for file in self.files if not _holds_weights(file))
 
     @property
     def model_files(self) -> dict[str, str]:
-        """The SHA-256 of each file of the model repository, by name; also of weights that were left out."""
+        """SHA-256 of each file of the model repository, by name, omitted weights included."""
         left_out = () if self.packed_from is None else filter(_holds_weights, self.packed_from.files)
         return {file.path: file.sha256 for file in (*self.files, *left_out)}
 
     @property
     def weights(self) -> dict[str, str]:
-        """The SHA-256 of each file of the reference's weights, by name, whether they are in the bundle or left out."""
+        """SHA-256 of each file of the reference's weights, by name, in the bundle or omitted."""
         return {path: sha256 for path, sha256 in self.model_files.items() if path.endswith(_WEIGHTS)}
 
     @property
     def has_reference(self) -> bool:
-        """Whether the reference's weights are in the bundle."""
+        """True if the bundle has the reference's weights."""
         return self.packed_from is None or any(map(_holds_weights, self.files))
 
     @property
     def reference(self) -> dict[str, str]:
-        """The SHA-256 of each file that says what the reference computes, by name."""
+        """SHA-256 of each file that defines the reference's computation, by name."""
         return {file.path: file.sha256 for file in self.files if file.path == "config.json"} | self.weights
 
     def to_dict(self) -> dict[str, Any]:
@@ -206,7 +206,7 @@ class Manifest:
         return {"schema_version": SCHEMA_VERSION, **fields}
 
     def to_json(self) -> str:
-        """The content of `manifest.json`."""
+        """Content of `manifest.json`."""
         return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Parse a manifest, and refuse one that is incomplete, contradicts itself or names files outside the bundle."""
+"""Parse a manifest; refuse one that is incomplete, contradictory or names files outside the bundle."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from vitdeploy.specs import (
 
 T = TypeVar("T")
 
-_READABLE = (2, SCHEMA_VERSION)  # 2 does not say where the image processor came from
+_READABLE = (2, SCHEMA_VERSION)  # version 2 does not record the image processor's origin
 
 
 def parse_manifest(data: Mapping[str, Any], file: Path = Path(MANIFEST)) -> Manifest:
-    """Read what `Manifest.to_dict` gives; `file` is named in errors.
+    """Parse the output of `Manifest.to_dict`; `file` is named in errors.
 
     Raises:
-        BundleError: If a key is missing or has a wrong value, or the schema is a newer one; `what` is the key, such as
+        BundleError: If a key is missing or invalid, or the schema version is newer; `what` is the key, such as
             "artifacts[0].files".
     """
     version = data.get("schema_version")
@@ -58,7 +58,7 @@ def parse_manifest(data: Mapping[str, Any], file: Path = Path(MANIFEST)) -> Mani
             source["revision"].optional(str),
             _records(source["weights"]),
             None if version == 2 else _processor_origin(source["processor"]),
-            source.get("base").optional(str),  # which older manifests do not have
+            source.get("base").optional(str),  # missing in older manifests
             source.get("base_revision").optional(str),
         ),
         task=root["task"].read(Task).value,
@@ -101,12 +101,12 @@ class _Node:
         return [node.typed(str) for node in self.items()]
 
     def typed(self, kind: type[T]) -> T:
-        """The value, where it is a `kind`; a whole number is also a float, true and false are no numbers."""
+        """The value, if it is a `kind`; an integer is also a float, booleans are not numbers."""
         kinds = (int, float) if kind is float else (kind,)
         if not isinstance(self.value, kinds) or (isinstance(self.value, bool) and kind is not bool):
             raise self.error(f"is {shown(self.value)}, not a value of type {kind.__name__}")
         if kind is float:
-            self.read(float)  # an integer may be too large for one
+            self.read(float)  # an integer may be too large for a float
         return self.value  # type: ignore[return-value]
 
     def optional(self, kind: type[T]) -> T | None:
@@ -119,7 +119,7 @@ class _Node:
             raise self.error(f"is not valid: {exc}") from exc
 
     def plain(self) -> dict[str, Any]:
-        """Names and plain values, or lists of them."""
+        """Names with plain values, or lists of them."""
         for node in self.values().values():
             for part in node.value if isinstance(node.value, list) else [node.value]:
                 if isinstance(part, (dict, list)):
@@ -147,7 +147,7 @@ def _record(node: _Node) -> FileRecord:
 
 
 def _check_inside(node: _Node) -> None:
-    """A path is plain, relative, of one line of text, and cannot leave the bundle on any system."""
+    """Check that a path is plain, relative, one line of text, and cannot leave the bundle on any system."""
     path = node.typed(str)
     plain = PurePosixPath(path)
     if (
@@ -203,10 +203,10 @@ def _artifact(node: _Node) -> Artifact:
 
 
 def _tensors(node: _Node) -> tuple[TensorSpec, ...]:
-    """One tensor or more, each with a name of its own and axes."""
+    """One tensor or more, each with a unique name and axes."""
     specs = tuple(item.read(TensorSpec.from_dict) for item in node.items())
     for spec, item in zip(specs, node.items(), strict=True):
-        item["name"].read(str.encode)  # half of a surrogate pair is no text
+        item["name"].read(str.encode)  # half of a surrogate pair is not text
         if not spec.shape or any(isinstance(axis, int) and axis < 0 for axis in spec.shape):
             raise item["shape"].error(f"is {spec.shape}: a tensor has axes, and sizes from 0 up")
     if len({spec.name for spec in specs}) < max(1, len(specs)):
@@ -215,7 +215,7 @@ def _tensors(node: _Node) -> tuple[TensorSpec, ...]:
 
 
 def _check_files(node: _Node, artifact: Artifact) -> None:
-    """There is a file to open, and the others are where it finds them."""
+    """Check that there is a main file, and that it finds the others."""
     if not artifact.files:
         raise node.error("is empty")
     first, *others = (PurePosixPath(file.path) for file in artifact.files)
@@ -224,7 +224,7 @@ def _check_files(node: _Node, artifact: Artifact) -> None:
 
 
 def _check_engine(node: _Node, artifact: Artifact) -> None:
-    """An engine is one file of a known precision, with profiles; nothing else waits to be run."""
+    """Check that an engine is one file of a known precision, with profiles; only engines may be unvalidated."""
     engine = artifact.format in ENGINE_FORMATS
     if engine and len(artifact.files) != 1:
         raise node["files"].error(f"has {len(artifact.files)} files; an engine is one")
@@ -248,7 +248,7 @@ def _check_engine(node: _Node, artifact: Artifact) -> None:
 
 
 def _check_pixels(node: _Node, artifact: Artifact) -> None:
-    """The pixel format and the free axes fit the inputs."""
+    """Check that the pixel format and the dynamic axes fit the inputs."""
     free = {axis for spec in artifact.inputs for axis in spec.shape if isinstance(axis, str)}
     if not free.issuperset(artifact.axes):
         raise node["axes"].error(f"has {list(artifact.axes)}; the free axes of the inputs are {sorted(free)}")
@@ -263,11 +263,11 @@ def _check_pixels(node: _Node, artifact: Artifact) -> None:
 
 
 def _validation(node: _Node) -> dict[str, Any]:
-    """The fields that `inspect` shows of a validation are there; an artifact without one has none of them."""
+    """Check the fields of a validation that `inspect` shows; an artifact without one has none of them."""
     if node.typed(dict):
         for key in ("images", "engine"):
             node[key].typed(str)
-        node["tolerance"].optional(float)  # None where a cosine judges
+        node["tolerance"].optional(float)  # None if judged by cosine
         if "status" in node.value:
             node["status"].typed(str)
         for output in node["outputs"].items():

@@ -17,11 +17,11 @@ from vitdeploy.files.label_tables import SEPARATORS, TABLE_ENDINGS, table_rows
 from vitdeploy.files.output_files import is_stream
 from vitdeploy.files.regular_file import TooLargeError
 
-_Identity = tuple[int, int]  # of a file: its device and inode
+_Identity = tuple[int, int]  # identity of a file: device and inode
 
 
 class _Output(NamedTuple):
-    """A named place: its path with every link followed, and its status where something is there."""
+    """A named path with every link followed, and its status if it exists."""
 
     name: str
     path: Path
@@ -31,27 +31,27 @@ class _Output(NamedTuple):
 
 
 def check_outputs(outputs: Mapping[str, Any], inputs: Mapping[str, Any], *, bundle: Any = None) -> None:
-    """Refuse outputs of a command that are an input of it, or each other. To be called before any work.
+    """Refuse outputs of a command that equal an input or another output. Call it before any work.
 
-    Paths are compared with all links followed, and files that exist by device and inode, so that no other spelling and
-    no hard link hides one. An input stands for more than itself: a bundle for all that is in its folder; a folder for
-    its files, and for every place in it that would be read as an image or a table of labels the next time; a table for
-    the images that it names.
+    Paths are compared with all links followed, and existing files by device and inode, so that neither another spelling
+    nor a hard link hides one. An input includes more than its path: a bundle includes everything in its folder; a
+    folder includes its files, and every path in it that would later be read as an image or a label table; a table
+    includes the images that it names.
 
     Args:
-        outputs: Paths by the names that the user knows them by; others than paths, such as None, are left out.
-        inputs: Paths, or lists of them, by name; others than paths are left out.
-        bundle: An input, the folder of a bundle, whether it is there or not.
+        outputs: Paths by user-facing name; other values, such as None, are ignored.
+        inputs: Paths, or lists of them, by name; other values are ignored.
+        bundle: Folder of a bundle that is an input, existing or not.
 
     Raises:
-        UsageError: If an output is an input, lies in a bundle or among the data, or is another output.
-        InputError: If a table is too large to look whether it names an output.
-        OutputError: If an output that is to be a file is a folder on the way to another.
+        UsageError: If an output equals an input or another output, or lies in a bundle or among the data.
+        InputError: If a table is too large to be searched for an output.
+        OutputError: If an output file is a parent folder of another output.
     """
     opened = [_output(name, path) for name, path in outputs.items() if _is_path(path)]
     places = [output for output in opened if output is not None]
     if not places:
-        return  # nothing to look for among the inputs, which may be large
+        return  # no search in the inputs, which may be large
     for name, value in {"the bundle": bundle, **inputs}.items():
         for path in filter(_is_path, value if isinstance(value, (list, tuple)) else [value]):
             output = _part_of(Path(path), places, is_bundle=value is bundle)
@@ -78,7 +78,7 @@ def _output(name: str, value: str | os.PathLike[str]) -> _Output | None:
     path = Path(value)
     try:
         return _Output(name, path, path.resolve(), _status(path), is_stream(path))
-    except (OSError, RuntimeError, ValueError):  # a name too long, links in a circle, a null byte
+    except (OSError, RuntimeError, ValueError):  # a name too long, a loop of links, a null byte
         return None
 
 
@@ -90,7 +90,7 @@ def _status(path: Path) -> os.stat_result | None:
 
 
 def _is_same(a: _Output, b: _Output) -> bool:
-    """Whether the second to be written destroys the first: what goes into one pipe or descriptor follows each other."""
+    """True if the second write destroys the first; writes into one pipe or descriptor follow each other."""
     if a.is_stream and b.is_stream:
         return False
     if a.status is not None and b.status is not None:
@@ -99,13 +99,13 @@ def _is_same(a: _Output, b: _Output) -> bool:
 
 
 def _part_of(source: Path, outputs: Iterable[_Output], *, is_bundle: bool) -> _Output | None:
-    """The first of the outputs that is an input, or a part of it."""
+    """The first output that is an input, or part of it."""
     try:
         place = source.resolve()
         is_folder = source.is_dir()
         is_bundle = is_bundle or (is_folder and (source / MANIFEST).exists())
     except (OSError, RuntimeError, ValueError):
-        return None  # whoever reads it says so
+        return None  # its reader reports it
     there = {
         _identity(output.status): output
         for output in outputs
@@ -127,7 +127,7 @@ def _part_of(source: Path, outputs: Iterable[_Output], *, is_bundle: bool) -> _O
 
 
 def _data_endings() -> set[str]:
-    from vitdeploy.images.formats import image_endings  # not before it is needed: Pillow takes its time
+    from vitdeploy.images.formats import image_endings  # imported late: Pillow takes time to load
 
     return {*image_endings(), *TABLE_ENDINGS}
 
@@ -137,9 +137,9 @@ def _identity(status: os.stat_result) -> _Identity:
 
 
 def _files_below(folder: Path, outputs: Mapping[_Identity, _Output]) -> Iterator[_Identity]:
-    """The outputs that are below a folder; links are followed.
+    """Outputs below a folder, with links followed.
 
-    An output of one name is looked for by its own folder, and among links: all files have not to be looked at.
+    An output with a single name is found by its parent folder and among links, without listing all files.
     """
     if not outputs:
         return
@@ -152,7 +152,7 @@ def _files_below(folder: Path, outputs: Mapping[_Identity, _Output]) -> Iterator
         if status is None or _identity(status) in seen:
             continue
         seen.add(_identity(status))
-        with contextlib.suppress(OSError), os.scandir(parent) as entries:  # of one that may not be listed
+        with contextlib.suppress(OSError), os.scandir(parent) as entries:  # in a folder that may not be listed
             for entry in entries:
                 if _is_folder(entry):
                     waiting.append(Path(entry.path))
@@ -169,12 +169,12 @@ def _files_below(folder: Path, outputs: Mapping[_Identity, _Output]) -> Iterator
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # links in a circle
+    except OSError:  # a loop of links
         return False
 
 
 def _named_in(table: Path, outputs: Mapping[_Identity, _Output]) -> Iterator[Path]:
-    """The files that a table's cells name, up to a row that its reader will refuse; InputError if it is too large."""
+    """Files named in a table's cells, up to a row that its reader will refuse; InputError if it is too large."""
     if not outputs or table.suffix.lower() not in SEPARATORS:
         return
     seen: set[str] = set()

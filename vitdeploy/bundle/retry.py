@@ -1,4 +1,4 @@
-"""Read a bundle again where another process replaced it meanwhile."""
+"""Retry reading a bundle that another process replaced meanwhile."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from vitdeploy.errors import BundleChangedError
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
-MOST_TRIES = 10  # to read a bundle that is replaced meanwhile; beside exports one in 20 had to be read again
+MOST_TRIES = 10  # attempts; beside concurrent exports, one read in 20 was repeated
 
 
 def retry_if_changed(function: F) -> F:
-    """Call a function again, `MOST_TRIES` times in all, where the bundle that it reads was replaced meanwhile.
+    """Retry a function, up to `MOST_TRIES` calls, if the bundle that it reads was replaced meanwhile.
 
-    Everything that it reads is then of one export. Its first argument is the bundle; where that is a `Bundle`, a state
-    that the caller has chosen, the function is called once.
+    So everything it reads is from one export. Its first argument is the bundle; for a `Bundle`, a state chosen by the
+    caller, the function is called once.
     """
     first = next(iter(inspect.signature(function).parameters))
 
@@ -38,7 +38,7 @@ def retry_if_changed(function: F) -> F:
 
 @retry_if_changed
 def open_verified(path: str | os.PathLike[str]) -> Bundle:
-    """A bundle whose files were all checked; raises BundleError as `Bundle.open` and `Bundle.verify`."""
+    """A bundle with all files verified; BundleError as `Bundle.open` and `Bundle.verify`."""
     bundle = Bundle.open(path)
     bundle.verify()
     return bundle

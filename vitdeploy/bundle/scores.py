@@ -1,4 +1,4 @@
-"""Scores of a classification head's outputs, by its problem type (numpy alone)."""
+"""Scores of a classification head's outputs, by problem type (numpy only)."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from vitdeploy.specs import Task, TextEnum
 
 
 class ProblemType(TextEnum):
-    """The reading of a head's outputs; the values are those of `problem_type` in transformers' `config.json`."""
+    """Meaning of a head's outputs; the values are those of `problem_type` in transformers' `config.json`."""
 
     SINGLE_LABEL = "single_label_classification"
     MULTI_LABEL = "multi_label_classification"
     REGRESSION = "regression"
 
     def scores(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits (N, num_labels) -> scores of the same shape, as transformers' image-classification pipeline does.
+        """Logits (N, num_labels) -> scores of the same shape, as in transformers' image-classification pipeline.
 
-        Softmax over the classes of a single-label head, a sigmoid for each output of a multi-label head; the outputs
-        of a regression stay as they are.
+        Softmax over the classes of a single-label head, a sigmoid per output of a multi-label head; a regression's
+        outputs are unchanged.
         """
         if self is ProblemType.REGRESSION:
             return logits
@@ -32,7 +32,7 @@ class ProblemType(TextEnum):
 
 
 def stated_problem_type(config: Mapping[str, Any]) -> ProblemType | None:
-    """`problem_type` of a `config.json`, if any; CheckpointError if it is unknown or does not fit one label."""
+    """`problem_type` in a `config.json`, if any; CheckpointError if it is unknown or does not fit one label."""
     stated = config.get("problem_type")
     if stated is None:
         return None
@@ -49,19 +49,19 @@ def stated_problem_type(config: Mapping[str, Any]) -> ProblemType | None:
 
 
 def default_problem_type(num_labels: int) -> ProblemType:
-    """The problem type where `config.json` states none: one output is a sigmoid, as in transformers' pipeline."""
+    """Default problem type without one in `config.json`: a sigmoid for one output, as in transformers' pipeline."""
     return ProblemType.MULTI_LABEL if num_labels == 1 else ProblemType.SINGLE_LABEL
 
 
 def problem_type_of(task: str, config: Mapping[str, Any]) -> ProblemType:
-    """As `stated_problem_type`, or its default; those of other tasks are over classes, such as BEiT's visual tokens."""
+    """As `stated_problem_type`, or its default; other tasks' logits are over classes, such as BEiT's visual tokens."""
     if task != Task.CLASSIFICATION:
         return ProblemType.SINGLE_LABEL
     return stated_problem_type(config) or default_problem_type(len(class_names(config)))
 
 
 def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    with np.errstate(over="ignore"):  # exp(-x) is infinite below -88, and the score is 0, which is right
+    with np.errstate(over="ignore"):  # exp(-x) is infinite below -88, and the score is correctly 0
         scores: NDArray[Any] = 1.0 / (1.0 + np.exp(-logits))
     return scores
 

@@ -1,4 +1,4 @@
-"""Put a staged folder in the place of a bundle, with the artifacts and other files that the bundle has already."""
+"""Replace a bundle by a staged folder, with the bundle's other artifacts and files."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from vitdeploy.files.locks import locked
 
 
 def check_target(target: Path) -> None:
-    """Raise UsageError unless `target` may take a bundle: absent, an empty folder, or a bundle.
+    """Raise UsageError unless `target` can become a bundle: absent, an empty folder, or a bundle.
 
-    The working directory must not be in it, since the folder is replaced whole.
+    The working directory must not be in it, because the folder is replaced as a whole.
     """
 
     def refusal(message: str, hint: str = "choose another output") -> UsageError:
@@ -46,24 +46,24 @@ def check_target(target: Path) -> None:
 
 
 def commit(staging: Path, target: Path, manifest: Manifest, *, made_from: Artifact | None = None) -> Bundle:
-    """Make `staging`, the content of a bundle with one artifact, take the place of `target`.
+    """Replace `target` by `staging`, the content of a bundle with one artifact.
 
-    Artifacts and other files that `target` has already are kept; an artifact of the same format and precision is
-    replaced. See `vitdeploy.bundle.kept_files` for links.
+    Other artifacts and files of `target` are kept; an artifact of the same format and precision is replaced. See
+    `vitdeploy.bundle.kept_files` for links.
 
     Args:
-        staging: A folder with every file that `manifest` names.
-        target: The place of the bundle.
-        manifest: Of the files in `staging`.
-        made_from: The artifact of `target` that the new one was made from.
+        staging: Folder with every file in `manifest`.
+        target: Path of the bundle.
+        manifest: Manifest of the files in `staging`.
+        made_from: Source artifact in `target` of the new one.
 
     Raises:
-        BundleError: If `target` no longer has that artifact: another process replaced it.
-        UsageError: If `target` holds another model, or other files.
-        OSError: If a file cannot be written; `target` is as it was.
+        BundleError: If `target` no longer has that artifact, because another process replaced it.
+        UsageError: If `target` has another model, or other files.
+        OSError: If a file cannot be written; `target` is unchanged.
     """
     target = target.resolve()
-    synced = sync(staging)  # which may take long: not while others wait
+    synced = sync(staging)  # slow: before the lock is taken
     with locked(target.parent):
         check_target(target)
         old = Bundle.open(target) if made_from is not None or (target / MANIFEST).exists() else None
@@ -79,15 +79,15 @@ def commit(staging: Path, target: Path, manifest: Manifest, *, made_from: Artifa
 
 
 def check_same_model(old: Bundle, files: Mapping[str, str], task: str) -> None:
-    """Check that a bundle can take an artifact of a model.
+    """Check that a model's artifact can be added to a bundle.
 
     Args:
         old: The bundle.
-        files: The SHA-256 of the model's files, by name, with or without those of its weights.
-        task: Of the model.
+        files: SHA-256 of the model's files, by name, with or without its weights.
+        task: The model's task.
 
     Raises:
-        UsageError: If the bundle holds another model, or the same with another image processor.
+        UsageError: If the bundle has another model, or the same model with another image processor.
     """
     old_files = old.manifest.model_files
     if not any(name in old.manifest.weights for name in files):

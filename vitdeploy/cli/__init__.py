@@ -51,7 +51,7 @@ class LazyGroup(Group):
     """A group that imports a command when it is invoked."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; its errors are told here, since click takes some for others: an EOFError for an interrupt."""
+        """Run a command; its errors are handled here, because click misinterprets some: an EOFError as an interrupt."""
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit):
@@ -86,7 +86,7 @@ def cli() -> None:
     missing, or a result could not be written, 4 absent, unreadable or corrupt input, 70 a defect in vitdeploy. A check
     that failed exits with 1 whatever else happened.
     """
-    try:  # which the libraries ask for when they are imported, whatever the paths are
+    try:  # requested by libraries on import, whatever the paths are
         Path.cwd()
     except OSError as exc:
         hint = "change to a folder that exists"
@@ -94,11 +94,11 @@ def cli() -> None:
 
 
 def main(args: list[str] | None = None) -> NoReturn:
-    """Run the command line, and exit; what goes wrong is one line on stderr and an exit code, see `print_error`.
+    """Run the command line and exit; an error is one line on stderr and an exit code, see `print_error`.
 
     Args:
-        args: Those of this process, which is then the command line's: libraries print nothing of their own there. With
-            others the caller's filters of warnings, its logging and its handlers of signals stay.
+        args: Arguments. Default: the process's, in which case libraries are also silenced. With explicit arguments, the
+            caller's warning filters, logging and signal handlers stay.
     """
     handlers = end_on_signals()
     guard_streams()

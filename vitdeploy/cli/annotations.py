@@ -1,7 +1,7 @@
-"""Errors as GitHub Actions shows them beside a job: workflow commands, on standard error.
+"""Error annotations for GitHub Actions: workflow commands on standard error.
 
-https://docs.github.com/actions/reference/workflow-commands-for-github-actions; what is escaped, and how, is that of
-@actions/core (packages/core/src/command.ts in actions/toolkit).
+https://docs.github.com/actions/reference/workflow-commands-for-github-actions; escaping as in @actions/core
+(packages/core/src/command.ts in actions/toolkit).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _PROPERTY = {**_DATA, ":": "%3A", ",": "%2C"}
 
 
 def annotate(message: str, title: str = "vitdeploy") -> None:
-    """Print an error annotation, in a job of GitHub Actions alone."""
+    """Print an error annotation, only in a GitHub Actions job."""
     if os.environ.get("GITHUB_ACTIONS") == "true" and sys.stderr is not None:
         line = f"::error title={_escaped(title, _PROPERTY)}::{_escaped(message, _DATA)}"
         print(line, file=sys.stderr, flush=True)

@@ -15,6 +15,7 @@ from vitdeploy.cli.output import (
     device_option,
     image_limit_option,
     json_option,
+    measured_title,
     print_tables,
 )
 from vitdeploy.cli.progress import CommandProgress
@@ -24,7 +25,7 @@ from vitdeploy.system.cpu import MOST_THREADS
 
 
 class BatchSizes(ParamType[tuple[int, ...]]):
-    """Whole numbers of at most nine digits, from 1 up, with commas between them."""
+    """Comma-separated integers of at most nine digits, from 1 up."""
 
     name = "N,N,..."
 
@@ -76,6 +77,6 @@ def benchmark(bundle: str, reports: Reports, as_json: bool, **options: Any) -> N
 
     def print_result(_: object) -> None:
         title = f"{result.bundle} on {result.settings['device']}, ready input unless it says from image files"
-        print_tables(f"{title}: {result.status}", tables(result))
+        print_tables(measured_title(title, result.status), tables(result))
 
     conclude_with(result, print_result, as_json, reports)

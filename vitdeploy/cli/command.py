@@ -1,4 +1,4 @@
-"""The form of every command: options in groups, examples, -h, -q and -v, and the nearest match of an unknown name."""
+"""Base of all commands: grouped options, examples, -h, -q and -v, and suggestions for unknown names."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
     _Choice = click.Choice[str]
 else:
-    _Choice = click.Choice  # which is generic since 8.2
+    _Choice = click.Choice  # generic since 8.2
 
 _OWN, COMMON = "Options", "Common options"
 _LAST = ("Hub", "Reports", COMMON)  # headings, in this order
-_MOST_DIGITS = 6  # of an upper limit that is worth reading
+_MOST_DIGITS = 6  # largest upper limit worth showing
 _HYPHEN = "\N{NON-BREAKING HYPHEN}"
 
 
 class Option(click.Option):
-    """An option with a heading, under which the help lists it."""
+    """An option with a heading for the help."""
 
     def __init__(self, *args: Any, group: str = _OWN, **settings: Any) -> None:
         super().__init__(*args, **settings)
@@ -36,7 +36,7 @@ class Option(click.Option):
             self.metavar = "N"
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        """Names and help, with the range in words."""
+        """Names and help, with the range as text."""
         record = super().get_help_record(ctx)
         return None if record is None else (record[0], re.sub(r"(\d+)<=x<=(\d+)", _range, record[1]))
 
@@ -50,7 +50,7 @@ option = functools.partial(click.option, cls=Option)
 
 
 class Choice(_Choice):
-    """One of several texts, or another tool's name for one of them; a hint for those that belong elsewhere."""
+    """One of several texts, or another tool's name for it; with hints for values of other options."""
 
     def __init__(
         self, choices: Iterable[str], same: Mapping[str, str] | None = None, hints: Mapping[str, str] | None = None
@@ -66,7 +66,7 @@ class Choice(_Choice):
 
 
 class _Formatter(click.HelpFormatter):
-    """Help of which no line ends within a name: textwrap would break it at a hyphen."""
+    """Help that breaks no line within a name: textwrap would break at hyphens."""
 
     def write_text(self, text: str) -> None:
         super().write_text(text.replace("-", _HYPHEN))
@@ -86,7 +86,7 @@ class Command(click.Command):
     """A command.
 
     Args:
-        examples: Lines that can be pasted, without "vitdeploy" before them.
+        examples: Commands without the leading "vitdeploy".
     """
 
     context_class = _Context
@@ -109,7 +109,7 @@ class Command(click.Command):
         return super().parse_args(ctx, args)
 
     def make_parser(self, ctx: click.Context) -> Any:
-        """The parser, which also takes the synonyms of options that this command has."""
+        """The parser, including synonyms of this command's options."""
         parser = super().make_parser(ctx)
         options = {name: param for param in self.params if isinstance(param, click.Option) for name in param.opts}
         for synonym, name in synonyms.OPTIONS.items():
@@ -140,7 +140,7 @@ class Command(click.Command):
 
 
 class Group(Command, click.Group):
-    """A command of several; one that is not there is answered with the one that is meant."""
+    """A command group, with a suggestion for an unknown command."""
 
     command_class = Command
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class _Compare(Command):
-    """The command; to flags of former versions it answers with the command that has their place."""
+    """The command; answers flags of former versions with the replacing command."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         for name in ("layers", "bisect", "sensitivity"):

@@ -110,7 +110,7 @@ def sensitivity(bundle: str, reports: Reports, as_json: bool, **options: Any) ->
 
 
 def kept_nodes(path: str) -> tuple[str, ...]:
-    """The names of the nodes in a file that `debug bisect --json` printed; InputError where it holds something else."""
+    """Node names from a file of `debug bisect --json`; InputError for other content."""
     try:
         names = tuple(node["name"] for node in strict_json(read_regular(path))["kept"])
         if not all(isinstance(name, str) for name in names):

@@ -67,7 +67,7 @@ def doctor(with_licenses: bool, as_json: bool) -> None:
 
 
 def _gpus() -> tuple[tuple[GpuDescription, ...], str]:
-    """The GPUs, and the problem where there are none."""
+    """The GPUs, and the problem if there are none."""
     from vitdeploy.assess.environment.gpus import describe_gpus
 
     try:
@@ -120,6 +120,6 @@ def _print_licenses(stated: Sequence[PackageLicense]) -> None:
 
 
 def _with_reason(threads: str) -> str:
-    """The number of threads, and its reason in brackets."""
+    """The number of threads, with the reason in brackets."""
     count, _, reason = threads.partition(": ")
     return f"{count} ({reason})" if count.isdigit() else threads

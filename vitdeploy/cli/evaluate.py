@@ -14,6 +14,7 @@ from vitdeploy.cli.output import (
     device_option,
     image_limit_option,
     json_option,
+    measured_title,
     print_table,
     print_tables,
 )
@@ -67,7 +68,7 @@ def _print_evaluation(result: Evaluation, per_class: bool, confusion: bool) -> N
 
     matched = result.settings["labels_matched"]
     title = f"{result.bundle} on {len(result.images)} images of {result.data}, labels matched {matched}"
-    print_tables(f"{title}: {result.status}", tables(result))
+    print_tables(measured_title(title, result.status), tables(result))
     ran = [run for run in result.results if run.skipped is None]
     heads = [f"{run.artifact} on {run.backend}" for run in ran]
     if per_class and ran:

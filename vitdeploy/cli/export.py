@@ -54,7 +54,7 @@ def _difference(artifact: Artifact) -> str:
 
 
 def _print_candidates(artifact: Artifact) -> None:
-    """Print every way of quantizing that was measured, which one was taken, and why."""
+    """Print all measured quantization candidates, the chosen one, and the reason."""
     from vitdeploy.exporting.quantization.candidate_search import RULES
 
     rows = []
@@ -65,7 +65,7 @@ def _print_candidates(artifact: Artifact) -> None:
         ranges = candidate["ranges"] or "of each batch"
         if candidate["margin"]:
             ranges += f" + {candidate['margin']:.0%}"
-        cosines = (candidate["mean_cosine"], candidate["p5_cosine"])  # which a regression has none of
+        cosines = (candidate["mean_cosine"], candidate["p5_cosine"])  # a regression has none
         error = f"{float(candidate['error']):.2%}"
         figures = (error, *("" if cosine is None else f"{cosine:.5f}" for cosine in cosines))
         rows.append(("chosen" if candidate["chosen"] else "", candidate["scheme"], ranges, smooth, *figures))
@@ -77,7 +77,7 @@ def _print_candidates(artifact: Artifact) -> None:
 
 
 def _print_nearness(artifact: Artifact) -> None:
-    """Print in a sentence how near an artifact is to the reference on the images that judge it."""
+    """Print an artifact's similarity to the reference on the judging images."""
     measured = artifact.validation.get("calibration_images", ())
     by_neighbours = [output for output in measured if output.get("neighbour_agreement") is not None]
     for output in (by_neighbours or measured)[:1]:
@@ -85,7 +85,7 @@ def _print_nearness(artifact: Artifact) -> None:
 
 
 def _honoured(accuracy: Mapping[str, Any]) -> str:
-    """How accurate an artifact is on the images of a bound."""
+    """An artifact's accuracy on the bound's images, as text."""
     if "p5_cosine" in accuracy:
         return (
             f"{accuracy['output']} has a 5th percentile of the cosine of {accuracy['p5_cosine']:.5f} on "
@@ -96,7 +96,7 @@ def _honoured(accuracy: Mapping[str, Any]) -> str:
 
 
 def _print_accuracy(artifact: Artifact) -> None:
-    """Print how accurate an artifact is, what was kept in float32 for that, and why."""
+    """Print an artifact's accuracy, the layers kept in float32 for it, and the reason."""
     accuracy, kept = artifact.validation["accuracy"], artifact.validation["kept_layers"]
     effects = artifact.validation["layer_effects"]
     total = artifact.options["quantized_nodes"] + len(artifact.options["float32_nodes"])
@@ -208,14 +208,14 @@ def export(
         quantization = dataclasses.replace(quantization or Quantization(), target=target)
     takes_engine = [to for to in formats if EXPORTERS[to].made_from is not None] or formats
     engines = {to: engine if to in takes_engine else None for to in formats}
-    for to in formats:  # before the first is made
+    for to in formats:  # before the first export
         spec_of(to, precision, graph, quantization, engines[to])
-    from vitdeploy.exporting.workflow import export as export_model  # imports torch: after what needs none is checked
+    from vitdeploy.exporting.workflow import export as export_model  # imports torch: after the cheap checks
     from vitdeploy.serving.triton_repository import write_triton_model
 
     if triton is not None:
         _check_triton(triton, model, output, source, graph, [(to, precision, target, engines[to]) for to in formats])
-    gc.disable()  # it would go through the exporter's many objects again and again, in a process that ends soon
+    gc.disable()  # it would traverse the exporter's many objects repeatedly, in a process that ends soon
     try:
         for to in formats:
             with CommandProgress(f"exporting to {to}") as progress:
@@ -260,9 +260,9 @@ def _precision(named: str | None, flags: Mapping[str, bool]) -> str:
 
 
 def _check_model(model: str | None, source: SourceOptions, formats: Sequence[str], output: str | None) -> None:
-    """Raise UsageError where no model is named, and no engine is to be built from the one that the bundle has.
+    """Raise UsageError if no model is named, unless an engine can be built from the bundle's artifact.
 
-    CheckpointError where the name is no folder's and no Hub id, before the libraries are imported.
+    CheckpointError if the name is neither a folder nor a Hub id, before the libraries are imported.
     """
     from vitdeploy.sources.hub import local_path
 
@@ -284,16 +284,16 @@ def _check_triton(
     graph: GraphOptions,
     artifacts: Sequence[tuple[str, str, str | None, EngineOptions | None]],
 ) -> None:
-    """Raise UsageError before the export, unless each artifact can be written to Triton's model repository."""
+    """Raise UsageError before the export unless each artifact can be written to Triton's model repository."""
     from vitdeploy.exporting.output_folder import check_repository, place_of
     from vitdeploy.serving.triton_repository import check_labels_of, check_place
 
-    named = model or source.random_weights or output  # or the export says what it needs
+    named = model or source.random_weights or output  # otherwise the export reports the missing extra
     place = place_of(output, model, source.random_weights, source.seed) if named else None
     if model:
         check_repository(repository, model)
     for to, precision, target, engine in artifacts:
         check_place(place, repository, to, precision, target=target, engine=engine)
-    labelled = model or output  # an engine may be of the model that is there
+    labelled = model or output  # an engine may be built from the existing model
     if labelled and (graph.outputs is None or LABELED_OUTPUT in graph.outputs) and source.random_weights is None:
         check_labels_of(labelled, source.task)

@@ -8,7 +8,8 @@ from vitdeploy.cli.command import command, option
 from vitdeploy.cli.output import PATH, json_option, print_json, print_table
 from vitdeploy.trt.options import DEFAULT_BATCH
 
-# A CUDA grid's second and third dimension, along which kernels lay a batch; Triton's warm-up runs the largest one.
+# Limit of a CUDA grid's second and third dimension, along which kernels place a batch; Triton's warm-up runs the
+# largest batch.
 _LARGEST_BATCH = 65_535
 
 

@@ -1,4 +1,4 @@
-"""The ranges of the numbers that options take, so that nonsense is refused before any work."""
+"""Ranges of numeric options, checked before any work."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 else:
 
     class ParamType(click.ParamType):
-        """click's, which is generic since 8.4."""
+        """click's type, which is generic since 8.4."""
 
         def __class_getitem__(cls, _: object) -> type[ParamType]:
             return cls
 
 
 COUNT = click.IntRange(1, 2**31 - 1)  # of images, classes, runs
-TURNS = click.IntRange(1, 100_000)  # which are timed one by one
+TURNS = click.IntRange(1, 100_000)  # timed one by one
 BATCH_SIZE = click.IntRange(1, MOST_A_BATCH)
 SEED = click.IntRange(0, 2**63 - 1)
 

@@ -1,4 +1,4 @@
-"""Output of commands, tables for people and JSON for machines; and the options that commands share."""
+"""Output of commands, tables for users and JSON for machines; and options that commands share."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from vitdeploy.assess.data.folder_listing import LeftOut
     from vitdeploy.assess.report.tables import Table
 
-PATH = click.Path(readable=False)  # whoever reads it says in one line that it cannot be read
+PATH = click.Path(readable=False)  # its reader reports in one line that it cannot be read
 
 
 def read_device(_context: click.Context, _option: click.Parameter, name: str | None) -> str | None:
-    """A callback: the name of a device, which other tools may have."""
+    """Callback: the device name, translated from other tools' names."""
     return None if name is None else synonyms.device(name)
 
 
@@ -31,7 +31,7 @@ device_option = option("--device", default="cpu", show_default=True, callback=re
 
 
 def backends_option(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """The option `--backend`, whose names come as `backends`; None where there are none."""
+    """The option `--backend`, passed as `backends`; None if not given."""
     return option(
         "--backend", "backends", multiple=True, metavar="NAME[:PRECISION]",
         help=f"Such as onnxruntime:fp16; may be repeated. {text}", callback=lambda *given: given[-1] or None,
@@ -42,7 +42,7 @@ json_option = option("--json", "as_json", is_flag=True, group=COMMON, help="Prin
 
 
 def _limit_images(context: click.Context, _option: click.Parameter, pixels: int | None) -> None:
-    """Set the variable until the command ends; processes that it starts have it too."""
+    """Set the variable until the command ends; processes that it starts inherit it."""
     from vitdeploy.images.pixel_limit import MAX_PIXELS_VARIABLE
 
     if pixels is not None:
@@ -73,14 +73,14 @@ image_limit_option = option(
 
 
 def print_json(data: Any) -> None:
-    """Print strict JSON, in ASCII: a number that is not finite becomes null."""
+    """Print strict JSON in ASCII: a non-finite number becomes null."""
     print(json.dumps(_strict(data), indent=2, allow_nan=False), flush=True)
 
 
 def print_table(
     title: str, columns: Sequence[str], rows: Iterable[Iterable[object]], notes: Iterable[str] = ()
 ) -> None:
-    """Print a table, and below it notes, such as why something was skipped; see `vitdeploy.cli.table`."""
+    """Print a table, and notes below it, such as skip reasons; see `vitdeploy.cli.table`."""
     if not is_quiet():
         cells = [[printable(str(cell)).replace("\n", "\\n") for cell in row] for row in rows]
         print(table.rendered(printable(title), columns, cells), flush=True)
@@ -94,15 +94,20 @@ def print_tables(title: str, tables: Iterable[Table]) -> None:
         print_table(f"\n{item.title}" if index else title, item.columns, item.rows, item.notes)
 
 
+def measured_title(title: str, status: str) -> str:
+    """The title of figures that nothing judges: with a status only where something failed or was skipped."""
+    return title if status == "passed" else f"{title}: {status}"
+
+
 def print_left_out(left_out: LeftOut | None) -> None:
-    """Print which files of a folder are not among the images, or that all are; nothing where no folder was read."""
+    """Print the files of a folder that are not among its images, or that all are; nothing if no folder was read."""
     if left_out is not None:
         text = str(left_out)
         print_text(text[0].upper() + text[1:])
 
 
 def print_text(text: str) -> None:
-    """Print lines of text, which on a terminal are broken between words; see `vitdeploy.cli.process.guard_streams`."""
+    """Print lines of text, on a terminal wrapped between words; see `vitdeploy.cli.process.guard_streams`."""
     if not is_quiet():
         print(table.wrapped(printable(text), table.terminal_width()), flush=True)
 
@@ -113,14 +118,14 @@ def pairs(values: Mapping[str, object]) -> str:
 
 
 def left_out_texts(validation: Mapping[str, Any]) -> dict[str, str]:
-    """Files that a validation left out, as text, by the argument that named their folder."""
+    """Files left out of a validation, as text, by the argument that named their folder."""
     from vitdeploy.assess.data.folder_listing import LeftOut
 
     return {name: str(LeftOut.from_dict(files)) for name, files in validation.get("left_out", {}).items()}
 
 
 def allowed_of(validation: Mapping[str, Any]) -> str:
-    """By what a validation judged, for people."""
+    """The bound of a validation, as text."""
     return "judged by cosine" if validation["tolerance"] is None else f"tolerance {validation['tolerance']:g}"
 
 
@@ -132,7 +137,7 @@ def agreement(measured: Mapping[str, Any]) -> str:
 def nearness(measured: Mapping[str, Any]) -> str:
     """`agreement` without the output's name."""
     figures = []
-    if measured["mean_cosine"] is not None:  # as a regression's is
+    if measured["mean_cosine"] is not None:  # as for a regression
         figures.append(f"mean cosine {measured['mean_cosine']:.5f}")
     if measured["top1_agreement"] is not None:
         figures.insert(0, f"the reference's class for {measured['top1_agreement']:.2%}")
@@ -147,12 +152,12 @@ def nearness(measured: Mapping[str, Any]) -> str:
 
 
 def size(size_bytes: int) -> str:
-    """A size for people."""
+    """Human-readable size."""
     return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 50_000 else f"{size_bytes} bytes"
 
 
 def printable(text: str) -> str:
-    """`text` with what would steer a terminal, or is no character, spelled out; line breaks stay."""
+    """`text` with terminal control characters and invalid characters escaped; line breaks stay."""
     return "".join(
         char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode() for char in text
     )

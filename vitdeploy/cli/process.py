@@ -1,4 +1,4 @@
-"""The process of the command line: its streams, its signals, and how it ends when something goes wrong."""
+"""The command line's process: streams, signals, and exit codes on errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _EXIT_CODES = {"passed": 0, "failed": _FAILED, "skipped": _UNAVAILABLE}
 
 
 class Interrupted(SystemExit):
-    """A signal asked the process to end; `code` is 128 and its number, as a shell gives it."""
+    """A signal asked the process to end; `code` is 128 plus its number, as in a shell."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
@@ -37,13 +37,13 @@ class Interrupted(SystemExit):
 
 
 def end_on_signals() -> dict[int, Any]:
-    """End as after any error on SIGINT, SIGTERM and SIGHUP, so that nothing is left behind half-written.
+    """End as after any error on SIGINT, SIGTERM and SIGHUP, so that no partial output is left.
 
-    Those that follow are ignored, since they would cut short the clean-up. A SIGHUP that is ignored, as by nohup,
-    stays so.
+    Later signals are ignored, because they would interrupt the clean-up. A SIGHUP that is already ignored, as under
+    nohup, stays ignored.
 
     Returns:
-        The handlers before, by signal.
+        Previous handlers, by signal.
     """
     ending = [signal.SIGINT, signal.SIGTERM]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
@@ -58,16 +58,15 @@ def end_on_signals() -> dict[int, Any]:
 
 
 def guard_streams() -> None:
-    r"""Let standard output and standard error say what they cannot take in the command line's own terms.
+    r"""Handle failures of standard output and standard error in the command line's way.
 
-    - Whoever read standard output went away (`| head -1`): the work goes on, what is printed is dropped, and the exit
-      code is what it would be.
-    - It is full or closed: an OutputError.
-    - Standard error is full or closed: what goes there is dropped, the exit code says enough.
+    - The reader of standard output went away (`| head -1`): the work continues, output is dropped, and the exit code is
+      unchanged.
+    - Standard output is full or closed: an OutputError.
+    - Standard error is full or closed: its output is dropped; the exit code is sufficient.
 
-    A character that the encoding lacks is spelled as \x, \u or \U and its number. A descriptor that was closed is
-    opened on the null device: the next file that is opened would else take its place, and whatever a library prints
-    would go into that file.
+    A character that the encoding lacks is escaped as \x, \u or \U and its number. A closed descriptor is opened on the
+    null device: otherwise the next opened file would take its number, and receive libraries' output.
     """
     closed = []
     for descriptor in (0, 1, 2):
@@ -76,12 +75,12 @@ def guard_streams() -> None:
         except OSError:
             closed.append(descriptor)
     for descriptor in closed:
-        null = os.open(os.devnull, os.O_RDWR)  # the lowest that is free is this one, unless another thread was faster
+        null = os.open(os.devnull, os.O_RDWR)  # this is the lowest free one, unless another thread was faster
         if null != descriptor:
             os.dup2(null, descriptor)
             os.close(null)
         os.set_inheritable(descriptor, True)
-    if sys.stdout is sys.__stdout__ and not _is_windows_console(sys.stdout):  # a test may have put its own there
+    if sys.stdout is sys.__stdout__ and not _is_windows_console(sys.stdout):  # a test may have replaced it
         sys.stdout = _text(_StandardOutput(1, closed=1 in closed), sys.stdout)
     if sys.stderr is sys.__stderr__ and not _is_windows_console(sys.stderr):
         sys.stderr = _text(_StandardError(2, "wb", closefd=False), sys.stderr)
@@ -94,7 +93,7 @@ class _StandardOutput(io.FileIO):
 
     def write(self, data: Buffer) -> int:
         if self._was_closed:
-            self._was_closed = False  # once: the buffer tries again what it could not write
+            self._was_closed = False  # once: the buffer retries data that it could not write
             raise OutputError("cannot write to standard output: it is closed", where="standard output")
         try:
             return _write(super().write, self, data)
@@ -118,14 +117,14 @@ class _StandardError(io.FileIO):
 
 
 def _write(write: Callable[[Buffer], int | None], file: io.FileIO, data: Buffer) -> int:
-    """Write, waiting where the descriptor does not: whoever started the process may have set it so."""
+    """Write, and wait on a non-blocking descriptor, which the parent process may have set."""
     while (count := write(data)) is None:
         select.select([], [file], [])
     return count
 
 
 def _discard(file: io.FileIO) -> None:
-    """Lead the descriptor to the null device, for what is still in buffers, C's included."""
+    """Redirect the descriptor to the null device, for data still in buffers, C's included."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, file.fileno())
     os.close(null)
@@ -139,16 +138,16 @@ def _text(raw: io.FileIO, before: io.TextIOBase | None) -> io.TextIOWrapper:
 
 
 def _is_windows_console(stream: io.TextIOBase | None) -> bool:
-    """Whether it is a Windows console: it shows any text, but bytes in its code page alone."""
+    """True for a Windows console: it shows any text, but bytes only in its code page."""
     return os.name == "nt" and stream is not None and stream.isatty()
 
 
 def print_error(error: BaseException, more: str = "") -> int:
-    """Say in one line on standard error what went wrong; the exit code for it.
+    """Print an error as one line on standard error; return its exit code.
 
-    What is an error of vitdeploy's own has its code. An operating system that refuses something, memory that runs
-    out: 3. A signal: 128 and its number. Anything else is a defect: 70. The traceback comes before the line where
-    VITDEPLOY_DEBUG is set, and with --verbose the causes come after it.
+    A vitdeploy error has its own code; refusals of the operating system and lack of memory have 3; a signal has 128
+    plus its number; anything else is a bug, 70. With VITDEPLOY_DEBUG, the traceback precedes the line; with --verbose,
+    the causes follow it.
     """
     text, code = explained(error)
     if sys.stderr is not None:
@@ -165,7 +164,7 @@ def print_error(error: BaseException, more: str = "") -> int:
 
 
 def explained(error: BaseException) -> tuple[str, int]:
-    """What went wrong, for people, and the exit code for it."""
+    """A description of the error for users, and its exit code."""
     again = f"set {DEBUG_VARIABLE}=1 for the traceback"
     if isinstance(error, VitDeployError):
         return str(error), error.exit_code
@@ -188,18 +187,18 @@ def explained(error: BaseException) -> tuple[str, int]:
 
 
 def _place(error: BaseException) -> str:
-    """The innermost line of vitdeploy's on the way to the error."""
+    """The innermost line of vitdeploy's code in the error's traceback."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if Path(frame.filename).is_relative_to(_PACKAGE)] or frames
     return f"{Path(ours[-1].filename).name}, line {ours[-1].lineno}" if ours else "no traceback"
 
 
 def conclude(status: str, *outputs: Callable[[], None]) -> NoReturn:
-    """Give every output of a result, whatever becomes of the others, and exit.
+    """Write every output of a result, even if others fail, and exit.
 
-    The exit code is 1 if the check failed, whatever else happened. Else it is 70 for a defect in an output, 3 where
-    an output could not be given, and that of `status` (0 passed, 3 skipped) where all could. What could not be given
-    is told in a line each, with the status, which standard output may not have taken.
+    The exit code is 1 if the check failed, whatever else happened. Otherwise it is 70 for a bug in an output, 3 if an
+    output failed, and the code of `status` (0 passed, 3 skipped) if all succeeded. Each failed output is reported in a
+    line with the status, which standard output may not have received.
     """
     code = _EXIT_CODES[status]
     for give in outputs:

@@ -1,4 +1,4 @@
-"""Progress of a command on standard error: a bar on a terminal, a line now and then in a log."""
+"""Progress of a command on standard error: a bar on a terminal, periodic lines in a log."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _LONGEST_NAME = 32
 
 
 class CommandProgress(Progress):
-    """The steps of a command, and how far each has come.
+    """Shows the steps of a command and their progress.
 
-    - On a terminal: a line for each step, and a bar from the first advance until all is done, which has the step's name
-      and the time left. No live display hides the progress bars of a download. Steps that begin meanwhile stand above.
-    - In a log: a line every ten seconds, so that short work prints nothing. VITDEPLOY_PROGRESS_EVERY sets other
-      seconds; 0 prints none.
-    - With --verbose a line for each step, with --quiet nothing.
+    - On a terminal: a line per step, and a bar with the step's name and the time left, from the first advance until it
+      is done. No live display hides a download's progress bars. Steps that begin meanwhile are printed above.
+    - In a log: a line every ten seconds, so that short work prints nothing. VITDEPLOY_PROGRESS_EVERY sets the interval
+      in seconds; 0 prints none.
+    - With --verbose a line per step, with --quiet nothing.
 
     Args:
-        what: Is counted, such as "images".
+        what: Counted things, such as "images".
 
     Raises:
         UsageError: If the variable is not a number of seconds.
@@ -44,7 +44,7 @@ class CommandProgress(Progress):
     def __init__(self, what: str) -> None:
         self._what, self._every_s = what, _seconds()
         self._quiet, self._verbose = is_quiet(), is_verbose()
-        self._terminal = sys.stderr is not None and sys.stderr.isatty()  # it is None where it was closed
+        self._terminal = sys.stderr is not None and sys.stderr.isatty()  # it is None if it was closed
         self._start = self._step_start = time.monotonic()
         self._step, self._done = "", (0, 0)
         self._bar = contextlib.ExitStack()

@@ -1,4 +1,4 @@
-"""The options of commands that write what they found to files, too."""
+"""Options of commands that also write their results to files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vitdeploy.errors import OutputError, VitDeployError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-# Arguments of commands that name what is read, and files that are written; a baseline is either.
+# Names of command arguments for inputs and output files; a baseline is either.
 _INPUTS = ("data", "images", "rules", "golden")
 _OUTPUTS = ("resume", "save_golden")
 _REPORTS = {
@@ -32,14 +32,14 @@ _REPORTS = {
 }
 
 
-_TIMED = ("markdown", "junit")  # for CI, which hold times, and errors
+_TIMED = ("markdown", "junit")  # for CI; they have times and errors
 
 
 def report_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Options for these files, which the command gets as `reports`: a function that writes those that were asked for.
+    """Options for these files, passed to the command as `reports`.
 
-    That a library is missing, or the place of a file is none, is told before the command's work begins. Where the work
-    ends with an error, Markdown and JUnit files are written all the same, with the error.
+    A missing library or an invalid path is reported before the command's work begins. If the work ends with an error,
+    Markdown and JUnit files are still written, with the error.
     """
 
     def decorated(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -66,17 +66,17 @@ class Reports:
     """Files to write a result to, by the names of `report_options`.
 
     Args:
-        files: By name; None where it is not asked for.
-        arguments: The command's other ones, whose files are not to be overwritten.
+        files: Paths by name; None if not requested.
+        arguments: The command's other arguments, whose files must not be overwritten.
 
     Raises:
-        MissingDependencyError: If what writes one needs a library that is not installed.
-        OutputError: If the folder of one is none, or cannot be written.
-        UsageError: If it is another file of the command's, or lies in the bundle or among the data.
+        MissingDependencyError: If a file's writer needs a library that is not installed.
+        OutputError: If a file's folder does not exist or is not writable.
+        UsageError: If a file is another file of the command, or lies in the bundle or among the data.
     """
 
     def __init__(self, files: Mapping[str, str | None], arguments: Mapping[str, Any]) -> None:
-        from vitdeploy.bundle.output_paths import check_outputs  # not for the help
+        from vitdeploy.bundle.output_paths import check_outputs  # not needed for the help
         from vitdeploy.files.output_files import check_writable
 
         self.asked = {name: path for name, path in files.items() if path is not None}
@@ -94,7 +94,7 @@ class Reports:
             self._writers[name] = getattr(importlib.import_module(module), function)
 
     def writers(self, result: Any) -> list[Callable[[], None]]:
-        """A function for each file that writes it; each raises OutputError where that cannot be done."""
+        """A writer for each file; each raises OutputError on failure."""
         times = {name: {"seconds": time.monotonic() - self._begin} for name in _TIMED}
         return [
             functools.partial(self._writers[name], path, result, **times.get(name, {}))
@@ -102,7 +102,7 @@ class Reports:
         ]
 
     def write_stopped(self, command: str, bundle: str, error: BaseException) -> None:
-        """Write the files that can hold an error in place of a result; those that cannot be written are told."""
+        """Write the files that can show an error instead of a result; failed writes are reported."""
         if not {*_TIMED}.intersection(self.asked):
             return
         from vitdeploy.assess.report.stopped import Stopped
@@ -134,7 +134,7 @@ def conclude_with(
 
 
 def _not_passed(result: Any) -> list[tuple[str, str]]:
-    """Title and message of each check that did not pass, or of the whole where there are no checks."""
+    """Title and message of each check that did not pass, or of the whole if there are no checks."""
     if result.status == "passed":
         return []
     checks = [check for check in getattr(result, "check_results", ()) if check.status != "passed"]
@@ -144,7 +144,7 @@ def _not_passed(result: Any) -> list[tuple[str, str]]:
 
 
 def _files(reports: Mapping[str, str], arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Outputs and inputs of a command, by the names that the user knows them by."""
+    """Outputs and inputs of a command, by user-facing name."""
     from vitdeploy.files.output_files import standard_output_file
 
     outputs = (*_OUTPUTS, *(["baseline"] if arguments.get("update") else []))

@@ -1,10 +1,10 @@
-"""Names that other tools have for our commands, options and values."""
+"""Other tools' names for vitdeploy's commands, options and values."""
 
 from __future__ import annotations
 
 import re
 
-# Not taken for the command: what they do elsewhere differs in arguments and in results.
+# Not aliases of the command: elsewhere they have other arguments and results.
 COMMANDS = {
     "val": "evaluate",
     "validate": "compare",
@@ -33,7 +33,7 @@ COMMANDS = {
     "env": "doctor",
 }
 
-# Taken for the option, by every command that has it.
+# Aliases of the option, in every command that has it.
 OPTIONS = {
     "--half": "--fp16",  # Ultralytics
     "--format": "--to",
@@ -51,6 +51,6 @@ PRECISIONS = {"half": "fp16", "float16": "fp16", "bfloat16": "bf16", "float32": 
 
 
 def device(name: str) -> str:
-    """PyTorch's name of a device: "gpu" is "cuda", and "1", as Ultralytics takes it, "cuda:1"."""
+    """PyTorch's name of a device: "gpu" is "cuda", and "1", as in Ultralytics, is "cuda:1"."""
     name = re.sub("^gpu(?=$|:)", "cuda", name)
     return f"cuda:{name}" if re.fullmatch("[0-9]{1,3}", name) else name

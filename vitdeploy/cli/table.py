@@ -1,4 +1,4 @@
-"""Tables for people: as wide as the terminal at most, and no word is broken; elsewhere no cell is wrapped."""
+"""Tables for users: at most as wide as the terminal, without broken words; elsewhere no cell is wrapped."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vitdeploy.cli.command import COMMON, option
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-MOST_COLUMNS = 6  # but for --details
+MOST_COLUMNS = 6  # without --details
 _DETAILS = f"{__name__}.details"
 _GAP = 2
 
@@ -35,7 +35,7 @@ details_option = option(
 
 
 def rendered(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table as text, of its first columns unless --details was given; an empty title takes no line."""
+    """A table as text, with its first columns only unless --details was given; an empty title takes no line."""
     limit, styled = terminal_width(), is_a_terminal()
     context = click.get_current_context(silent=True)
     details = context is None or context.meta.get(_DETAILS, True)
@@ -50,7 +50,7 @@ def rendered(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) 
 
 
 def wrapped(text: str, limit: int | None) -> str:
-    """Text of which no line is longer than the limit, unless a word is."""
+    """Text with no line longer than the limit, except for a longer word."""
     if limit is None:
         return text
     lines = (
@@ -61,17 +61,17 @@ def wrapped(text: str, limit: int | None) -> str:
 
 
 def terminal_width() -> int | None:
-    """The width of the terminal that standard output is; None where it is none."""
+    """Width of the terminal on standard output; None without a terminal."""
     return shutil.get_terminal_size().columns if is_a_terminal() else None
 
 
 def is_a_terminal() -> bool:
-    """Whether standard output is a terminal."""
-    return sys.stdout is not None and sys.stdout.isatty()  # it is None where it was closed
+    """True if standard output is a terminal."""
+    return sys.stdout is not None and sys.stdout.isatty()  # it is None if it was closed
 
 
 def by_reason(reasons: Iterable[tuple[str, str]]) -> list[str]:
-    """A note for each reason, with the subjects that share it."""
+    """A note per reason, with the subjects that share it."""
     subjects: dict[str, list[str]] = {}
     for subject, reason in reasons:
         subjects.setdefault(reason, []).append(subject)
@@ -80,7 +80,7 @@ def by_reason(reasons: Iterable[tuple[str, str]]) -> list[str]:
 
 def _grid(columns: Sequence[str], rows: Sequence[Sequence[str]], limit: int | None, styled: bool) -> str:
     widths = _widths([columns, *rows], limit if rows else None)
-    if widths is None:  # a block of lines for each row
+    if widths is None:  # a block of lines per row
         pairs = [pair for row in rows for pair in (("", ""), *zip(columns, row, strict=True))][1:]
         columns, rows = ("", ""), pairs
         first, second = (max(lengths) for lengths in zip(*(_lengths(row) for row in pairs), strict=True))
@@ -107,7 +107,7 @@ def _drawn(columns: Sequence[str], rows: Iterable[Sequence[str]], widths: Sequen
 
 
 def _widths(rows: Sequence[Sequence[str]], limit: int | None) -> list[int] | None:
-    """The width of each column; None where not even the longest words fit beside each other."""
+    """Width of each column; None if not even the longest words fit side by side."""
     columns = list(zip(*rows, strict=True))
     longest = [max(1, *map(_length, column)) for column in columns]
     gaps = _GAP * (len(columns) - 1)
@@ -119,7 +119,7 @@ def _widths(rows: Sequence[Sequence[str]], limit: int | None) -> list[int] | Non
         return None
     wanted = {index: whole - width for index, (whole, width) in enumerate(zip(longest, widths, strict=True))}
     for count, index in zip(range(len(wanted), 0, -1), sorted(wanted, key=lambda index: wanted[index]), strict=True):
-        more = min(wanted[index], room // count)  # what a short column does not need goes to the longer ones
+        more = min(wanted[index], room // count)  # space left by short columns goes to the longer ones
         widths[index] += more
         room -= more
     return widths

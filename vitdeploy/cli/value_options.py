@@ -1,4 +1,4 @@
-"""Options of a command, made from the fields of option values; the command gets the values."""
+"""Command-line options from the fields of option values; the command receives the values."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 def values_from_options(**kinds: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Add the options of each class; the command gets a value of it by that name, or None if none was given.
+    """Add the options of each class; the command receives a value of it by that name, or None if none was given.
 
-    UsageErrors that name a field get the option's name in its place.
+    UsageErrors that name a field get the option's name instead.
     """
     options = [option for kind in kinds.values() for option in _options(kind)]
 
@@ -50,7 +50,7 @@ def values_from_options(**kinds: type) -> Callable[[Callable[..., Any]], Callabl
 
 
 def as_typed(exc: UsageError, flags: Mapping[str, str]) -> UsageError:
-    """The error with options in the place of fields, but for those in a path or in quotes."""
+    """The error with field names replaced by option names, except in paths or quotes."""
     text = str(exc)
     for name, flag in flags.items():
         if name == exc.what or "_" in name:
@@ -59,7 +59,7 @@ def as_typed(exc: UsageError, flags: Mapping[str, str]) -> UsageError:
 
 
 def _value(kind: type, typed: Mapping[str, Any]) -> Any:
-    """The value of a class, from what was typed; None where nothing was."""
+    """A value of the class from the given options; None if none was given."""
     given: dict[str, Any] = {}
     shared: dict[str, Any] = {}
     for field, option in options_in(kind):
@@ -90,7 +90,7 @@ def _value(kind: type, typed: Mapping[str, Any]) -> Any:
 
 
 def _flags(kind: Any) -> Iterator[tuple[str, str]]:
-    """The name of each field, and of the option that sets it."""
+    """The name of each field, and of its option."""
     for field, option in options_in(kind):
         if option.nested is not None:
             yield field.name, next(_flags(option.nested))[1]
@@ -105,7 +105,7 @@ def _flag(name: str) -> str:
 
 
 def _options(kind: Any) -> Iterator[tuple[str, Callable[..., Any]]]:
-    """The name of each parameter of a command, and what adds it."""
+    """The name of each parameter of a command, and its decorator."""
     for field, option in options_in(kind):
         name, add = option.typed or field.name, functools.partial(command.option, group=option.group or _heading(kind))
         if option.nested is not None:
@@ -153,7 +153,7 @@ def _settings(field: dataclasses.Field[Any], option: Option) -> dict[str, Any]:
 
 
 def _reader(read: Callable[[str], Any]) -> Callable[..., Any]:
-    """A callback that reads a text, or each of several once."""
+    """Callback that parses a text, or each of several once."""
 
     def callback(ctx: click.Context, param: click.Parameter, value: Any) -> Any:  # noqa: ARG001
         try:

@@ -1,4 +1,4 @@
-"""How much a command prints: errors alone with --quiet, each step and the causes of errors with --verbose."""
+"""Verbosity of a command: only errors with --quiet, each step and the causes of errors with --verbose."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _QUIET, _VERBOSE = f"{__name__}.quiet", f"{__name__}.verbose"  # in the contexts
 
 
 def is_quiet() -> bool:
-    """Whether nothing but errors, and the JSON that was asked for, is to be printed."""
+    """True if only errors, and requested JSON, are printed."""
     return _is_set(_QUIET)
 
 
 def is_verbose() -> bool:
-    """Whether steps and the causes of errors are to be printed."""
+    """True if steps and the causes of errors are printed."""
     return _is_set(_VERBOSE)
 
 

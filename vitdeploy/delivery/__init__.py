@@ -1,1 +1,1 @@
-"""Deliver bundles: pack the parts that production needs, push them to the Hugging Face Hub, load them from there."""
+"""Deliver bundles: pack artifacts for production, push bundles to the Hugging Face Hub, load them from there."""

@@ -39,12 +39,11 @@ class PushedBundle:
     """A bundle on the Hub.
 
     Attributes:
-        name: Its Hub id.
-        url: Of the repository.
-        commit: The one that has it.
-        files: That the repository has of the bundle.
-        card: What became of the model card: "written"; "kept", where the repository had one; or "own", where the bundle
-            has one.
+        name: Hub id.
+        url: URL of the repository.
+        commit: Commit with the bundle.
+        files: The bundle's files in the repository.
+        card: Model card: "written"; "kept" if the repository had one; or "own" if the bundle has one.
     """
 
     name: str
@@ -70,26 +69,26 @@ def push(
     replace_card: bool = False,
     progress: Progress = SILENT,
 ) -> PushedBundle:
-    """Put a bundle into a model repository on the Hub, in one commit, with a model card of its facts.
+    """Push a bundle to a model repository on the Hub, in one commit, with a model card from its manifest.
 
-    Every file is verified first. The repository and the branch are made where they are not there. Files of an earlier
-    bundle that this one does not have are removed; other files stay. A README.md that the repository has is kept.
+    Every file is verified first. The repository and the branch are created if missing. Files of an earlier bundle that
+    this one lacks are removed; other files stay. An existing README.md is kept.
 
     Args:
         bundle: The bundle or its folder.
-        name: The Hub id, such as "org/vit-digits-bundle"; without an organization the user's own.
-        revision: The branch; by default "main".
-        private: Whether a new repository is private; by default as the Hub has it for the user or organization.
-        token: One that may write; by default the one of `hf auth login`.
-        message: Of the commit.
-        replace_card: Write the model card anew where the repository has a README.md.
-        progress: Told each step.
+        name: Hub id, such as "org/vit-digits-bundle"; the user's own repository without an organization.
+        revision: Branch. Default: "main".
+        private: True for a new private repository. Default: the Hub's setting for the user or organization.
+        token: Access token with write permission. Default: the token from `hf auth login`.
+        message: Commit message.
+        replace_card: Overwrite an existing README.md with the model card.
+        progress: Receives each step.
 
     Raises:
-        BundleError: If there is no bundle, or a file of it was altered.
-        InputError: If the bundle's own README.md is no text.
-        UsageError: If an argument is not what it must be, or the repository holds another model, or is not as private.
-        HubError: If there is no token, or it may not write there, or the Hub cannot be reached.
+        BundleError: If there is no bundle, or one of its files was altered.
+        InputError: If the bundle's README.md is not text.
+        UsageError: If an argument is invalid, or the repository has another model or another visibility.
+        HubError: If there is no token, it has no write permission there, or the Hub cannot be reached.
         MissingDependencyError: If huggingface_hub is not installed.
     """
     opened = Bundle.of(bundle)
@@ -118,7 +117,7 @@ def push(
         if card != "kept":
             added[CARD] = model_card(opened, name).encode() if own_card is None else own_card
         records = records_of(opened.manifest)
-        with opened.opened(records, by_name=True) as files:  # names, which bars of progress show
+        with opened.opened(records, by_name=True) as files:  # names, which progress bars show
             added |= {record.path: file.path for record, file in zip(records, files, strict=True)}
             progress.step(f"uploading {len(added)} files to {name}")
             commit = _commit(api, name, added, stale, revision, parent, message)
@@ -133,7 +132,7 @@ def push(
 
 
 def _api(name: str, token: str | None) -> HfApi:
-    """The Hub, with the token that is to write there."""
+    """The Hub API, with the token for writing there."""
     check_endpoint(None)
     try:
         from huggingface_hub import HfApi, constants, get_token
@@ -150,10 +149,10 @@ def _api(name: str, token: str | None) -> HfApi:
 
 
 def _stale(bundle: Bundle, name: str, names: set[str], commit: str, token: str | None) -> list[str]:
-    """The files of the repository that belong to an earlier bundle alone.
+    """Files in the repository that belong only to an earlier bundle.
 
     Raises:
-        UsageError: If it holds another model, which the bundle would overwrite.
+        UsageError: If it has another model, which the bundle would overwrite.
     """
     new = {MANIFEST, *(record.path for record in records_of(bundle.manifest))}
     taken = sorted(new & names)
@@ -169,7 +168,7 @@ def _stale(bundle: Bundle, name: str, names: set[str], commit: str, token: str |
 
 
 def _manifest_of(name: str, commit: str, token: str | None) -> Manifest | None:
-    """The manifest of the bundle in a repository; None where it is something else."""
+    """The manifest of a repository's bundle; None if it is not a bundle."""
 
     def choose(files: Files) -> Choice:
         path = files.get(MANIFEST)
@@ -183,7 +182,7 @@ def _manifest_of(name: str, commit: str, token: str | None) -> Manifest | None:
 
 
 def _own_card(bundle: Bundle) -> bytes | None:
-    """The model card in the bundle's folder, where there is one; InputError unless it is text."""
+    """The model card in the bundle's folder, if any; InputError unless it is text."""
     file = bundle.path / CARD
     with readable(file, "a model card"):
         card = read_regular(file) if file.exists() else None
@@ -202,12 +201,12 @@ def _commit_id(answer: str | None) -> str:
 
 
 def _is_a_terminal() -> bool:
-    return sys.stderr is not None and sys.stderr.isatty()  # it is None where it was closed
+    return sys.stderr is not None and sys.stderr.isatty()  # it is None if it was closed
 
 
 @contextlib.contextmanager
 def _bars_on_a_terminal() -> Iterator[None]:
-    """Keep huggingface_hub's bars of an upload out of logs."""
+    """Keep huggingface_hub's upload bars out of logs."""
     from huggingface_hub import utils
 
     bars: Any = utils

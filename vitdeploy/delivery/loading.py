@@ -29,29 +29,29 @@ def load(
     token: str | None = None,
     **options: Any,
 ) -> Predictor:
-    """Open a bundle for prediction. Every file that is used is verified first.
+    """Open a bundle for prediction. Each file is verified before use.
 
-    Of a bundle on the Hub, the manifest, the configuration and the files of the artifact are downloaded, and no weights
-    but for the torch backend. They stay in the Hub's cache, which also serves where the Hub cannot be reached, and
-    with HF_HUB_OFFLINE=1. `Predictor.details` names the commit and the files.
+    From the Hub, only the manifest, the configuration and the artifact's files are downloaded; the weights only for the
+    torch backend. They stay in the Hub's cache, which is used if the Hub cannot be reached, or with HF_HUB_OFFLINE=1.
+    `Predictor.details` has the commit and the files.
 
     Args:
-        path: The bundle's folder; or its Hub id, such as "org/vit-digits-bundle", where no folder has that name.
+        path: The bundle's folder; or its Hub id, such as "org/vit-digits-bundle", if no folder has that name.
         backend: "onnxruntime", "torch", ...
-        precision: Of the artifact. Where not both are named, the only artifact that fits; of several, ONNX Runtime's
-            before others, and fp32 before the rest.
-        device: "cpu", "cuda" or "cuda:1"; by default "cpu", and "cuda" for an engine.
+        precision: The artifact's precision. If backend or precision is not given, the only matching artifact is opened;
+            of several, ONNX Runtime's first, and fp32 first.
+        device: "cpu", "cuda" or "cuda:1". Default: "cpu", or "cuda" for an engine.
         revision: A branch, tag or commit on the Hub.
-        token: For a private or gated repository; by default the one of `hf auth login`.
-        options: Of the backend's runtime, such as `intra_op_threads` for onnxruntime.
+        token: Access token for a private or gated repository. Default: the token from `hf auth login`.
+        options: Runtime options of the backend, such as `intra_op_threads` for onnxruntime.
 
     Raises:
-        BundleError: If there is no bundle, or a file of it was altered.
-        CheckpointError: If the Hub has no such repository or revision, or a file came damaged.
-        HubError: If the Hub refuses, or cannot be reached and the cache has no complete copy.
-        UsageError: If an argument is not what it must be.
-        MissingDependencyError: If the backend's engine is not installed; or huggingface_hub, for a Hub id.
-        DeviceError: If the device cannot be had.
+        BundleError: If there is no bundle, or one of its files was altered.
+        CheckpointError: If the Hub has no such repository or revision, or a file was damaged in transit.
+        HubError: If the Hub refuses the request, or cannot be reached and the cache has no complete copy.
+        UsageError: If an argument is invalid.
+        MissingDependencyError: If the backend's library is not installed; or huggingface_hub, for a Hub id.
+        DeviceError: If the device is not available.
     """
     opening = {"backend": backend, "precision": precision, "device": device, **options}
     if not is_hub_id(path):
@@ -74,11 +74,11 @@ def load(
         download = from_hub(name, choose_files, revision=revision, token=token)
         opened = predictor.load(download.folder, **opening)
     except HubError as exc:
-        raise exc.with_message(f"no folder is named '{name}', and {exc}") from exc  # it may be a path that was mistyped
+        raise exc.with_message(f"no folder is named '{name}', and {exc}") from exc  # it may be a mistyped path
     except (UsageError, NoReferenceError) as exc:
         if exc.where is None:
             raise
-        raise exc.with_message(str(exc).replace(str(exc.where), f"'{name}'")) from exc  # which has its folder's name
+        raise exc.with_message(str(exc).replace(str(exc.where), f"'{name}'")) from exc  # it has its folder's name
     opened.details |= {
         "bundle": name,
         "revision": download.revision,
@@ -89,7 +89,7 @@ def load(
 
 
 def is_hub_id(path: str | os.PathLike[str]) -> bool:
-    """Whether it names a repository on the Hub: ORGANIZATION/NAME, and nothing here has that name."""
+    """True for a Hub repository, ORGANIZATION/NAME, unless a local path has that name."""
     return (
         isinstance(path, str)
         and re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", path, re.ASCII) is not None
@@ -98,7 +98,7 @@ def is_hub_id(path: str | os.PathLike[str]) -> bool:
 
 
 def _located(files: Files, name: str) -> Path:
-    """The path of a file, after a download; BundleError where there is none."""
+    """Path of a file, after a download; BundleError if there is none."""
     path = files.get(name)
     if path is None:
         if name == MANIFEST:

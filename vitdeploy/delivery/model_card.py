@@ -1,4 +1,4 @@
-"""The model card of a bundle on the Hub: README.md, with the facts of its manifest."""
+"""The model card of a bundle on the Hub: README.md, from its manifest."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from vitdeploy.exporters import EXPORTERS
 from vitdeploy.specs import QUANTIZED, Task
 
 CARD = "README.md"
-_PIPELINE_TAGS = (Task.CLASSIFICATION, Task.FEATURES)  # the tasks that the Hub knows
+_PIPELINE_TAGS = (Task.CLASSIFICATION, Task.FEATURES)  # tasks known to the Hub
 
 
 def model_card(bundle: Bundle, name: str) -> str:
-    """The card of a bundle that is to have the Hub id `name`; the same bundle and name give the same text."""
+    """The card of a bundle with the Hub id `name`; the same bundle and name give the same text."""
     manifest, labels = bundle.manifest, bundle.read_config().labels
     table = ["| artifact | files | size | validation |", "|---|---|---|---|", *map(_row, manifest.artifacts), ""]
     lines = [
@@ -53,7 +53,7 @@ def _metadata(bundle: Bundle) -> dict[str, Any]:
     }
     if manifest.task in _PIPELINE_TAGS:
         data["pipeline_tag"] = manifest.task
-    if manifest.source.revision is not None:  # it is one of the Hub's
+    if manifest.source.revision is not None:  # it is a Hub id
         data["base_model"] = manifest.source.id
         if any(artifact.precision in QUANTIZED for artifact in manifest.artifacts):
             data["base_model_relation"] = "quantized"
@@ -73,7 +73,7 @@ def _row(artifact: Artifact) -> str:
 
 
 def _validation(artifact: Artifact) -> str:
-    """The difference from the reference, in a few words."""
+    """The difference from the reference, as short text."""
     record = artifact.validation
     if not record:
         return "none"
@@ -104,6 +104,6 @@ def _usage(bundle: Bundle, name: str) -> list[str]:
 
 
 def _code(text: str) -> str:
-    """Code in a line or in a cell of a table, whatever the text is."""
+    """Any text as code, in a line or in a table cell."""
     plain = "".join(character if character.isprintable() else " " for character in text)
     return f"`{plain.translate(str.maketrans('`|', '  '))}`"

@@ -1,4 +1,4 @@
-"""Pack a slim bundle: artifacts of a bundle with the files that they need in production."""
+"""Pack a slim bundle: artifacts with the files that they need in production."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from vitdeploy.system.argument_types import typed
 def pack(
     bundle: str | os.PathLike[str] | Bundle, artifacts: str | Sequence[str], *, output: str | os.PathLike[str]
 ) -> Bundle:
-    """Write a bundle of these artifacts, the configuration, the image processor and the labels.
+    """Write a bundle with these artifacts, the configuration, the image processor and the labels.
 
-    The weights of the reference are left out unless "torch" is among the artifacts. The manifest keeps source, options
-    and validation, and says what was left out. The same bundle and artifacts give the same bytes.
+    The reference's weights are omitted unless "torch" is among the artifacts. The manifest keeps source, options and
+    validation, and records omitted files. The same bundle and artifacts give the same bytes.
 
     Args:
-        bundle: The bundle or its folder; every file that is taken is verified.
+        bundle: The bundle or its folder; every copied file is verified.
         artifacts: Names such as "onnx-int8"; "torch" for the reference.
-        output: A folder that does not exist, is empty, or was packed before, which is replaced whole.
+        output: Folder that does not exist, is empty, or was packed before and is replaced.
 
     Raises:
-        BundleError: If there is no bundle, or a file of it was altered.
-        UsageError: If it has no such artifact, or `output` holds something else.
-        NoReferenceError: If "torch" is asked for, and the bundle was packed without the weights.
-        OutputError: If the bundle cannot be written; what was there is untouched.
+        BundleError: If there is no bundle, or one of its files was altered.
+        UsageError: If it has no such artifact, or `output` has other content.
+        NoReferenceError: If "torch" is requested, and the bundle was packed without the weights.
+        OutputError: If the bundle cannot be written; existing files are unchanged.
     """
     opened = Bundle.of(bundle)
     manifest = _part(opened, [artifacts] if isinstance(artifacts, str) else artifacts)
@@ -54,7 +54,7 @@ def pack(
                 (staging / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file.handle, staging / name)
         (staging / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-        synced = sync(staging)  # which may take long: not while others wait
+        synced = sync(staging)  # slow: before the lock is taken
         with locked(target.parent):
             _check_output(target, opened.path.resolve())
             replace_folder(staging, target, synced)
@@ -62,13 +62,13 @@ def pack(
 
 
 def records_of(manifest: Manifest) -> tuple[FileRecord, ...]:
-    """Every file that a manifest names, once."""
+    """Every file in a manifest, once."""
     artifacts = (record for artifact in manifest.artifacts for record in artifact.files)
     return tuple({record.path: record for record in (*manifest.files, *artifacts)}.values())
 
 
 def _part(bundle: Bundle, names: Sequence[str]) -> Manifest:
-    """The manifest of a part of a bundle."""
+    """The manifest of a packed bundle."""
     whole, reference = bundle.manifest, reference_backend()
     known = (*(artifact.name for artifact in whole.artifacts), reference)
     if not names:
@@ -101,7 +101,7 @@ def _manifest_sha256(bundle: Bundle) -> str:
 
 
 def _check_output(target: Path, source: Path) -> None:
-    """Raise UsageError unless `target` may take a packed bundle: absent, empty, or one that was packed."""
+    """Raise UsageError unless `target` can become a packed bundle: absent, empty, or packed before."""
     check_target(target)
     if target.is_relative_to(source) or source.is_relative_to(target):
         problem = f"{target} is the bundle that is packed, or one of them lies in the other"
@@ -113,7 +113,7 @@ def _check_output(target: Path, source: Path) -> None:
 
 
 def _problem_of(target: Path) -> str | None:
-    """The reason not to replace a bundle: it was exported, or holds files of somebody else."""
+    """Reason not to replace a bundle: it was exported, or has other files."""
     manifest = Bundle.open(target).manifest
     if manifest.packed_from is None:
         return "it is a bundle that was exported, not packed"

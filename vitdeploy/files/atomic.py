@@ -1,4 +1,4 @@
-"""Replace a folder or a file whole or not at all, whatever happens meanwhile."""
+"""Replace a folder or a file atomically, despite crashes and concurrent writers."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _MOST_NAME_BYTES = 200
 
 @contextlib.contextmanager
 def staged_folder(target: Path) -> Iterator[Path]:
-    """An empty folder beside `target` for its new content; it is gone when the block ends.
+    """Create an empty folder beside `target` for its new content; it is removed when the block ends.
 
-    Hand it to `replace_folder` to keep it. Folders that killed processes left are removed.
+    Pass it to `replace_folder` to keep it. Leftover folders of killed processes are removed.
 
     Raises:
         OutputError: If the folder, or a file in it, cannot be written.
@@ -57,15 +57,15 @@ def staged_folder(target: Path) -> Iterator[Path]:
 
 
 def replace_folder(staging: Path, target: Path, synced: Collection[Path] = ()) -> None:
-    """Put `staging` in the place of `target`, in one step that a crash cannot split; the old content goes.
+    """Replace `target` by `staging` in one atomic step; the old content is removed.
 
     Args:
-        staging: A folder beside `target`.
-        target: A folder, or a place for one.
-        synced: Files that `sync` has written to the disk already.
+        staging: Folder beside `target`.
+        target: Folder, or path for one.
+        synced: Files that `sync` has already written to disk.
 
     Raises:
-        OSError: If it cannot be done; `target` is as it was.
+        OSError: If it fails; `target` is unchanged.
     """
     sync(staging, synced)
     if target.exists():
@@ -76,7 +76,7 @@ def replace_folder(staging: Path, target: Path, synced: Collection[Path] = ()) -
 
 
 def sync(folder: Path, synced: Collection[Path] = ()) -> set[Path]:
-    """Wait until the files and folders below a folder are on the disk, but for files that are; return the files."""
+    """Wait until the files and folders below a folder are on disk, except those already synced; return the files."""
     files: set[Path] = set()
     for parent, _, names in os.walk(folder):
         here = {path for name in names if stat.S_ISREG((path := Path(parent, name)).lstat().st_mode)}
@@ -87,18 +87,17 @@ def sync(folder: Path, synced: Collection[Path] = ()) -> set[Path]:
 
 
 def write_file(target: Path, content: bytes, *, follow_link: bool = True) -> None:
-    """Write a file; one that exists is replaced whole or not at all, and keeps its mode.
+    """Write a file atomically; an existing file keeps its mode.
 
-    Files that killed writers of the same target left are removed.
+    Leftover files of killed writers of the same target are removed.
 
     Args:
-        target: A file, or a place for one. A pipe or a device is refused; see
-            `vitdeploy.files.output_files.write_output`.
-        content: Of the file.
-        follow_link: Whether to replace the file that a link leads to, or the link itself.
+        target: File, or path for one. A pipe or a device is refused; see `vitdeploy.files.output_files.write_output`.
+        content: New content.
+        follow_link: True to replace a link's target, False to replace the link itself.
 
     Raises:
-        OutputError: If it cannot be written; the one before is untouched.
+        OutputError: If it cannot be written; an existing file is unchanged.
     """
     try:
         place = target.resolve() if follow_link else target
@@ -112,30 +111,30 @@ def write_file(target: Path, content: bytes, *, follow_link: bool = True) -> Non
             os.fsync(file.fileno())
             if place.exists():
                 partial.chmod(stat.S_IMODE(place.stat().st_mode))
-            if os.name == "nt":  # which renames no open file
+            if os.name == "nt":  # cannot rename open files
                 file.close()
             partial.replace(place)
-    except (OSError, RuntimeError, ValueError) as exc:  # a loop of links, a name that is none
+    except (OSError, RuntimeError, ValueError) as exc:  # a loop of links, an invalid name
         message = f"{target} could not be written: {first_line(exc)}"
         raise OutputError(message, where=target, hint="choose another folder") from exc
 
 
 def check_takes_files(folder: Path) -> None:
-    """Make a file in a folder and remove it, or raise OSError: permissions alone do not tell whether it can be done."""
+    """Create a file in a folder and remove it, or raise OSError: permissions alone do not show if it is possible."""
     with _partial_file(folder / "file"):
         pass
 
 
 @contextlib.contextmanager
 def _partial_file(target: Path) -> Iterator[tuple[Path, BinaryIO]]:
-    """A new, locked file beside `target`, which is gone when the block ends unless it was renamed."""
-    with contextlib.suppress(OSError):  # of a folder that may not be listed
+    """A new, locked file beside `target`, removed when the block ends unless it was renamed."""
+    with contextlib.suppress(OSError):  # for a folder that may not be listed
         _clear_up_after_the_killed(target, is_leftover=Path.is_file)
     while True:
         partial = target.with_name(_prefix(target, "partial") + secrets.token_hex(4))
-        try:  # before it is made: a signal may raise as soon as it is
+        try:  # before it is created: a signal may raise right after
             with partial.open("xb") as file:
-                # Another writer may have taken it for a killed one's before it was locked.
+                # Before it was locked, another writer may have treated it as a leftover.
                 if take(file.fileno()) is False or os.fstat(file.fileno()).st_nlink == 0:
                     continue
                 yield partial, file
@@ -153,7 +152,7 @@ def _exchange(a: Path, b: Path) -> None:
             code = ctypes.get_errno()
             if code not in (errno.EINVAL, errno.ENOSYS):  # the filesystem or the kernel cannot exchange
                 raise OSError(code, os.strerror(code), str(b))
-    # Two steps where one is not to be had; who is killed between them leaves it to the next writer to go back.
+    # Two steps without an atomic exchange; after a kill between them, the next writer goes back.
     old = a.with_name(a.name.replace(".partial-", ".previous-"))
     b.rename(old)
     try:
@@ -165,7 +164,7 @@ def _exchange(a: Path, b: Path) -> None:
 
 
 def fsync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """Wait until a file, or the names in a folder, are on disk."""
     if path.is_dir() and os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
@@ -176,7 +175,7 @@ def fsync(path: Path) -> None:
 
 
 def _clear_up_after_the_killed(target: Path, is_leftover: Callable[[Path], bool]) -> None:
-    """Remove what killed writers left beside `target`, but nothing of another kind or user."""
+    """Remove leftovers of killed writers beside `target`, but nothing of another kind or user."""
     for path in _siblings(target, "partial"):
         if path.is_symlink() or not is_leftover(path):
             continue
@@ -203,7 +202,7 @@ def _remove(folder: Path) -> None:
 
 
 def _go_back(target: Path) -> None:
-    """Undo the first of two renames, between which a writer was killed (`_exchange`), or raise OutputError."""
+    """Undo the first of two renames after a writer was killed between them (`_exchange`), or raise OutputError."""
     for folder in _siblings(target, "previous"):
         if folder.is_symlink() or not folder.is_dir():
             continue
@@ -227,6 +226,6 @@ def _siblings(target: Path, kind: str) -> list[Path]:
 
 
 def _prefix(target: Path, kind: str) -> str:
-    """The beginning of the names that are beside a file or folder for a while; file systems take 255 bytes."""
+    """Prefix of temporary names beside a file or folder; file systems allow 255 bytes."""
     name = os.fsencode(target.name)
     return f".{target.name if len(name) <= _MOST_NAME_BYTES else hashlib.sha256(name).hexdigest()}.{kind}-"

@@ -1,4 +1,4 @@
-"""The most memory that a checkpoint may ask for, by the bytes that its file has: against archives that explode."""
+"""Limit a checkpoint's memory by the size of its file, against decompression bombs."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import BinaryIO
 from vitdeploy.errors import CheckpointError
 from vitdeploy.files.regular_file import open_regular
 
-# Trained numbers hardly compress (float32 to a half where bfloat16 was widened), and a tied weight is there twice. A
+# Trained weights hardly compress (float32 to a half if widened from bfloat16), and a tied weight is stored twice. A
 # head of zeros or a small model may compress to nothing, which the floor allows for.
 MOST_TIMES = 4
 FLOOR_BYTES = 256 * 1024**2
 
 
 def check_content(path: Path, content_bytes: int, handle: str | None = None) -> None:
-    """Refuse a file whose tensors take far more bytes than it has, before they are read.
+    """Refuse a file whose tensors are far larger than the file, before they are read.
 
     Args:
         path: The file, for messages.
-        content_bytes: Of all tensors, by their shapes and types.
-        handle: Another path to open it by.
+        content_bytes: Size of all tensors in bytes, by their shapes and types.
+        handle: Alternative path for opening it.
 
     Raises:
-        CheckpointError: If they take more than `MOST_TIMES` those of the file, and more than `FLOOR_BYTES`. Holes of a
-            sparse file, which take no room on the disk, do not count.
+        CheckpointError: If they exceed `MOST_TIMES` the file's size and `FLOOR_BYTES`. Holes in a sparse file do not
+            count.
         OSError: If the file cannot be opened.
     """
     if content_bytes <= FLOOR_BYTES:
@@ -43,7 +43,7 @@ def check_content(path: Path, content_bytes: int, handle: str | None = None) -> 
 
 
 def _data_bytes(file: BinaryIO, enough: int) -> int:
-    """The bytes of a file outside its holes, where the system tells; counted until they are `enough`."""
+    """Bytes of a file outside its holes, if the system reports them; counted up to `enough`."""
     size_bytes = os.fstat(file.fileno()).st_size
     if not hasattr(os, "SEEK_DATA"):
         return size_bytes
@@ -53,8 +53,8 @@ def _data_bytes(file: BinaryIO, enough: int) -> int:
             begin = os.lseek(file.fileno(), end, os.SEEK_DATA)
             end = os.lseek(file.fileno(), begin, os.SEEK_HOLE)
         except OSError as exc:
-            if exc.errno == errno.ENXIO:  # there is no more data
+            if exc.errno == errno.ENXIO:  # no more data
                 return total
-            return size_bytes  # the file system knows no holes
+            return size_bytes  # the file system does not support holes
         total += end - begin
     return total

@@ -1,4 +1,4 @@
-"""Recognise files and folders that are no checkpoint, and name the remedy."""
+"""Recognize files and folders that are not checkpoints, and name the remedy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SETTINGS_FILE, NESTED_FILE = PROCESSOR_CONFIGS = ("preprocessor_config.json", "p
 
 _POINTER = b"version https://git-lfs.github.com/spec/v1"  # git-lfs/docs/spec.md: the first line of every pointer
 _MOST_POINTER_BYTES = 1024  # the same page: a pointer is smaller
-_MOST_NAMES = 10_000  # that are read of a folder, to recognise it
+_MOST_NAMES = 10_000  # bytes read for recognition
 
 _TORCH, _SAFETENSORS, _TORCHSCRIPT, _ONNX = "PyTorch weights", "safetensors weights", "a TorchScript model", "ONNX"
 _KERAS, _FLAX, _TF_LITE, _GGUF = "TensorFlow weights", "Flax weights", "a TensorFlow Lite model", "a GGUF model"
@@ -26,7 +26,7 @@ _ENDINGS = {
     ".trt": _ENGINE, ".xml": _OPENVINO, ".h5": _KERAS, ".keras": _KERAS, ".pb": _KERAS, ".msgpack": _FLAX,
     ".tflite": _TF_LITE, ".gguf": _GGUF, ".npz": _NPZ,
 }  # fmt: skip
-# Where an ending lies, the first bytes do not. ".bin" and ".pkl" say little, and ONNX has no magic number.
+# An extension may lie; the first bytes do not. ".bin" and ".pkl" say little, and ONNX has no magic number.
 _BEGINNINGS = (
     (0, b"\x89HDF\r\n\x1a\n", _KERAS),
     (0, b"GGUF", _GGUF),
@@ -60,12 +60,12 @@ _ANSWERS = {
 
 
 def is_model_file_name(name: str) -> bool:
-    """Whether a name ends as the files of models do, so that it is no Hub id."""
+    """True if a name has a model file's extension, so that it is not a Hub id."""
     return Path(name).suffix.lower() in _ENDINGS
 
 
 def is_lfs_pointer(path: Path) -> bool:
-    """Whether a file is the few lines that Git LFS leaves where the content was not fetched."""
+    """True for a Git LFS pointer, a few lines in place of content that was not fetched."""
     try:
         if not path.is_file() or path.stat().st_size > _MOST_POINTER_BYTES:
             return False
@@ -84,7 +84,7 @@ def lfs_advice(path: Path) -> str:
 
 
 def file_kind(path: Path) -> str:
-    """The kind of a file, by its first bytes, else by its ending; empty where neither is known."""
+    """Kind of a file, by its first bytes or else its extension; empty if unknown."""
     with path.open("rb") as file:
         start = file.read(16)
     if start[:2] == b"PK":
@@ -112,7 +112,7 @@ def _zip_kind(path: Path) -> str:
 
 
 def file_advice(path: Path) -> str:
-    """The error for a file that is named as a model; raises OSError if it cannot be read."""
+    """The error for a file named as a model; OSError if it cannot be read."""
     if is_lfs_pointer(path):
         return lfs_advice(path)
     kind = file_kind(path)
@@ -133,7 +133,7 @@ def file_advice(path: Path) -> str:
 
 
 def folder_names(folder: Path) -> list[str]:
-    """The files in a folder and up to three folders down, by their paths from it, with forward slashes."""
+    """Files in a folder, up to three levels deep, as relative paths with forward slashes."""
     names: list[str] = []
     for root, folders, files in os.walk(folder):
         below = Path(root).relative_to(folder)
@@ -146,11 +146,11 @@ def folder_names(folder: Path) -> list[str]:
 
 
 def names_advice(source: str, names: Collection[str]) -> str | None:
-    """The error for a folder or repository without a complete checkpoint; None where its kind is unknown.
+    """The error for a folder or repository without a complete checkpoint; None if its kind is unknown.
 
     Args:
-        source: Its path, or its Hub id in quotes.
-        names: Its files, by their paths from it.
+        source: Path, or quoted Hub id.
+        names: Files, as relative paths.
     """
     plain = source.strip("'")
     if not names:
@@ -189,7 +189,7 @@ def names_advice(source: str, names: Collection[str]) -> str | None:
 
 
 def _foreign_advice(source: str, top: list[str], names: Collection[str]) -> str | None:
-    """For a folder that holds the files of another library."""
+    """The error for a folder with another library's files."""
     for name in top:
         if re.fullmatch(r"tf_model.*\.h5|saved_model\.pb|.+\.ckpt\.index|model\.ckpt.*", name):
             return f"{source} has TensorFlow weights alone ({name}): {_ANSWERS[_KERAS]}"

@@ -1,4 +1,4 @@
-"""Parse JSON, and refuse text that readers understand differently."""
+"""Parse JSON, and refuse text that parsers interpret differently."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any, NoReturn
 
 from vitdeploy.errors import InputError
 
-_MOST_DIGITS = 400  # of an integer; reading more takes time that grows with their square
+_MOST_DIGITS = 400  # digits of an integer; parsing takes time quadratic in their number
 
 
 def strict_json(content: bytes | str) -> Any:
-    """Parse JSON (RFC 8259) as the files have it that vitdeploy itself writes.
+    """Parse JSON (RFC 8259) in the form that vitdeploy writes.
 
     Raises:
-        ValueError: If it is not JSON in UTF-8, or nested too deeply; or an object has a key twice, or a number is NaN,
-            infinite, too large for a float, or an integer of more than 400 digits.
+        ValueError: If it is not UTF-8 JSON, or is nested too deeply; or an object has a duplicate key; or a number is
+            NaN, infinite, too large for a float, or an integer of more than 400 digits.
     """
     try:
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
@@ -30,7 +30,7 @@ def strict_json(content: bytes | str) -> Any:
 
 
 def utf_8_json(content: bytes) -> Any:
-    """Parse JSON in UTF-8 without a byte order mark, as transformers does for image processors."""
+    """Parse UTF-8 JSON without a byte order mark, as transformers does for image processors."""
     return json.loads(content.decode())
 
 
@@ -41,7 +41,7 @@ def json_object(
     parse: Callable[[bytes], Any] = json.loads,
     hint: str | None = None,
 ) -> dict[str, Any]:
-    """Parse the content of a file that holds an object; raise `error` where it holds something else."""
+    """Parse a file's content as a JSON object; raise `error` for anything else."""
     try:
         data = parse(content)
     except (ValueError, RecursionError) as exc:

@@ -1,4 +1,4 @@
-"""Tables that name images, .csv and .tsv files: read row by row, within limits."""
+"""Label tables (.csv and .tsv files that name images): read row by row, within limits."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from vitdeploy.files.regular_file import open_regular
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 TABLE_ENDINGS = (*SEPARATORS, ".parquet")
-# Of five million images whose paths have 40 characters: at 350 bytes a row they take up to 1.8 GB in memory.
+# Five million images with paths of 40 characters: at 350 bytes per row they take up to 1.8 GB in memory.
 MOST_TABLE_BYTES = 256 * 1024**2
-_MOST_LINE = 1024**2  # characters; a file of one line would be a row of 100 million cells
+_MOST_LINE = 1024**2  # characters; a file with a single line would be a row of 100 million cells
 
 
 def table_rows(path: Path, *, strict: bool = True) -> Iterator[tuple[int, list[str]]]:
-    """The rows of a .csv or .tsv file with the number of the line each ends at, one at a time.
+    """Yield the rows of a .csv or .tsv file, each with the number of its last line.
 
     Args:
         path: The file.
-        strict: Whether to refuse text that is not UTF-8 and stray quotes; without, they are read as they come.
+        strict: True to refuse stray quotes and text that is not UTF-8; False to read them as they are.
 
     Raises:
         TooLargeError: If it has more than `MOST_TABLE_BYTES`.

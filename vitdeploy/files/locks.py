@@ -1,4 +1,4 @@
-"""Keep writers apart with the system's advisory locks, which end with the process that holds them."""
+"""Separate writers with the system's advisory locks, which end with the process."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from vitdeploy.system.polling import poll
 
 try:
     import fcntl
-except ImportError:  # not POSIX: writers are then not kept apart, and what a killed one leaves is not removed
+except ImportError:  # not POSIX: writers are not separated, and leftovers of killed ones are not removed
     fcntl = None  # type: ignore[assignment]
 
 
-# vitdeploy holds the lock of a folder while it renames, and where there are no hard links while it copies a bundle.
+# vitdeploy holds a folder's lock during a rename, and, without hard links, while it copies a bundle.
 LOCK_SECONDS = 60.0
-# File systems without locks; EBADF is NFS's for what is not open for writing, as a folder cannot be: flock(2).
-_held: set[int] = set()  # descriptors, of which a forked child has copies that hold the locks as well
+# File systems without locks; NFS reports EBADF for a path not open for writing, such as a folder: flock(2).
+_held: set[int] = set()  # descriptors; copies in a forked child hold the locks as well
 _NO_LOCKS = (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @first_in_child
 def _let_go() -> None:
-    """Leave the locks that threads of the parent hold to the parent: they would last until the child ends."""
+    """Leave the locks of the parent's threads to the parent: they would last until the child ends."""
     for descriptor in _held:
-        with contextlib.suppress(OSError):  # which another thread of the parent was about to close
+        with contextlib.suppress(OSError):  # another thread of the parent was about to close it
             null = os.open(os.devnull, os.O_RDONLY)
-            os.dup2(null, descriptor)  # in place of a close: whoever has the number closes it
+            os.dup2(null, descriptor)  # instead of closing: the owner of the number closes it
             os.close(null)
     _held.clear()
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder against other writers; wait at most `LOCK_SECONDS` for another one, since `flock` waits for ever.
+    """Lock a folder against other writers; wait at most `LOCK_SECONDS`, because `flock` would wait forever.
 
     Raises:
         OutputError: If another process holds it all that time, or it cannot be opened.
@@ -63,16 +63,16 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def try_lock(path: Path) -> int | None:
-    """Lock a folder or a regular file until `release` of the returned descriptor, without waiting; links are let be.
+    """Lock a folder or a regular file without waiting, until `release` of the returned descriptor; links are ignored.
 
-    None where another process holds it, or no lock can be had.
+    None if another process holds it, or locks are not supported.
 
     Raises:
-        OSError: If it cannot be opened, as another user's.
+        OSError: If it cannot be opened, for example another user's.
     """
     if fcntl is None:
         return None
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # which does not wait for a pipe's writer
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # does not wait for a pipe's writer
     _held.add(descriptor)
     try:
         if take(descriptor):
@@ -85,16 +85,16 @@ def try_lock(path: Path) -> int | None:
 
 
 def release(descriptor: int) -> None:
-    """Give up the lock that `try_lock` returned, also where a child has a copy of the descriptor."""
+    """Release the lock of `try_lock`, even if a child has a copy of the descriptor."""
     if fcntl is not None:
-        with contextlib.suppress(OSError):  # of a file system without locks
+        with contextlib.suppress(OSError):  # on a file system without locks
             fcntl.flock(descriptor, fcntl.LOCK_UN)
     _held.discard(descriptor)
     os.close(descriptor)
 
 
 def take(descriptor: int) -> bool | None:
-    """Lock an open file or folder, without waiting: False where another process holds it, None where no lock can be."""
+    """Lock an open file or folder without waiting: False if another process holds it, None if unsupported."""
     if fcntl is None:
         return None
     try:

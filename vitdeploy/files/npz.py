@@ -1,4 +1,4 @@
-"""Read one array of an `.npz` archive, after its header: numpy.load allocates what a header claims, present or not."""
+"""Read one array of an `.npz` archive after its header: numpy.load allocates the claimed size, present or not."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0
 def array_header(
     archive: zipfile.ZipFile, key: str, codecs: Collection[int] = (zipfile.ZIP_STORED,)
 ) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-    """Shape, element type and bytes of an array, from its header alone.
+    """Shape, element type and size in bytes of an array, from its header only.
 
     Args:
-        archive: Open for reading.
+        archive: Archive open for reading.
         key: The array's name, without ".npy".
-        codecs: Zipfile's numbers of the compressions to read.
+        codecs: Allowed compressions, by zipfile's numbers.
 
     Raises:
-        ValueError: If the bytes behind the header are not as many as it says, or it is an array of Python objects.
-        Exception: If of any kind, as zipfile and numpy raise on a damaged file.
+        ValueError: If the data's size differs from the header's, or the array has Python objects.
+        Exception: Of any type, as zipfile and numpy raise on a damaged file.
     """
     info = archive.getinfo(f"{key}.npy")
     if info.compress_type not in codecs:
@@ -43,7 +43,7 @@ def array_header(
 
 
 def read_array(archive: zipfile.ZipFile, key: str) -> np.ndarray:
-    """An array whose header `array_header` checked; raises an Exception of any kind where its bytes are damaged."""
+    """Read an array after `array_header`; raises an Exception of any type if its data is damaged."""
     with archive.open(f"{key}.npy") as file:
         array: np.ndarray = npy.read_array(file, allow_pickle=False)
     return array

@@ -1,8 +1,8 @@
-"""Open files once, so that a library reads the content that was hashed, even if a file is replaced meanwhile.
+"""Open files once, so that a library reads the hashed content even if a file is replaced meanwhile.
 
-A library that takes paths is given that of the descriptor (`/proc/self/fd/7`), or for files that it finds beside each
-other, of their folder's (`/proc/self/fd/7/model.onnx`). Where the system has none, it is given the file's own path. A
-path with names in it is checked afterwards.
+A library that takes paths gets the descriptor's (`/proc/self/fd/7`), or, for files that it finds beside each other, one
+through their folder's (`/proc/self/fd/7/model.onnx`). On a system without these, it gets the file's path. A path with
+names in it is checked afterwards.
 """
 
 from __future__ import annotations
@@ -21,37 +21,37 @@ from typing import BinaryIO, cast
 
 from vitdeploy.files.regular_file import open_regular
 
-# The clock of a file's times ticks every 1 to 10 ms (CONFIG_HZ of Linux), with room for others: a second write within
-# the same tick does not show in them.
+# File timestamps tick every 1 to 10 ms (CONFIG_HZ of Linux), with a margin for other systems: a second write within the
+# same tick is invisible.
 _TICK_NS = 20_000_000
 _MOST_WAITS = 5
 _SELF = "/proc/self"
 
 
 class FileDiffersError(Exception):
-    """A file has another size or content than it must have; the message says which."""
+    """A file has an unexpected size or content; the message says which."""
 
 
 class FileChangedError(Exception):
-    """A file was written to, or its name was given to another, while it was read."""
+    """A file was written to or replaced while it was read."""
 
 
 @dataclasses.dataclass(frozen=True)
 class OpenedFile:
-    """The place of a file, for messages, and the path that a library opens: of the hashed descriptor, or the place."""
+    """A file's path for messages, and the path that a library opens: the hashed descriptor's, or the file's."""
 
     path: Path
     handle: str
 
     @classmethod
     def of(cls, file: str | os.PathLike[str] | OpenedFile) -> OpenedFile:
-        """A file that was opened already, or one that nothing vouches for, under its own name."""
+        """A file that was opened already, or an unverified one under its path."""
         return file if isinstance(file, OpenedFile) else cls(Path(file), os.fspath(file))
 
     def named(self, message: str) -> str:
-        """A library's message, with the file's path in the place of the handle, and its folder in that of the handle's.
+        """A library's message with the handle replaced by the file's path, and the handle's folder by the file's.
 
-        Libraries follow /proc/self to /proc/123, and look for files that a model names in the handle's folder.
+        Libraries resolve /proc/self to /proc/123, and search the handle's folder for files that a model names.
         """
         if self.handle == str(self.path):
             return message
@@ -63,23 +63,23 @@ class OpenedFile:
 
 
 class VerifiedFile:
-    """A regular file that is open and was read to its end once. Close it after `check`.
+    """An open regular file that was hashed completely. Close it after `check`.
 
     Args:
-        path: Of the file.
-        size_bytes: Its expected size.
-        sha256: Of its expected content, in hexadecimal.
-        name: The path that a library will open; by default that of the descriptor.
-        base: The folder in `name` from which on replaced links and folders matter; see `_way`.
+        path: Path of the file.
+        size_bytes: Expected size.
+        sha256: Expected SHA-256, hexadecimal.
+        name: Path that a library will open. Default: the descriptor's.
+        base: Folder in `name` below which replaced links and folders are detected; see `_way`.
 
     Attributes:
-        file: To be given to libraries.
+        file: File for libraries.
         stream: The file, open for reading.
 
     Raises:
-        OSError: If it cannot be read, or is no regular file.
-        FileDiffersError: If it has another size or content.
-        FileChangedError: If it is written to all the time.
+        OSError: If it cannot be read, or is not a regular file.
+        FileDiffersError: If its size or content differs.
+        FileChangedError: If it is written to continuously.
     """
 
     def __init__(
@@ -104,10 +104,10 @@ class VerifiedFile:
         self.file = OpenedFile(path, str(name or path) if handle is None else handle)
 
     def check(self) -> None:
-        """Raise FileChangedError where the file was written to, or its name led elsewhere, since it was opened.
+        """Raise FileChangedError if the file was written to, or replaced, since it was opened.
 
-        Call it after a library has read the file: the result is then not used, but TorchScript, which is code, may have
-        run. Whoever can write to the file can do as much to any program that maps it.
+        Call it after a library has read the file: its result is then discarded, but TorchScript, which is code, may
+        have run. Anyone who can write to the file can do the same to any program that maps it.
         """
         now, before = os.fstat(self.stream.fileno()), self._before
         if self._by_name:
@@ -123,9 +123,9 @@ class VerifiedFile:
         if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
             raise FileChangedError
         if now.st_ctime_ns != before.st_ctime_ns:
-            if now.st_nlink == before.st_nlink:  # someone set back the time of a write
+            if now.st_nlink == before.st_nlink:  # the timestamp of a write was reset
                 raise FileChangedError
-            self.stream.seek(0)  # an export gave it another hard link, or took one away
+            self.stream.seek(0)  # an export added or removed a hard link
             if hash_file(self.stream)[1] != self._sha256:
                 raise FileChangedError
 
@@ -134,7 +134,7 @@ class VerifiedFile:
 
 
 def hash_file(file: BinaryIO) -> tuple[int, str]:
-    """Read a file to its end: the number of bytes and their SHA-256 in hexadecimal."""
+    """Read a file to its end; return its size and hexadecimal SHA-256."""
     begin = file.tell()
     if hasattr(hashlib, "file_digest"):
         digest = hashlib.file_digest(cast("io.BufferedReader", file), "sha256")
@@ -146,18 +146,18 @@ def hash_file(file: BinaryIO) -> tuple[int, str]:
 
 
 def _settled(file: BinaryIO) -> os.stat_result:
-    """The file's times, when any later write will change them."""
+    """The file's timestamps, once any later write will change them."""
     for _ in range(_MOST_WAITS):
         status = os.fstat(file.fileno())
         age = time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns)
-        if not 0 <= age < _TICK_NS:  # negative: of another machine's clock, or set by hand
+        if not 0 <= age < _TICK_NS:  # negative: from another machine's clock, or set manually
             return status
         time.sleep((_TICK_NS - age) / 1e9)
     raise FileChangedError
 
 
 def descriptor_path(descriptor: int) -> str | None:
-    """The path that opens the same file or folder anew, whatever its name leads to; None where the system has none."""
+    """A path that reopens the same file or folder, wherever its name leads; None on a system without such paths."""
     path = Path(f"{_SELF}/fd/{descriptor}")
     try:
         return str(path) if os.path.samestat(path.stat(), os.fstat(descriptor)) else None
@@ -167,7 +167,7 @@ def descriptor_path(descriptor: int) -> str | None:
 
 @contextlib.contextmanager
 def opened_folder(folder: Path) -> Iterator[Path]:
-    """A path of a folder that leads to the same one during the block, where the system has such paths."""
+    """A path that leads to the same folder during the block, if the system has such paths."""
     if not hasattr(os, "O_DIRECTORY"):
         yield folder
         return
@@ -179,12 +179,12 @@ def opened_folder(folder: Path) -> Iterator[Path]:
 
 
 def _way(name: Path, base: Path) -> list[tuple[int, ...]]:
-    """The identities of the folders and links on the way to a file, with their times from `base` on.
+    """Identities of the folders and links on the way to a file, with timestamps from `base` on.
 
-    They differ where one was replaced, even if it is back. Folders above `base` change all the time, as /tmp does, and
-    are compared without times. The way to the path of a descriptor does not matter.
+    They differ if one was replaced, even if it was put back. Folders above `base`, such as /tmp, change constantly, and
+    are compared without timestamps. The way to a descriptor's path is ignored.
     """
-    name, base = name.absolute(), base.absolute()  # which follows no link
+    name, base = name.absolute(), base.absolute()  # does not follow links
     descriptors = Path(_SELF, "fd")
     is_exact = descriptors in name.parents
     identities: list[tuple[int, ...]] = []

@@ -1,4 +1,4 @@
-"""Write a result to the path that a person names: a file, a pipe, a device or an open descriptor."""
+"""Write a result to a path given by a user: a file, a pipe, a device or an open descriptor."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from vitdeploy.files.regular_file import kind_of
 from vitdeploy.system.polling import poll
 
 _STREAMS = ("pipe", "device")
-_MOST_LINKS = 40  # as Linux follows
+_MOST_LINKS = 40  # maximum depth in Linux
 _READER_SECONDS = 5.0  # for the process at the other end of a pipe to open it
 
 
 def check_writable(target: Path) -> None:
-    """Raise OutputError unless a file can be written there: one is made in its folder, and removed."""
+    """Raise OutputError unless the path is writable, tested by a temporary file in its folder."""
     try:
         descriptor = _descriptor(target)
         if descriptor is not None:
@@ -32,7 +32,7 @@ def check_writable(target: Path) -> None:
             return
         if kind is not None:
             raise OutputError(f"{target} cannot be written: it is a {kind}", where=target, hint="name another file")
-        folder = next(parent for parent in target.resolve().parents if parent.exists())  # at least the root
+        folder = next(parent for parent in target.resolve().parents if parent.exists())  # at least the root exists
         check_takes_files(folder)
     except (OSError, RuntimeError, ValueError) as exc:
         message = f"{target!s:.400} cannot be written: {_reason(exc)}"
@@ -42,11 +42,11 @@ def check_writable(target: Path) -> None:
 def write_output(target: Path, content: bytes) -> None:
     """Write a file atomically (`vitdeploy.files.atomic`), or into a pipe, a character device or an open descriptor.
 
-    The latter are /dev/stdout, /dev/fd/N and /proc/self/fd/N, with whatever they lead to. Any other path is replaced
-    whole or not at all, below /dev as elsewhere. A pipe that nobody reads is waited for `_READER_SECONDS`.
+    Descriptors are /dev/stdout, /dev/fd/N and /proc/self/fd/N, whatever they lead to. Any other path is replaced
+    atomically, also below /dev. A pipe without a reader times out after `_READER_SECONDS`.
 
     Raises:
-        OutputError: If it cannot be written; a file that was there before is untouched.
+        OutputError: If it cannot be written; an existing file is unchanged.
     """
     try:
         descriptor = _descriptor(target)
@@ -70,21 +70,21 @@ def write_output(target: Path, content: bytes) -> None:
 
 
 def is_stream(path: Path) -> bool:
-    """Whether `write_output` would write into a pipe, a device or an open descriptor."""
+    """True if `write_output` would write into a pipe, a device or an open descriptor."""
     return _descriptor(path) is not None or _kind(path) in _STREAMS
 
 
 def standard_output_file() -> str | None:
-    """The path of standard output where that goes into a file, which another output must not replace."""
+    """The path of standard output if it is a file, which another output must not replace."""
     try:
         is_file = sys.stdout is not None and stat.S_ISREG(os.fstat(sys.stdout.fileno()).st_mode)
-    except (OSError, ValueError):  # there is none, or another program's object stands for it
+    except (OSError, ValueError):  # closed, or replaced by another program's object
         return None
     return "/dev/stdout" if is_file and Path("/dev/stdout").exists() else None
 
 
 def _open_stream(target: Path) -> int:
-    """Open a pipe or a device to write, when a process reads it."""
+    """Open a pipe or a device for writing, once a process reads it."""
 
     def attempt() -> int | None:
         try:
@@ -102,15 +102,15 @@ def _open_stream(target: Path) -> int:
 
 
 def _check_open(descriptor: int) -> None:
-    """Raise OSError unless it is an open file that can be written to."""
-    import fcntl  # the systems that have such paths have it
+    """Raise OSError unless it is an open, writable file."""
+    import fcntl  # systems with such paths have it
 
     if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
         raise OSError(errno.EBADF, "it is open for reading only")
 
 
 def _descriptor(target: Path) -> int | None:
-    """The number of the open file that a path such as /dev/stdout stands for."""
+    """Number of the open file behind a path such as /dev/stdout."""
     path = target
     for _ in range(_MOST_LINKS):
         path = path.parent.resolve() / path.name
@@ -124,13 +124,13 @@ def _descriptor(target: Path) -> int | None:
 
 
 def _standard_output(descriptor: int) -> BinaryIO | None:
-    """The program's own standard output, where that is the descriptor: it is for it to say what becomes of failures."""
+    """Python's standard output, if the descriptor is its: it handles its own failures."""
     try:
         if sys.stdout.fileno() != descriptor:
             return None
         sys.stdout.flush()
         return sys.stdout.buffer
-    except (AttributeError, OSError, ValueError):  # there is none, or another object stands for it
+    except (AttributeError, OSError, ValueError):  # closed, or replaced by another object
         return None
 
 
@@ -139,7 +139,7 @@ def _reason(exc: Exception) -> str:
 
 
 def _kind(path: Path) -> str | None:
-    """The kind of a path that is no regular file; None for a regular file, or where nothing is."""
+    """Kind of a path that is not a regular file; None for a regular file or nothing."""
     try:
         return kind_of(path.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):

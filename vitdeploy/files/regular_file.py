@@ -1,4 +1,4 @@
-"""Open files that end: a pipe or a device is refused at once, and a file that is too large before it is read."""
+"""Open only finite files: pipes and devices are refused at once, and too large files before they are read."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import BinaryIO
 
 from vitdeploy.system.exhaustion import check_exhaustion
 
-# Of a file of JSON, TOML or CSV, which takes up to 40 times its bytes in memory once it is parsed. The index of a
-# checkpoint of 10,000 tensors has 1 MB.
+# For a JSON, TOML or CSV file, which takes up to 40 times its size in memory once parsed. The index of a checkpoint
+# with 10,000 tensors has 1 MB.
 MOST_TEXT_BYTES = 16 * 1024**2
-MOST_IMAGE_BYTES = 1 << 30  # of an encoded image; pixels have a limit of their own
+MOST_IMAGE_BYTES = 1 << 30  # for an encoded image; pixels have their own limit
 _KINDS = {
     stat.S_IFREG: None,
     stat.S_IFDIR: "folder",
@@ -27,22 +27,22 @@ class NotRegularError(OSError):
 
 
 class TooLargeError(OSError):
-    """The file has more bytes than its reader takes."""
+    """The file is larger than its reader's limit."""
 
 
 def open_regular(path: str | os.PathLike[str], most_bytes: int | None = None) -> BinaryIO:
-    """Open a file to read, without waiting: the open of a pipe that nobody writes to would never return.
+    """Open a file for reading without waiting: opening a pipe without a writer would block forever.
 
     Raises:
         NotRegularError: If it is a pipe, a device or a socket.
-        TooLargeError: If it has more than `most_bytes` now.
-        OSError: If it cannot be opened; a folder is an IsADirectoryError.
-        ExhaustedError: If too many files are open, which says nothing of this one.
+        TooLargeError: If it currently has more than `most_bytes`.
+        OSError: If it cannot be opened; IsADirectoryError for a folder.
+        ExhaustedError: If too many files are open, for any reason.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except OSError as exc:
-        if exc.errno != errno.EAGAIN:  # which is no want of threads here, but a lease that another process holds
+        if exc.errno != errno.EAGAIN:  # not a lack of threads here, but a lease held by another process
             check_exhaustion(exc, f"opening {path}")
         raise
     try:
@@ -62,7 +62,7 @@ def open_regular(path: str | os.PathLike[str], most_bytes: int | None = None) ->
 
 
 def read_regular(path: str | os.PathLike[str], most_bytes: int = MOST_TEXT_BYTES) -> bytes:
-    """The content of a file, or TooLargeError where it has more than `most_bytes`; other errors as `open_regular`."""
+    """Content of a file; TooLargeError if it has more than `most_bytes`; other errors as `open_regular`."""
     with open_regular(path, most_bytes) as file:
         content = file.read(most_bytes + 1)  # it may have grown meanwhile
     if len(content) > most_bytes:
@@ -71,7 +71,7 @@ def read_regular(path: str | os.PathLike[str], most_bytes: int = MOST_TEXT_BYTES
 
 
 def kind_of(mode: int) -> str | None:
-    """The kind of a path by its mode (`stat`); None for a regular file."""
+    """Kind of a path, from its `stat` mode; None for a regular file."""
     return _KINDS.get(stat.S_IFMT(mode), "socket")
 
 

@@ -1,4 +1,4 @@
-"""The user's folder for what can be made again."""
+"""The user's cache folder."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def user_cache() -> Path | None:
-    """`VITDEPLOY_CACHE`, or "vitdeploy" in the system's folder for such files; None for a user without home.
+    """`VITDEPLOY_CACHE`, or "vitdeploy" in the system's cache folder; None for a user without a home folder.
 
-    XDG_CACHE_HOME and the home count where they are absolute, as the XDG base directory specification wants: from
-    another working directory, a relative one would be another folder.
+    XDG_CACHE_HOME and the home folder are ignored unless absolute, as the XDG base directory specification requires: a
+    relative path would depend on the working directory.
     """
     named = os.environ.get("VITDEPLOY_CACHE")
     if named:
@@ -21,6 +21,6 @@ def user_cache() -> Path | None:
             return system / "vitdeploy"
     try:
         home = Path.home()
-    except RuntimeError:  # no HOME, and no entry in the system's list of users, as in many containers
+    except RuntimeError:  # neither HOME nor an entry in the user database, as in many containers
         return None
     return home / ".cache" / "vitdeploy" if home.is_absolute() else None

@@ -1,4 +1,4 @@
-"""Open an image, wherever it comes from, upright and with 8 bits: gray, RGB or RGBA."""
+"""Open an image from any source, upright and with 8 bits: gray, RGB or RGBA."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ ImageSource: TypeAlias = (
 )
 
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the latter two of BigTIFF
-# What Pillow's decoders are known to raise on a damaged file. A `Warning` is raised where warnings are errors.
+# Exceptions that Pillow's decoders are known to raise on a damaged file. A `Warning` is raised where warnings are
+# errors.
 _DECODER_ERRORS = (
     ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError, SyntaxError, TypeError, ValueError,
     Warning, struct.error,
@@ -37,22 +38,21 @@ _DECODER_ERRORS = (
 
 
 def open_image(source: ImageSource, *, mode: Mode = "RGB", name: str | None = None) -> Image.Image:
-    """Open an image as a model sees it: EXIF orientation applied, converted to 8 bits a channel.
+    """Open an image as a model sees it: EXIF orientation applied, 8 bits per channel.
 
-    The pixels are those of transformers' `load_image`, by Pillow's conversion to `mode`: for "L" its luma of a colour
-    image; for "RGB" the gray three times, transparency dropped and not blended; for "RGBA" an alpha of 255 where the
-    image has none. What a PNG file marks as transparent has an alpha of 0, but for gray of 2 or 4 bits and RGB of 16,
-    where Pillow does not find it. Of an animation the first frame is used. One thing differs: gray of more than 8 bits
-    keeps the 8 highest of the bits that the file states, where Pillow's conversion clips to white; see
-    `vitdeploy.images.sample_depth`. Only a file, or the image that `Image.open` gave, states them: a copy or a crop of
-    such an image, and one that was made in memory, counts as full 16 bits, so that 12 bits in it come out dark; pass
-    the file, or scale the values.
+    The pixels equal those of transformers' `load_image`, by Pillow's conversion to `mode`: "L" is the luma of a colour
+    image; "RGB" repeats gray three times, and drops transparency without blending; "RGBA" has an alpha of 255 if the
+    image has none. Colours that a PNG file marks as transparent have an alpha of 0, except gray of 2 or 4 bits and RGB
+    of 16, for which Pillow ignores it. The first frame of an animation is used. One thing differs: gray of more than 8
+    bits keeps the 8 highest of the file's stated bits, while Pillow's conversion clips to white; see
+    `vitdeploy.images.sample_depth`. Only a file, or an image from `Image.open`, states its depth: a copy, a crop and an
+    image made in memory count as full 16 bits, so that 12 bits become dark; pass the file, or scale the values.
 
     Args:
-        source: A path, an encoded image (bytes or a binary file object), a PIL image, or a uint8 array of shape (H, W),
-            (H, W, C) or (C, H, W) with C of 1 (gray), 3 (RGB) or 4 (RGBA).
-        mode: Of the result; see `vitdeploy.specs.MODES` for the one that a model takes.
-        name: Of the image in messages; by default its path.
+        source: Path, encoded image (bytes or a binary file object), PIL image, or uint8 array of shape (H, W), (H, W,
+            C) or (C, H, W) with C of 1 (gray), 3 (RGB) or 4 (RGBA).
+        mode: Mode of the result; see `vitdeploy.specs.MODES` for a model's.
+        name: Name of the image for messages. Default: its path.
 
     Returns:
         An image of that mode, independent of `source`.
@@ -69,13 +69,13 @@ def open_image(source: ImageSource, *, mode: Mode = "RGB", name: str | None = No
 def decode_image(
     source: ImageSource, mode: Mode, name: str, check_sides: Callable[[int, int], None] | None = None
 ) -> Image.Image:
-    """`open_image` for reading only: the image may share its memory with `source`.
+    """`open_image` for reading only: the image may share memory with `source`.
 
     Args:
         source: See `open_image`.
         mode: See `open_image`.
-        name: Of the image in messages.
-        check_sides: Called with the width and height in a file's header, before the limit of pixels is looked at.
+        name: Name of the image for messages.
+        check_sides: Called with the width and height in a file's header, before the pixel limit is checked.
     """
     if isinstance(source, np.ndarray):
         image = _from_array(source, name)
@@ -98,12 +98,12 @@ def decode_image(
 
 
 def image_name(source: ImageSource, default: str = "the image") -> str:
-    """The name of an image in messages: its path, quoted, where it has one."""
+    """Name of an image for messages: its quoted path, if any."""
     return repr(os.fspath(source)) if isinstance(source, (str, os.PathLike)) else default
 
 
 def _encoded(source: object, name: str) -> Any:
-    """A path or a binary file object, which `Image.open` takes."""
+    """A path or a binary file object for `Image.open`."""
     if isinstance(source, str) and ("://" in source or source.startswith("data:")):
         message, hint = f"{name} is a URL: {source[:80]!r}", "download it, and pass its path or bytes"
         raise UsageError(message, what=name.strip("'"), found=source, hint=hint)
@@ -121,11 +121,11 @@ def _encoded(source: object, name: str) -> Any:
 
 
 def _is_endless(path: str | os.PathLike[str]) -> bool:
-    """Whether reading might never end, as of a pipe or a device."""
+    """True if reading might never end, as for a pipe or a device."""
     try:
         mode = Path(path).stat().st_mode
     except (OSError, ValueError):
-        return False  # opening it says why
+        return False  # opening it reports the reason
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
@@ -154,23 +154,23 @@ def _from_array(array: NDArray[Any], name: str) -> Image.Image:
 
 
 def _converted(image: Image.Image, mode: Mode, origin: Image.Image, name: str) -> Image.Image:
-    """An image of that mode, which may be `image` itself; `origin` is the image as Pillow opened it."""
+    """An image in that mode, possibly `image` itself; `origin` is the image as opened by Pillow."""
     image = to_8_bits(image, origin, name)
     if image.mode == mode:
         return image
     if "transparency" in image.info and mode != "RGBA":
-        # It is dropped in any case; left there, Pillow warns for a palette with several transparent colours.
+        # Dropped in any case; otherwise Pillow warns for a palette with several transparent colours.
         image = image.copy()
         del image.info["transparency"]
-    if image.mode == "La":  # which Pillow converts to nothing else, as of a TIFF file with associated alpha
+    if image.mode == "La":  # the only conversion in Pillow, for example for a TIFF file with associated alpha
         image = image.convert("LA")
-    if image.mode == "LAB":  # which Pillow converts to colours alone
+    if image.mode == "LAB":  # Pillow converts it only to colours
         image = image.convert("RGB")
     return image.convert(mode)
 
 
 def _beginning(source: Any) -> bytes:
-    """The first bytes of a path or a file object; none where they cannot be read."""
+    """The first bytes of a path or a file object; empty if unreadable."""
     with contextlib.suppress(AttributeError, OSError, ValueError):
         if isinstance(source, (str, os.PathLike)):
             with Path(source).open("rb") as file:

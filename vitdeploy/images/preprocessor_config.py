@@ -1,4 +1,4 @@
-"""Parse the settings of a preprocessor_config.json, in every form that transformers has written."""
+"""Parse a preprocessor_config.json in every form that transformers has written."""
 
 from __future__ import annotations
 
@@ -13,54 +13,54 @@ from vitdeploy.specs import MODES
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """An exact size in pixels, whatever the image's aspect ratio."""
+    """An exact size in pixels, for any aspect ratio."""
 
     height: int
     width: int
 
     def of(self, image_height: int, image_width: int) -> tuple[int, int]:  # noqa: ARG002  # as in ShortestEdge
-        """(H, W) that an image is resized to."""
+        """(H, W) after the resize."""
         return self.height, self.width
 
 
 @dataclasses.dataclass(frozen=True)
 class ShortestEdge:
-    """The length in pixels of an image's shorter edge; the aspect ratio stays, the longer edge is rounded down."""
+    """Length in pixels of the shorter edge; the aspect ratio is kept, and the longer edge is rounded down."""
 
     shortest_edge: int
 
     def of(self, image_height: int, image_width: int) -> tuple[int, int]:
-        """(H, W) that an image is resized to."""
+        """(H, W) after the resize."""
         short, long = sorted((image_height, image_width))
         longest_edge = int(self.shortest_edge * long / short)
         return (longest_edge, self.shortest_edge) if image_width <= image_height else (self.shortest_edge, longest_edge)
 
 
-FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}  # as Pillow numbers them
+FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}  # Pillow's numbers
 _USUAL_CHANNELS = 3
-_USUAL_STATISTICS = (0.5, 0.5, 0.5)  # of the classes that name no others
-_MOST = 1e30  # far from what float32 holds at most, so that no result of it is infinite
+_USUAL_STATISTICS = (0.5, 0.5, 0.5)  # for the classes that name no others
+_MOST = 1e30  # far below float32's largest value, so that no result is infinite
 
 
 def read_setting(key: str, value: object) -> Any:
-    """Read a value of a preprocessor_config.json as a field of ImageProcessor has it; InputError if it is not valid."""
+    """Parse one value of a preprocessor_config.json as a field of ImageProcessor; InputError if it is invalid."""
     return _VALUES[key][0](key, value)
 
 
 def parse(config: Mapping[str, Any], num_channels: int | None = None) -> dict[str, Any]:
-    """Read the settings into the fields of ImageProcessor, those that are not its defaults.
+    """Parse the settings into fields of ImageProcessor, without its defaults.
 
-    As in transformers, absent keys have the class's defaults, a step (`do_...`) that is null is off, and keys of other
-    classes mean nothing; but a step that is on and not implemented is an error, and so is code of the checkpoint's own.
-    One number as mean or standard deviation is for every channel, and a list has to be as long as there are channels.
+    As in transformers, absent keys have the class's defaults, a null step (`do_...`) is off, and other classes' keys
+    are ignored; but an enabled step that is not implemented is an error, and so is custom code in the checkpoint. A
+    single mean or standard deviation applies to every channel; a list needs one number per channel.
 
     Args:
         config: The settings.
-        num_channels: Of the model; by default as many as there are means, and 3 where one number is for all.
+        num_channels: The model's channels. Default: the number of means, or 3 for a single mean.
 
     Raises:
-        InputError: If the class is unknown, a value is not valid, a step is not implemented, or there is another number
-            of means than of channels.
+        InputError: If the class is unknown, a value is invalid, a step is not implemented, or the numbers of means and
+            channels differ.
     """
     settings = complete(config)
     kind = settings["image_processor_type"]
@@ -86,7 +86,7 @@ def parse(config: Mapping[str, Any], num_channels: int | None = None) -> dict[st
 
 
 def complete(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with their class's name and defaults where they have none, unread otherwise.
+    """The settings with their class's name and defaults filled in, otherwise unparsed.
 
     Raises:
         InputError: If the class is unknown, or the settings are nested as in a processor_config.json.
@@ -102,11 +102,11 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _statistics(values: Mapping[str, Any], num_channels: int | None, used: bool) -> dict[str, tuple[float, ...]]:
-    """`image_mean` and `image_std` with a number for each channel."""
+    """`image_mean` and `image_std` with a number per channel."""
     given = {key: values.get(key, _USUAL_STATISTICS) for key in ("image_mean", "image_std")}
     lists = [value for value in given.values() if isinstance(value, tuple)]
     count = num_channels or next(map(len, lists), _USUAL_CHANNELS)
-    if not used and any(len(value) != count for value in lists):  # it matters to nobody
+    if not used and any(len(value) != count for value in lists):  # unused
         return dict.fromkeys(given, (_USUAL_STATISTICS[0],) * count)
     for key, value in given.items():
         if isinstance(value, tuple) and len(value) != count:
@@ -122,7 +122,7 @@ def _statistics(values: Mapping[str, Any], num_channels: int | None, used: bool)
 
 
 def class_name(config: Mapping[str, Any]) -> object:
-    """The class that settings name; as in transformers, one of feature extractors counts where no code is named."""
+    """The class named in the settings; as in transformers, a feature extractor's without custom code."""
     name, code = config.get("image_processor_type"), config.get("auto_map") or {}
     if name is None and not (isinstance(code, Mapping) and "AutoImageProcessor" in code):
         name = config.get("feature_extractor_type")
@@ -147,7 +147,7 @@ def _number(key: str, value: object) -> float:
 
 
 def _channels(key: str, value: object) -> float | tuple[float, ...]:
-    """Read one number for all channels, or one a channel."""
+    """Parse one number for all channels, or one per channel."""
     if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
         return _number(key, value)
     if len(value) not in MODES:
@@ -180,7 +180,7 @@ def _size(key: str, value: object) -> Size | ShortestEdge:
 
 
 def _exact_size(key: str, value: object) -> Size:
-    """Read 224, [224, 224] or {"height": 224, "width": 224}."""
+    """Parse 224, [224, 224] or {"height": 224, "width": 224}."""
     if isinstance(value, Mapping):
         if set(value) != {"height", "width"}:
             raise _refusal(key, value, "an object of 'height' and 'width' (or, as size, 'shortest_edge')")
@@ -189,7 +189,7 @@ def _exact_size(key: str, value: object) -> Size:
     return Size(_edge(key, height), _edge(key, width))
 
 
-# How a setting is read, and the step that uses it: where that is off, the value may be null.
+# Parser of each setting, and the step that uses it: if that is off, the value may be null.
 _VALUES: dict[str, tuple[Callable[[str, object], Any], str]] = {
     "size": (_size, "do_resize"),
     "resample": (_resample, "do_resize"),
@@ -202,7 +202,7 @@ _VALUES: dict[str, tuple[Callable[[str, object], Any], str]] = {
 
 STEP_OF = {key: step for key, (_, step) in _VALUES.items()}
 
-# The steps of ViTImageProcessor, and where the other classes of transformers differ.
+# The steps of ViTImageProcessor, and the differences of transformers' other classes.
 _STEPS = {"do_convert_rgb": False, "do_resize": True, "do_center_crop": False, "do_rescale": True, "do_normalize": True}
 _CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
     "ViTImageProcessor": {},
@@ -220,7 +220,7 @@ _CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 
-# Every key that transformers 4 and 5 write, but for other steps (`do_...`), which must be off.
+# Every key that transformers 4 and 5 write, except other steps (`do_...`), which must be off.
 _CLASS_KEYS = frozenset({"image_processor_type", "feature_extractor_type"})
 APPLIED = frozenset({*_CLASS_KEYS, "default_to_square", *_STEPS, *_VALUES})
 REFUSED = frozenset({"auto_map", "do_pad"})  # unless they are null, false or empty
@@ -231,15 +231,15 @@ WITHOUT_EFFECT = frozenset(
             "reduce_labels",
             "pad_size",
             "image_seq_length",
-        ),  # of label maps, a batch's padding, text
-        *("data_format", "input_data_format", "return_tensors", "device", "disable_grouping"),  # what a call is given
-        *("processor_class", "_processor_class", "_auto_class", "model_input_names"),  # how transformers finds classes
+        ),  # for label maps, batch padding, text
+        *("data_format", "input_data_format", "return_tensors", "device", "disable_grouping"),  # call arguments
+        *("processor_class", "_processor_class", "_auto_class", "model_input_names"),  # for transformers' class lookup
         *("_valid_processor_keys", "_valid_kwargs_names"),
     }
 )
 KNOWN = APPLIED | REFUSED | WITHOUT_EFFECT
 
-# The class of each family's processor, for the oldest files, which do not name it. As in transformers, whose table
+# Processor class of each family, for the oldest files, which do not name it. As in transformers, whose table
 # (IMAGE_PROCESSOR_MAPPING) has none for dinov2_with_registers: such a file is refused.
 CLASS_OF_MODEL = {
     "vit": "ViTImageProcessor",

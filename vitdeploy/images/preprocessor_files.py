@@ -1,4 +1,4 @@
-"""Find the settings of an image processor in the files of a model folder."""
+"""Find an image processor's settings in the files of a model folder."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _USUAL_CHANNELS = 3
 
 
 def find_settings(folder: Path, files: Mapping[str, bytes]) -> tuple[dict[str, Any], Path] | None:
-    """A model folder's settings, and the file that holds them; None where there are none.
+    """A model folder's settings and their file; None without any.
 
-    As transformers' AutoImageProcessor does: a processor_config.json that nests the settings goes first, and a file
-    that does not name its class has the one that config.json names, or else that of config.json's model.
+    As in transformers' AutoImageProcessor, a processor_config.json with nested settings takes precedence, and a file
+    without a class name has config.json's, or else that of config.json's model.
 
     Args:
         files: See `read_files`.
@@ -53,21 +53,21 @@ def find_settings(folder: Path, files: Mapping[str, bytes]) -> tuple[dict[str, A
 
 
 def read_files(folder: Path) -> dict[str, bytes]:
-    """The content of a folder's files on its image processor, by name; InputError if one cannot be read."""
+    """Content of a folder's image processor files, by name; InputError if one cannot be read."""
     names = [name for name in PROCESSOR_CONFIGS if os.path.lexists(folder / name)]  # a broken link is not absent
     names += [_MODEL_FILE] if (folder / _MODEL_FILE).is_file() else []
     return {name: _content(folder / name) for name in names}
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """Read settings, nested in a processor_config.json; InputError if the file cannot be read or is not JSON."""
+    """Read settings, possibly nested in a processor_config.json; InputError if the file is unreadable or not JSON."""
     content = _parse(path, _content(path))
     settings = content.get("image_processor") if path.name == NESTED_FILE else None
     return content if settings is None else _object(settings, path)
 
 
 def channels_of_model(folder: Path, files: Mapping[str, bytes]) -> int | None:
-    """The number of channels that the model of a folder takes; None where there is no config.json of a model.
+    """Number of channels of a folder's model; None without a model's config.json.
 
     Raises:
         InputError: If the file is not JSON, or the number is not 1, 3 or 4.
@@ -84,7 +84,7 @@ def channels_of_model(folder: Path, files: Mapping[str, bytes]) -> int | None:
 
 
 def note_unknown_settings(files: Mapping[str, bytes]) -> None:
-    """Log the keys that the classes do not have in transformers, which have no effect there or here."""
+    """Log keys that the classes do not have in transformers; they have no effect there or here."""
     for name, content in files.items():
         settings = json.loads(content)
         settings = settings.get("image_processor") if name == NESTED_FILE else settings

@@ -1,4 +1,4 @@
-"""Turn images into a Vision Transformer's input, bit for bit as transformers' PIL backend does."""
+"""Preprocess images for a Vision Transformer, bit-exact with transformers' PIL backend."""
 
 from __future__ import annotations
 
@@ -31,20 +31,19 @@ CropRounding = Literal["floor", "half_even"]
 
 @dataclasses.dataclass(frozen=True)
 class ImageProcessor:
-    """Images -> (N, C, H, W) float32: decode, resize, center-crop, rescale, normalise.
+    """Preprocess images to (N, C, H, W) float32: decode, resize, center-crop, rescale, normalize.
 
-    The fields are the keys of `preprocessor_config.json`, and their defaults those of ViTImageProcessor. The number of
-    means is that of the channels, C, also where `do_normalize` is off: 1 (images are opened as gray), 3 (RGB) or 4
-    (RGBA).
+    The fields are the keys of `preprocessor_config.json`, with ViTImageProcessor's defaults. The number of means is the
+    number of channels, C, even if `do_normalize` is off: 1 (images are opened as gray), 3 (RGB) or 4 (RGBA).
 
     Attributes:
-        image_processor_type: The transformers class whose file this is.
-        size: The size that images are resized to.
-        resample: The filter, as Pillow numbers it (2 bilinear, 3 bicubic).
-        crop_size: The center crop; an image that is smaller is padded with zeros, which are black.
-        crop_rounding: Where the crop begins when it cannot be centered: "floor" is transformers' PIL backend, and
-            "half_even" is torchvision's CenterCrop, which timm uses. A key of our own, absent where it is "floor".
-        do_convert_rgb: Kept for transformers. Here the number of channels decides (see `open_image`).
+        image_processor_type: Name of the transformers class.
+        size: Size after the resize.
+        resample: Filter, by Pillow's number (2 bilinear, 3 bicubic).
+        crop_size: Center crop; a smaller image is padded with zeros (black).
+        crop_rounding: Rounding of the crop's offset: "floor" as in transformers' PIL backend, or "half_even" as in
+            torchvision's CenterCrop, which timm uses. A vitdeploy key, written only if not "floor".
+        do_convert_rgb: Kept for transformers. Here the number of channels determines the mode (see `open_image`).
     """
 
     image_processor_type: str = "ViTImageProcessor"
@@ -82,18 +81,18 @@ class ImageProcessor:
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str], *, num_channels: int | None = None) -> ImageProcessor:
-        """Read a model folder's preprocessor_config.json, or processor_config.json where that holds the settings.
+        """Read a model folder's preprocessor_config.json, or processor_config.json if that has the settings.
 
-        The number of channels is by default that of the config.json in the folder.
+        The default number of channels is that in the folder's config.json.
 
         Raises:
-            InputError: If there is no such file, or it asks for something that cannot be done exactly.
+            InputError: If there is no such file, or it requires something that cannot be done exactly.
         """
         return cls.from_files(Path(folder), read_files(Path(folder)), num_channels=num_channels)
 
     @classmethod
     def from_files(cls, folder: Path, files: Mapping[str, bytes], *, num_channels: int | None = None) -> ImageProcessor:
-        """`from_pretrained`, of files that `vitdeploy.images.preprocessor_files.read_files` has read."""
+        """`from_pretrained` with files from `vitdeploy.images.preprocessor_files.read_files`."""
         found = find_settings(folder, files)
         if found is None:
             message = f"{folder} has no image processor: {SETTINGS_FILE} not found, nor one in {NESTED_FILE}"
@@ -108,15 +107,15 @@ class ImageProcessor:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any], *, num_channels: int | None = None) -> ImageProcessor:
-        """Read the content of a preprocessor_config.json; see `preprocessor_config.parse` for its rules.
+        """Parse the content of a preprocessor_config.json; see `preprocessor_config.parse` for its rules.
 
         Args:
-            config: The content.
-            num_channels: Of the model; by default as many as there are means, and 3 where one number is for all.
+            config: Content of the file.
+            num_channels: The model's channels. Default: the number of means, or 3 for a single mean.
 
         Raises:
-            InputError: If the class is unknown, a value is not valid, a step is not implemented, or there is another
-                number of means than of channels.
+            InputError: If the class is unknown, a value is invalid, a step is not implemented, or the numbers of means
+                and channels differ.
         """
         fields = parse(config, num_channels)
         try:
@@ -125,10 +124,10 @@ class ImageProcessor:
             raise exc.as_type(InputError) from exc
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of a preprocessor_config.json for transformers and for `from_dict`."""
+        """The content of a preprocessor_config.json, for transformers and `from_dict`."""
         fields = dataclasses.asdict(self)
         if self.crop_rounding == "floor":
-            del fields["crop_rounding"]  # the files of other models are those of transformers, key for key
+            del fields["crop_rounding"]  # files of other models have exactly transformers' keys
         return {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in fields.items()
@@ -137,17 +136,17 @@ class ImageProcessor:
 
     @property
     def num_channels(self) -> int:
-        """The channels of the output."""
+        """Number of output channels."""
         return len(self.image_mean)
 
     @property
     def mode(self) -> Mode:
-        """Pillow's mode that images are opened in."""
+        """Pillow's mode for opening images."""
         return MODES[self.num_channels]
 
     @property
     def output_size(self) -> tuple[int, int] | None:
-        """(H, W) of the output, or None where it depends on the image."""
+        """Output (H, W), or None if it depends on the image."""
         if self._crop:
             return self._crop.height, self._crop.width
         if self.do_resize and isinstance(self.size, Size):
@@ -155,10 +154,10 @@ class ImageProcessor:
         return None
 
     def resized(self, height: int, width: int) -> ImageProcessor:
-        """The same processor for images of another size.
+        """The same processor with another output size.
 
-        A center crop keeps its share of the image that it is cut from: no side of that image is shorter than the
-        crop's where none was before.
+        A center crop keeps its share of the resized image: no side of that becomes shorter than the crop unless one
+        already was.
         """
         if self._crop is None:
             return dataclasses.replace(self, do_resize=True, size=Size(height, width))
@@ -172,13 +171,13 @@ class ImageProcessor:
 
     @property
     def scale(self) -> NDArray[np.float64]:
-        """The factor for the bytes of each channel, (C,), before `offset` is added."""
+        """Factor per channel for bytes, (C,), before `offset` is added."""
         std = self.image_std if self.do_normalize else (1,) * self.num_channels
         return self._rescale / np.array(std)
 
     @property
     def offset(self) -> NDArray[np.float64]:
-        """See `scale`; (C,)."""
+        """Offset per channel, (C,); see `scale`."""
         offset: NDArray[np.float64] = np.array(self.image_mean) / -np.array(self.image_std)
         return offset if self.do_normalize else np.zeros_like(offset)
 
@@ -193,14 +192,15 @@ class ImageProcessor:
         """Read and preprocess one image or a batch.
 
         Args:
-            images: One image or a sequence of them; see `open_image`. An array with four axes is a batch.
-            pixels: The format that the model takes; one that takes bytes does the remaining steps itself.
-            threads: Images that are decoded at a time; by default one a CPU that the process's affinity and cgroup
-                quota allow, as they were at most a second ago.
-            first_index: The index of the first image, in messages about images without a path.
+            images: One image or a sequence of images; see `open_image`. An array with four axes is a batch.
+            pixels: Output format; a model that takes bytes does the remaining steps itself.
+            threads: Images decoded concurrently. Default: one per CPU within the process's affinity and cgroup quota,
+                cached for up to a second.
+            first_index: Index of the first image, for messages about images without a path.
 
         Returns:
-            (N, C, H, W) float32, contiguous, or what `pixels` says. The number of threads does not change a bit of it.
+            (N, C, H, W) float32, contiguous, or the format of `pixels`. The result does not depend on the number of
+            threads.
 
         Raises:
             ImageError: If an image cannot be read; the message names it.
@@ -221,10 +221,10 @@ class ImageProcessor:
             return self._batch(pool.map(read, sources, names), len(sources), pixels)
 
     def _decoded(self, source: ImageSource, name: str) -> NDArray[np.uint8]:
-        """An image as it is in its file -> (H, W, C)."""
+        """An image as in its file -> (H, W, C)."""
 
         def check_sides(width: int, height: int) -> None:
-            """Refuse sides that are too long, also if the file's orientation turns them."""
+            """Refuse sides that are too long, even if the file's orientation swaps them."""
             problems = [
                 embedded_side_problem(self._embedded_sides(*sides)) for sides in ((height, width), (width, height))
             ]
@@ -238,7 +238,7 @@ class ImageProcessor:
         return _array(image)
 
     def embedded_problem(self, count: int, height: int, width: int) -> str | None:
-        """Say why a graph that does the same cannot take `count` decoded images of a size; None where it can."""
+        """Reason why a graph that does the same cannot take `count` decoded images of this size; None if it can."""
         return embedded_problem(count, self.num_channels, self._embedded_sides(height, width))
 
     def _embedded_sides(self, height: int, width: int) -> tuple[EmbeddedSide, EmbeddedSide]:
@@ -261,7 +261,7 @@ class ImageProcessor:
         return _array(image)
 
     def _batch(self, images: Iterator[NDArray[np.uint8]], count: int, pixels: PixelFormat) -> NDArray[Any]:
-        """One array of `count` images of (H, W, C) as they come, rescaled and normalised where that is asked for."""
+        """One array of `count` images (H, W, C), rescaled and normalized if requested."""
         first = next(images)
         normalized = pixels.stage is PixelStage.NORMALIZED
         tables = self._tables.astype(pixels.dtype, copy=False) if normalized else ()
@@ -290,7 +290,7 @@ class ImageProcessor:
 
     @functools.cached_property
     def _tables(self) -> NDArray[np.float32]:
-        """The value of every byte in every channel, (C, 256): a look-up instead of arithmetic, to the same bit."""
+        """The value of every byte in every channel, (C, 256): a look-up instead of arithmetic, bit-exact."""
         values = np.arange(256, dtype=np.float64) * self._rescale
         tables = np.tile(values.astype(np.float32), (self.num_channels, 1))
         if self.do_normalize:
@@ -300,7 +300,7 @@ class ImageProcessor:
 
 
 def as_batch(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
-    """The images of a batch, or the one image that is no batch. An array with four axes is a batch."""
+    """The images of a batch, or the single image that is not a batch. An array with four axes is a batch."""
     if isinstance(images, np.ndarray) and images.ndim == 4:
         return list(images)
     if isinstance(images, Sequence) and not isinstance(images, (str, bytes, bytearray, memoryview)):
@@ -315,9 +315,9 @@ def _array(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _crop_offset(length: int, crop: int, rounding: CropRounding) -> int:
-    """Where a crop begins; negative where it is longer than the image, by the pixels that are padded before it.
+    """Offset of a crop; negative, by the padding before it, if the crop is longer than the image.
 
-    torchvision rounds half a pixel to the even pixel when it crops, and pads the odd pixel after the image.
+    torchvision rounds half a pixel to even when it crops, and pads the odd pixel after the image.
     """
     if rounding == "floor":
         return (length - crop) // 2

@@ -1,4 +1,4 @@
-"""Options of the image processor: another one than the checkpoint's, and single settings."""
+"""Options of the image processor: a replacement for the checkpoint's, and single settings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vitdeploy.system.option_fields import described, option
 
 
 def _read_number(text: str) -> float:
-    """A number, or a fraction such as 1/255."""
+    """Parse a number, or a fraction such as 1/255."""
     numerator, slash, denominator = text.partition("/")
     try:
         number = float(numerator) / float(denominator) if slash else float(text)
@@ -49,14 +49,14 @@ def _read_resize(text: str) -> Any:
 @described
 @dataclasses.dataclass(frozen=True)
 class ProcessorOptions:
-    """Where the image processor comes from, and settings that replace single ones of it.
+    """The source of the image processor, and settings that override it.
 
-    Settings have the names of a preprocessor_config.json. Without a processor to replace settings of, they define one:
+    Settings have the names of a preprocessor_config.json. Without a processor to override, they define one:
     `image_mean`, `image_std`, `resample` and `size` (or the export's image size) are then required. There is no center
-    crop unless `crop_size` is given, and `rescale_factor` is 1/255, the default of every class of transformers.
+    crop unless `crop_size` is given, and `rescale_factor` is 1/255, the default of every transformers class.
 
     Raises:
-        UsageError: If an option is wrong.
+        UsageError: If an option is invalid.
     """
 
     source: str | os.PathLike[str] | None = option(
@@ -128,15 +128,15 @@ class ProcessorOptions:
 
     @property
     def settings(self) -> tuple[str, ...]:
-        """The names of the settings that are given."""
+        """Names of the given settings."""
         names = (field.name for field in dataclasses.fields(self) if field.name != "source")
         return tuple(name for name in names if getattr(self, name) is not None)
 
     def missing(self, *, sized: bool) -> tuple[str, ...]:
-        """The settings that these lack to define a processor.
+        """Settings that are missing to define a processor.
 
         Args:
-            sized: Whether an image size is given that stands for `size` where there is no crop.
+            sized: True if an image size is given, which replaces `size` without a crop.
         """
         required = ["image_mean", "image_std", "size", "resample"]
         if sized and self.crop_size in (None, False):
@@ -146,13 +146,13 @@ class ProcessorOptions:
         return tuple(name for name in required if getattr(self, name) is None)
 
     def replace_in(self, config: dict[str, Any]) -> dict[str, Any]:
-        """The content of a preprocessor_config.json with these settings.
+        """Override settings in the content of a preprocessor_config.json.
 
         Args:
-            config: The content, with the defaults of its class; see `preprocessor_config.complete`.
+            config: Content with its class's defaults; see `preprocessor_config.complete`.
 
         Raises:
-            UsageError: If a setting belongs to a step that is off, and the other settings of that step are not given.
+            UsageError: If a setting belongs to a step that is off, and the step's other settings are not given.
         """
         changed = dict(config)
         for step in dict.fromkeys(STEP_OF.values()):
@@ -162,7 +162,7 @@ class ProcessorOptions:
                 changed[step] = False
             elif given:
                 lacking = [name for name in names if name not in given]
-                if not config[step] and lacking:  # a step that is off is turned on by naming all of its settings
+                if not config[step] and lacking:  # a step that is off is enabled by all of its settings together
                     message = f"the image processor has {step} off, so {', '.join(given)} alone has no effect"
                     raise UsageError(message, what=next(iter(given)), hint=f"give {', '.join(lacking)} too")
                 changed |= {step: True, **{name: _plain(value) for name, value in given.items()}}
@@ -170,7 +170,7 @@ class ProcessorOptions:
 
 
 def _plain(value: Any) -> Any:
-    """A field of ImageProcessor as JSON has it."""
+    """A field of ImageProcessor as a JSON value."""
     if isinstance(value, (Size, ShortestEdge)):
         return dataclasses.asdict(value)
     return list(value) if isinstance(value, tuple) else value

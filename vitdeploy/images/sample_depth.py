@@ -1,4 +1,4 @@
-"""Bring gray of more than 8 bits to 8 by the depth that its file states, and refuse samples that Pillow misreads."""
+"""Convert gray of more than 8 bits to 8 by the file's stated depth, and refuse samples that Pillow misreads."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from PIL import Image
 
 from vitdeploy.images.formats import unreadable
 
-# Formats whose gray Pillow scales to 16 bits itself: PNG has no other depth, of PPM and PGM the maximum is divided by
-# (PpmImagePlugin), and JPEG 2000 is shifted (Jpeg2KDecode.c). None: an image that was made in memory, as copies and
-# crops are too: Pillow gives them neither the format nor the tags of their origin.
+# Formats whose gray Pillow scales to 16 bits itself: PNG has no other depth, PPM and PGM are divided by the maximum
+# (PpmImagePlugin), and JPEG 2000 is shifted (Jpeg2KDecode.c). None: an image made in memory, which includes copies and
+# crops: Pillow does not copy the format or the tags.
 _FULL_RANGE = (None, "PNG", "PPM", "JPEG2000")
 # TIFF 6.0's tags.
 _BITS_PER_SAMPLE, _COMPRESSION, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 258, 259, 262, 284, 339
@@ -18,11 +18,11 @@ _WHITE_IS_ZERO, _UNCOMPRESSED, _SEPARATE_PLANES, _SIGNED = 0, 1, 2, 2
 
 
 def check_samples(image: Image.Image, name: str) -> None:
-    """Refuse a TIFF file of samples that have no fixed range, or that Pillow reads as something else.
+    """Refuse a TIFF file with samples that have no fixed range, or that Pillow misreads.
 
     Raises:
-        ImageError: If samples are signed (Pillow reads those of 8 bits as unsigned), or have 16 bits in uncompressed
-            planes (of which Pillow 13 takes every byte for a sample).
+        ImageError: If samples are signed (Pillow reads 8-bit ones as unsigned), or have 16 bits in uncompressed planes
+            (Pillow 13 treats every byte as a sample).
     """
     if _SIGNED in _tag(image, _SAMPLE_FORMAT):
         hint = "scale them to 0..255 and save the image with 8 unsigned bits"
@@ -34,21 +34,21 @@ def check_samples(image: Image.Image, name: str) -> None:
 
 
 def to_8_bits(image: Image.Image, origin: Image.Image, name: str) -> Image.Image:
-    """Gray of 9 to 16 bits by its 8 highest bits, as mode "L" or, with a transparent level, "LA"; others as they are.
+    """Reduce gray of 9 to 16 bits to its 8 highest, in mode "L" or, with a transparent level, "LA"; keep others.
 
-    A TIFF file states its depth in BitsPerSample, and whether 0 is white in PhotometricInterpretation. Its
-    MaxSampleValue is not used: TIFF 6.0 has it for statistics, not for display. A PNG file's tRNS chunk states the one
-    level that is transparent, in all of its 16 bits.
+    A TIFF file has its depth in BitsPerSample, and PhotometricInterpretation says if 0 is white. Its MaxSampleValue is
+    not used: in TIFF 6.0 it is for statistics, not for display. A PNG file's tRNS chunk has the transparent level, with
+    all 16 bits.
 
     Args:
-        image: Of any mode.
-        origin: The image as Pillow opened it, which knows its file's format.
-        name: Of the image in messages.
+        image: Image of any mode.
+        origin: Image as opened by Pillow, with its file's format.
+        name: Name of the image for messages.
 
     Raises:
-        ImageError: If the range of the pixels is not known.
+        ImageError: If the range of the pixels is unknown.
     """
-    of_file = image.mode == "I" and origin.format in ("PNG", "PPM")  # 16 bits of these, in some versions of Pillow
+    of_file = image.mode == "I" and origin.format in ("PNG", "PPM")  # in some versions of Pillow, these have 16 bits
     if not image.mode.startswith("I;16") and not of_file:
         if image.mode in ("I", "F"):
             problem = f"32-bit pixels (mode {image.mode!r}) have no fixed range"
@@ -63,7 +63,7 @@ def to_8_bits(image: Image.Image, origin: Image.Image, name: str) -> Image.Image
     values = np.asarray(image)  # (H, W)
     levels = np.empty(values.shape, np.uint8)
     np.right_shift(values, bits - 8, out=levels, casting="unsafe")
-    if _WHITE_IS_ZERO in _tag(origin, _PHOTOMETRIC):  # Pillow inverts up to 8 bits alone
+    if _WHITE_IS_ZERO in _tag(origin, _PHOTOMETRIC):  # Pillow inverts only up to 8 bits
         np.invert(levels, out=levels)
     gray, transparent = Image.fromarray(levels), image.info.get("transparency")
     if not isinstance(transparent, int):
@@ -72,6 +72,6 @@ def to_8_bits(image: Image.Image, origin: Image.Image, name: str) -> Image.Image
 
 
 def _tag(image: Image.Image, tag: int) -> tuple[int, ...]:
-    """The numbers of a tag of a TIFF file; none of other images."""
+    """The numbers in a TIFF tag; empty for other images."""
     value = getattr(image, "tag_v2", {}).get(tag, ()) if image.format == "TIFF" else ()
     return tuple(value) if isinstance(value, (tuple, list)) else (value,)

@@ -1,1 +1,1 @@
-"""Write bundles in the form that model servers load."""
+"""Write bundles in the formats of model servers."""

@@ -1,6 +1,6 @@
-"""Triton Inference Server's configuration of an artifact: a ModelConfig in protobuf's text format.
+"""Configuration of an artifact for Triton Inference Server: a ModelConfig in protobuf's text format.
 
-Fields and their rules are those of triton-inference-server/common, `protobuf/model_config.proto`.
+Fields and rules are from triton-inference-server/common, `protobuf/model_config.proto`.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 LABELS = "labels.txt"
 LABELED_OUTPUT = "logits"
-_SIZES = ("height", "width")  # of images, of which an engine has the ranges of its profiles
-_ANY_SIZE = 256  # to warm up with, of an axis that takes every size
+_SIZES = ("height", "width")  # images per batch; an engine has its profiles' ranges
+_ANY_SIZE = 256  # warm-up size of an axis of any size
 
 
 class TritonBackend(NamedTuple):
     """One of Triton's backends.
 
     Attributes:
-        name: Triton's name of it.
-        platform: Triton's name of what it runs.
-        model_file: The file that it opens in a version's folder.
+        name: Triton's backend name.
+        platform: Triton's platform name.
+        model_file: Model file in a version's folder.
     """
 
     name: str
@@ -38,7 +38,7 @@ class TritonBackend(NamedTuple):
     model_file: str
 
 
-# By an artifact's format.
+# By artifact format.
 TRITON_BACKENDS = {
     "onnx": TritonBackend("onnxruntime", "onnxruntime_onnx", "model.onnx"),
     "tensorrt": TritonBackend("tensorrt", "tensorrt_plan", "model.plan"),
@@ -54,7 +54,7 @@ _TYPES = {
 
 
 class _Word(str):
-    """A name of the schema, which is not quoted."""
+    """A keyword of the schema, written without quotes."""
 
     __slots__ = ()
 
@@ -80,32 +80,32 @@ def model_config(
 ) -> str:
     """The content of a `config.pbtxt`.
 
-    Requests are batched as they come, without delay. Each instance is warmed up at batch 1 and at the largest, with
-    zeros of the size that the artifact is fastest at.
+    Requests are batched on arrival, without delay. Each instance is warmed up at batch 1 and at the largest batch, with
+    zeros of the artifact's optimal size.
 
     Args:
-        artifact: What is to be served.
-        name: Of the model, and of its folder.
-        labeled: Whether the file `LABELS` names the classes of `LABELED_OUTPUT`.
-        max_batch_size: The most images that run together; by default the most that an engine takes, and of ONNX as many
-            as an engine takes by default.
-        device: "cpu" or "cuda"; by default "cuda" for an engine and in fp16, "cpu" for what was quantized for one, and
-            else the GPUs where the server has some.
+        artifact: Artifact to serve.
+        name: Name of the model and its folder.
+        labeled: True if the file `LABELS` has the class names of `LABELED_OUTPUT`.
+        max_batch_size: Largest batch size. Default: an engine's largest, and for ONNX the default largest of an engine.
+        device: "cpu" or "cuda". Default: "cuda" for an engine and for fp16, "cpu" for an artifact quantized for CPUs,
+            else the server's GPUs if it has any.
 
     Raises:
-        UsageError: Triton cannot serve it, or not so.
+        UsageError: If Triton cannot serve it, or not with these settings.
     """
     backend = triton_backend(artifact.format)
     _check_artifact(artifact)
     profiles = [read_range(text) for text in artifact.options.get("batch", ())]
     limit = _max_batch_size(artifact, profiles, max_batch_size)
-    # The one case for which Triton's documentation advises them. A batch of 1 is always to be had, and never preferred.
+    # The only case in which Triton's documentation recommends them. A batch of 1 is always allowed, and never
+    # preferred.
     optima = {profile.optimum for profile in profiles if 1 < profile.optimum <= limit}
     preferred = sorted(optima) if len(profiles) > 1 else []
     batching = {"preferred_batch_size": preferred} if preferred else {}
     group: dict[str, Any] = {"count": 1, "kind": _Word(_kind(artifact, device))}
     count = len(profiles) * max(len(artifact.options.get(axis, [0])) for axis in _SIZES)
-    if count > 1:  # of none that is named, Triton uses the first alone
+    if count > 1:  # without a named profile, Triton uses only the first
         group["profile"] = [str(index) for index in range(count)]
     config: dict[str, Any] = {
         "name": name,
@@ -167,7 +167,7 @@ def _max_batch_size(artifact: Artifact, profiles: list[AxisRange], asked: int | 
             f"{artifact.name} was built for batches of at most {largest}, got max_batch_size {limit}",
             what="max_batch_size", expected=largest, found=limit,
         )  # fmt: skip
-    # Triton knows no smallest batch: whatever waits, from one request up, is sent.
+    # Triton has no smallest batch: it sends whatever is waiting, from one request up.
     for size in range(1, limit + 1):
         if not any(size in profile for profile in profiles):
             raise UsageError(
@@ -204,7 +204,7 @@ def _tensor(spec: TensorSpec) -> dict[str, Any]:
 
 
 def _warmup(artifact: Artifact, size: int) -> dict[str, Any]:
-    """A sample of one image that Triton repeats; of zeros, since random bytes may be no numbers at all."""
+    """A sample of one image that Triton repeats; zeros, because random bytes may not be valid numbers."""
     inputs = []
     for spec in artifact.inputs:
         dims = [_usual(axis, artifact.axes) for axis in spec.shape[1:]]
@@ -220,7 +220,7 @@ def _usual(axis: int | str, axes: Mapping[str, AxisRange]) -> int:
 
 
 def _lines(message: Mapping[str, Any], indent: str = "") -> list[str]:
-    """A message in protobuf's text format, a field a line; a list of messages is a field that is repeated."""
+    """A message in protobuf's text format, a field per line; a list of messages is a repeated field."""
     lines = []
     for name, value in message.items():
         messages = value if isinstance(value, list) and value and isinstance(value[0], dict) else [value]
@@ -239,4 +239,4 @@ def _scalar(value: Any) -> str:
         return value
     if isinstance(value, str):
         return '"' + re.sub(r"[^ !#-\[\]-~]", lambda x: "".join(f"\\{byte:03o}" for byte in x[0].encode()), value) + '"'
-    return str(value).lower()  # whole numbers, true and false
+    return str(value).lower()  # integers and booleans

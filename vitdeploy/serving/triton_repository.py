@@ -1,4 +1,4 @@
-"""An artifact of a bundle in the layout that Triton Inference Server loads."""
+"""Write a bundle's artifact in Triton Inference Server's repository layout."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from vitdeploy.system.typed_lines import typed_line
 from vitdeploy.trt.options import EngineOptions
 
 CONFIG = "config.pbtxt"
-_VERSION = "1"  # of the model; Triton serves the largest
+_VERSION = "1"  # version of the model; Triton serves the largest
 _MADE = "# Made by vitdeploy"
 _BELOW = "of what is below"
 
@@ -45,10 +45,10 @@ class TritonModel:
     """A model in a repository.
 
     Attributes:
-        name: That clients ask for.
-        path: Its folder.
-        artifact: What it serves.
-        files: In the folder, the configuration first.
+        name: Name that clients use.
+        path: The model's folder.
+        artifact: Served artifact.
+        files: Files in the folder, the configuration first.
     """
 
     name: str
@@ -71,24 +71,24 @@ def write_triton_model(
     max_batch_size: int | None = None,
     device: str | None = None,
 ) -> TritonModel:
-    """Write `<repository>/<name>`: a `config.pbtxt`, the class names where there are some, and the model as version 1.
+    """Write `<repository>/<name>`: a `config.pbtxt`, class names if there are any, and the model as version 1.
 
-    The files are copies. A folder of that name is replaced, whole, if this function made it and nothing in it was
-    altered since. The same artifact and arguments give the same bytes.
+    The files are copies. An existing folder of that name is replaced if this function wrote it and nothing in it was
+    altered. The same artifact and arguments give the same bytes.
 
     Args:
-        bundle: The bundle; what is used of it is verified.
-        repository: The folder that Triton is given; it is made where there is none.
-        artifact: Such as "onnx-fp16"; by default the only one.
-        name: Of the model; by default the bundle's and the artifact's, such as "vit-onnx-fp16".
+        bundle: The bundle; the files in use are verified.
+        repository: Triton's model repository, created if missing.
+        artifact: Name, such as "onnx-fp16". Default: the only one.
+        name: Name of the model. Default: the bundle's and the artifact's, such as "vit-onnx-fp16".
         max_batch_size: See `vitdeploy.serving.triton_config.model_config`.
-        device: See there.
+        device: See `vitdeploy.serving.triton_config.model_config`.
 
     Raises:
-        BundleError: If there is no bundle, or a file of it was altered.
-        UsageError: Triton cannot serve the artifact, or an argument is wrong, or what is at that place
-            was not made by this function.
-        OutputError: If the model cannot be written; what was there is untouched.
+        BundleError: If there is no bundle, or one of its files was altered.
+        UsageError: If Triton cannot serve the artifact, an argument is invalid, or the existing folder was not written
+            by this function.
+        OutputError: If the model cannot be written; existing files are unchanged.
     """
     opened = Bundle.open(bundle)
     chosen = artifact_named(opened, artifact)
@@ -111,15 +111,15 @@ def write_triton_model(
     with contextlib.ExitStack() as stack:
         sources = stack.enter_context(opened.opened_artifact(chosen))
         with staged_folder(target) as staging:
-            # The configuration first: a server that polls refuses a folder that is not named as its model is.
+            # The configuration first: a polling server refuses a folder whose name differs from its model's.
             (staging / CONFIG).write_bytes((_header(digests, config) + config).encode())
             (staging / _VERSION).mkdir()
             for source, file in zip(sources, names, strict=True):
                 shutil.copyfile(source.handle, staging / file)
-            stack.close()  # which checks that the copies are of what was verified
+            stack.close()  # checks that the copies have the verified content
             if labels is not None:
                 (staging / LABELS).write_bytes(labels.encode())
-            synced = sync(staging)  # which may take long: not while others wait
+            synced = sync(staging)  # slow: before the lock is taken
             with locked(target.parent):
                 _check_target(target)
                 replace_folder(staging, target, synced)
@@ -135,22 +135,23 @@ def check_place(
     target: str | None = None,
     engine: EngineOptions | None = None,
 ) -> None:
-    """Whether an artifact that is to be made can have its model in a repository, as far as can be told before.
+    """Check before an export whether its artifact can be written to a repository.
 
     Args:
-        bundle: Where the artifact is to be; None where that is not known yet.
-        repository: The folder that Triton is given.
-        to: The artifact's format.
-        precision: Its precision.
-        target: Of int8 and fp8: what is to run the graph.
-        engine: What an engine is to be built for; None for the usual.
+        bundle: Future folder of the artifact; None if not yet known.
+        repository: Triton's model repository.
+        to: Format of the artifact.
+        precision: Precision of the artifact.
+        target: int8 and fp8: runtime the graph is built for.
+        engine: Build options of an engine; None for the defaults.
 
     Raises:
-        UsageError: Triton cannot serve such an artifact, or its name cannot be a model's, or what is at that place was
-            not made by `write_triton_model`, or the repository is no folder of models, or `bundle` no place for one.
+        UsageError: If Triton cannot serve such an artifact, its name is not a valid model name, the existing folder was
+            not written by `write_triton_model`, `repository` is not a folder of models, or `bundle` is not a valid path
+            for one.
     """
     options = (engine or EngineOptions()).to_dict() if EXPORTERS[to].made_from else {"target": target}
-    images = TensorSpec("", "float32", ("batch", 3))  # the exporters' own are batched along the first axis, too
+    images = TensorSpec("", "float32", ("batch", 3))  # the exporters' artifacts are batched along the first axis, too
     planned = Artifact(to, precision, (), (images,), (), PixelFormat(), {}, options, {}, {})
     model_config(planned, "", labeled=False)
     if bundle is not None:
@@ -161,13 +162,13 @@ def check_place(
 
 
 def check_labels_of(folder: str | os.PathLike[str], task: str | None) -> None:
-    """Whether Triton can have the class names of a local checkpoint, or of a bundle, that is to be exported.
+    """Check before an export whether Triton can use a local checkpoint's or bundle's class names.
 
-    What cannot be read is not judged: the export tells.
+    Unreadable files are ignored: the export reports them.
 
     Args:
-        folder: With the `config.json`.
-        task: That it is exported for; None for the one that it was made for.
+        folder: Folder with `config.json`.
+        task: Task of the export; None for the checkpoint's.
 
     Raises:
         UsageError: If a name is not one line of text.
@@ -192,7 +193,7 @@ def _checked_repository(repository: str | os.PathLike[str], bundle: Path) -> Pat
     try:
         place = Path(repository).resolve()
         wrong = (place / MANIFEST).exists() or (place.exists() and not place.is_dir())
-    except (OSError, RuntimeError, ValueError) as exc:  # a name too long, links in a circle, a null byte
+    except (OSError, RuntimeError, ValueError) as exc:  # a name too long, a loop of links, a null byte
         message = f"{str(repository)!r:.80} cannot be a folder: {exc}"
         raise UsageError(message, what="repository", found=repository) from exc
     if wrong:
@@ -214,7 +215,7 @@ def _check_name(name: str) -> None:
 
 
 def _labels(bundle: Bundle, artifact: Artifact) -> str | None:
-    """The content of the file of class names, by which Triton ranks outputs; None where nothing gives classes."""
+    """Content of the class name file, by which Triton ranks outputs; None without classes."""
     width = next((spec.shape[-1] for spec in artifact.outputs if spec.name == LABELED_OUTPUT), None)
     if bundle.manifest.task != Task.CLASSIFICATION or width is None:
         return None
@@ -241,14 +242,14 @@ def _check_labels(labels: Iterable[str]) -> None:
 
 
 def _model_files(artifact: Artifact) -> tuple[str, ...]:
-    """Where each file of an artifact goes; a model finds what lies beside it by its own name."""
+    """Target path of each file; a model finds files beside it by their names."""
     first, *others = (PurePosixPath(file.path) for file in artifact.files)
     beside = (other.relative_to(first.parent).as_posix() for other in others)
     return tuple(f"{_VERSION}/{name}" for name in (triton_backend(artifact.format).model_file, *beside))
 
 
 def _header(digests: Mapping[str, str], config: str) -> str:
-    """Comments that say what the folder holds, so that it can be told later whether something was altered."""
+    """Comments that record the folder's content, to detect later changes."""
     of_config = hashlib.sha256(config.encode()).hexdigest()
     lines = [f"{_MADE} {__version__}, which replaces this folder only if nothing in it was altered. SHA-256:"]
     lines += [f"# {digest} {name}" for name, digest in (*digests.items(), (_BELOW, of_config))]
@@ -256,7 +257,7 @@ def _header(digests: Mapping[str, str], config: str) -> str:
 
 
 def _check_target(target: Path) -> None:
-    """Raise UsageError unless a model may be written there: nothing is, or what was written before."""
+    """Raise UsageError unless a model may be written there: nothing exists, or an earlier model."""
     if target.is_symlink() or (target.exists() and not _is_made(target)):
         raise UsageError(
             f"{target} is not replaced, since vitdeploy did not write it as it is", what="name", where=target,

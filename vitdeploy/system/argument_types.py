@@ -1,4 +1,4 @@
-"""Refuse arguments and option values of a wrong type by their names, before anything runs."""
+"""Refuse arguments and option values of a wrong type, by name, before anything runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vitdeploy.errors import UsageError, shown
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_NUMBERS = {int: numbers.Integral, float: numbers.Real}  # those of numpy too
+_NUMBERS = {int: numbers.Integral, float: numbers.Real}  # numpy's too
 _WORDS = {
     bool: "True or False",
     int: "a whole number",
@@ -27,7 +27,7 @@ _WORDS = {
 
 
 def typed(function: F) -> F:
-    """Check the arguments of each call against the annotations; UsageError for the first that does not fit."""
+    """Check each call's arguments against the annotations; UsageError for the first that does not fit."""
     signature = inspect.signature(function)
 
     @functools.wraps(function)
@@ -47,12 +47,12 @@ def typed(function: F) -> F:
 
 @functools.cache
 def hints_of(annotated: Any) -> dict[str, Any]:
-    """The types that a function's or a class's annotations name."""
+    """Types in the annotations of a function or class."""
     return get_type_hints(annotated)
 
 
 def check_type(name: str, value: object, hint: Any, *, secret: bool = False) -> None:
-    """Raise UsageError unless the value fits the annotation; its message shows the type alone of a secret."""
+    """Raise UsageError unless the value fits the annotation; for a secret, the message has only its type."""
     if not _fits(value, hint):
         wrong = type(value) if secret else value
         expected = _in_words(hint)
@@ -76,7 +76,7 @@ def _fits(value: object, hint: Any) -> bool:
 
 
 def _in_words(hint: Any) -> str:
-    """Such as "a path or Quantization"."""
+    """The annotation as text, such as "a path or Quantization"."""
     parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     kinds = [get_origin(part) or part for part in parts if part is not type(None)]
     if os.PathLike in kinds and str in kinds:

@@ -1,8 +1,8 @@
-"""The CPUs that this process may use, and how many threads to start for them.
+"""CPUs available to this process, and the numbers of threads for them.
 
 Files are read as the Linux kernel documents them: proc_pid_cgroup(5), proc_pid_mountinfo(5), cgroup_namespaces(7),
 Documentation/admin-guide/cgroup-v2.rst (cpu.max), Documentation/scheduler/sched-bwc.rst (cpu.cfs_quota_us of version 1)
-and Documentation/admin-guide/cputopology.rst. A file that is absent, or that reads otherwise, limits nothing.
+and Documentation/admin-guide/cputopology.rst. A missing or malformed file means no limit.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from pathlib import PurePosixPath
 
 from vitdeploy.errors import UsageError
 
-INTRA_OP_VARIABLE = "ORT_INTRA_OP_NUM_THREADS"  # ONNX Runtime's own: new versions read it where they are given 0
+INTRA_OP_VARIABLE = "ORT_INTRA_OP_NUM_THREADS"  # ONNX Runtime's variable: new versions read it if they get 0
 MOST_THREADS = 1024
 _RECENT_S = 1.0
-_recent = threading.local()  # an affinity mask is a thread's
+_recent = threading.local()  # an affinity mask belongs to a thread
 
 
 @dataclasses.dataclass(frozen=True)
 class ThreadCount:
-    """A number of threads, and the reason for it."""
+    """A number of threads, with the reason."""
 
     count: int
     reason: str
@@ -41,14 +41,13 @@ class ThreadCount:
 
 @dataclasses.dataclass(frozen=True)
 class Cpus:
-    """The CPUs that the calling thread, and every thread that it starts, may use.
+    """CPUs available to the calling thread and to the threads that it starts.
 
     Attributes:
-        logical: Those in the affinity mask, which a cpuset limits too; the machine's where the system has no masks.
-        online: The machine's.
-        cores: The physical cores that `logical` are on: SMT siblings count once. None if unknown.
-        quota: CPU time per wall time, the lowest limit of the process's cgroup and of those above it. None for no
-            limit.
+        logical: CPUs in the affinity mask, which a cpuset limits too; the machine's on systems without masks.
+        online: CPUs of the machine.
+        cores: Physical cores of `logical`: SMT siblings count once. None if unknown.
+        quota: CPU time per wall time: the lowest limit of the process's cgroup and its ancestors. None for no limit.
     """
 
     logical: int
@@ -58,21 +57,21 @@ class Cpus:
 
     @property
     def limited(self) -> bool:
-        """Whether the quota is less than what the affinity mask allows."""
+        """True if the quota is less than the affinity mask allows."""
         return self.quota is not None and self.quota < self.logical
 
     def within_quota(self, threads: int) -> bool:
-        """Whether so many threads, all of them busy all the time, are never stopped."""
+        """True if this many busy threads are never throttled."""
         return self.quota is None or threads <= self.quota
 
     @property
     def workers(self) -> int:
-        """Threads for work that gains from SMT siblings, as decoding does: one a logical CPU within the quota."""
+        """Threads for work that benefits from SMT siblings, such as decoding: one per logical CPU within the quota."""
         return self.logical if self.quota is None else max(1, math.ceil(min(self.quota, self.logical)))
 
     @property
     def threads(self) -> ThreadCount:
-        """Threads for work that fills the floating-point units: one a physical core within the quota."""
+        """Threads for work that saturates the floating-point units: one per physical core within the quota."""
         cores = self.logical if self.cores is None else self.cores
         one, many = ("CPU", "CPUs") if self.cores is None else ("physical core", "physical cores")
         there = f"{cores} {one if cores == 1 else many}"
@@ -85,15 +84,14 @@ class Cpus:
 
 
 def usable_cpus(root: str = "", mask: frozenset[int] | None = None) -> Cpus:
-    """The CPUs of the calling thread as they are now.
+    """Current CPUs of the calling thread.
 
-    It takes about 100 microseconds in a container: what changes in the life of a process (its affinity mask, its cgroup
-    and the limits of that) is read from several files at each call, and what does not (the mounts and the topology) is
-    kept. See `recent_workers` for less.
+    A call takes about 100 microseconds in a container: values that change (affinity mask, cgroup and its limits) are
+    read from several files each time; mounts and topology are cached. `recent_workers` is cheaper.
 
     Args:
-        root: The folder that holds `/proc` and `/sys`.
-        mask: The numbers of the CPUs in the affinity mask; by default the calling thread's.
+        root: Folder that contains `/proc` and `/sys`.
+        mask: CPU numbers in the affinity mask. Default: the calling thread's.
     """
     mask = _affinity() if mask is None else mask
     if mask is None:
@@ -106,7 +104,7 @@ def usable_cpus(root: str = "", mask: frozenset[int] | None = None) -> Cpus:
 
 
 def recent_workers() -> int:
-    """`usable_cpus().workers` of the calling thread, up to a second old: for callers that ask many times a second."""
+    """`usable_cpus().workers` of the calling thread, cached for a second for callers that ask often."""
     now = time.monotonic()
     if now >= getattr(_recent, "until", now):
         _recent.workers, _recent.until = usable_cpus().workers, now + _RECENT_S
@@ -115,18 +113,18 @@ def recent_workers() -> int:
 
 
 def session_threads(asked: int = 0) -> ThreadCount:
-    """The threads inside an operator of an ONNX Runtime session.
+    """Number of threads within an operator of an ONNX Runtime session.
 
     Args:
-        asked: The number that the caller wants; 0 for `ORT_INTRA_OP_NUM_THREADS`, or if that is not set (or 0), for one
-            thread a physical core of the affinity mask within the cgroup quota.
+        asked: Requested number; 0 for `ORT_INTRA_OP_NUM_THREADS`, or if that is not set (or 0), for one thread per
+            physical core of the affinity mask within the cgroup quota.
 
     Returns:
-        The number. It is 0 where the system has neither masks nor quotas (macOS, Windows): ONNX Runtime then counts the
-        physical cores itself.
+        The number. It is 0 on systems without masks and quotas (macOS, Windows): ONNX Runtime then counts the physical
+        cores itself.
 
     Raises:
-        UsageError: If the variable is no number of threads.
+        UsageError: If the variable is not a number of threads.
     """
     if asked:
         return ThreadCount(asked, "as asked for")
@@ -145,9 +143,9 @@ def session_threads(asked: int = 0) -> ThreadCount:
 
 
 def limit_openmp() -> None:
-    """Keep OpenMP, which torch computes with, within a cgroup quota, by `OMP_NUM_THREADS`.
+    """Limit OpenMP, which torch uses, to the cgroup quota, through `OMP_NUM_THREADS`.
 
-    It is for a process that is all ours, before torch is imported. A number that the user has set stays.
+    Only for vitdeploy's own processes, before torch is imported. A user's setting is kept.
     """
     cpus = usable_cpus()
     if cpus.limited and not openmp_is_set():
@@ -155,12 +153,12 @@ def limit_openmp() -> None:
 
 
 def openmp_is_set() -> bool:
-    """Whether the environment says how many threads OpenMP or MKL is to start."""
+    """True if the environment sets the number of OpenMP or MKL threads."""
     return any(os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"))
 
 
 def _affinity() -> frozenset[int] | None:
-    """The calling thread's mask; None where the system has none, or does not tell."""
+    """The calling thread's mask; None if the system has none, or does not report it."""
     try:
         return frozenset(os.sched_getaffinity(0)) or None
     except (AttributeError, OSError):
@@ -169,10 +167,10 @@ def _affinity() -> frozenset[int] | None:
 
 @functools.lru_cache(maxsize=16)
 def _topology(root: str, mask: frozenset[int]) -> tuple[int | None, int]:
-    """The physical cores of these CPUs, None if unknown, and the number of CPUs that are online."""
+    """Physical cores of these CPUs, None if unknown, and the number of online CPUs."""
     folder = f"{root}/sys/devices/system/cpu"
     online = max(len(mask), _list_length(_read(f"{folder}/online")))
-    names = ("core_cpus_list", "thread_siblings_list")  # one thing; the kernel had the latter name alone before 5.3
+    names = ("core_cpus_list", "thread_siblings_list")  # the same; before kernel 5.3 only the latter name existed
     siblings = {
         next(filter(None, (_read(f"{folder}/cpu{cpu}/topology/{name}").strip() for name in names)), "") for cpu in mask
     }
@@ -184,7 +182,7 @@ def _topology(root: str, mask: frozenset[int]) -> tuple[int | None, int]:
 
 
 def _cpuinfo_cores(text: str) -> dict[int, tuple[str, str]]:
-    """The core of each CPU, by its number; x86 alone tells."""
+    """The core of each CPU, by number; x86 only."""
     cores = {}
     for block in text.split("\n\n"):
         values = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in block.splitlines())}
@@ -194,7 +192,7 @@ def _cpuinfo_cores(text: str) -> dict[int, tuple[str, str]]:
 
 
 def _list_length(text: str) -> int:
-    """The count of numbers in a list such as "0-3,8"; 0 if it is none."""
+    """The count of numbers in a list such as "0-3,8"; 0 if malformed."""
     ranges = [part.split("-") for part in text.strip().split(",")]
     try:
         return sum(int(ends[-1]) - int(ends[0]) + 1 for ends in ranges)
@@ -203,7 +201,7 @@ def _list_length(text: str) -> int:
 
 
 def _limit(folder: str, version: int) -> float | None:
-    """CPUs that a cgroup is limited to."""
+    """The CPU limit of a cgroup."""
     if version == 2:
         fields = _read(f"{folder}/cpu.max").split()
     else:
@@ -217,7 +215,7 @@ def _limit(folder: str, version: int) -> float | None:
 
 @functools.lru_cache(maxsize=16)
 def _limit_folders(root: str, memberships: str) -> tuple[tuple[str, int], ...]:
-    """The folders whose limits count, and the version of their cgroups, from the content of /proc/self/cgroup."""
+    """Folders with relevant limits, and their cgroup version, from the content of /proc/self/cgroup."""
     mounts = list(_cgroup_mounts(_read(f"{root}/proc/self/mountinfo")))
     folders = []
     for line in memberships.splitlines():
@@ -231,31 +229,31 @@ def _limit_folders(root: str, memberships: str) -> tuple[tuple[str, int], ...]:
 
 
 def _folders_up(mounts: Iterable[tuple[str, str]], path: str) -> Iterator[str]:
-    """The folders of a cgroup and of all above it, in every mount (the cgroup at its top, its folder) that has them."""
+    """Folders of a cgroup and its ancestors, in every mount (top cgroup, folder) that has them."""
     cgroup = PurePosixPath(path)
-    if cgroup.parts[1:2] == ("..",):  # not in its namespace, so that the mounts show others
+    if cgroup.parts[1:2] == ("..",):  # outside its namespace, so the mounts show others
         return
     below = [(point, cgroup.relative_to(top)) for top, point in mounts if cgroup.is_relative_to(top)]
-    # Else the mount is from outside of the namespace, and its top, "/..", is above the process.
+    # Else the mount is from outside the namespace, and its top, "/..", is above the process.
     for point, child in below or [(point, PurePosixPath()) for _, point in mounts]:
         for folder in (child, *child.parents):
             yield str(PurePosixPath(point, folder))
 
 
 def _cgroup_mounts(text: str) -> Iterator[tuple[int, str, str]]:
-    """The version, the cgroup at the top and the folder of every mount that can limit CPUs."""
+    """Version, top cgroup and folder of every mount that can limit CPUs."""
     for line in text.splitlines():
         place, _, kind = line.partition(" - ")
         fields, (filesystem, _, options) = place.split(" "), (*kind.split(" "), "", "", "")[:3]
         version = {"cgroup2": 2, "cgroup": 1 if "cpu" in options.split(",") else None}.get(filesystem)
         if version is not None and len(fields) > 4:
-            # In a path, blanks and backslashes are in octal: "\\040".
+            # In paths, blanks and backslashes are octal: "\\040".
             top, point = (re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), path) for path in fields[3:5])
             yield version, top, point
 
 
 def _read(path: str) -> str:
-    """A file's text; "" where it cannot be read."""
+    """A file's text; "" if it cannot be read."""
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:  # noqa: PTH123  (half the time)
             return file.read()

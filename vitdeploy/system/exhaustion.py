@@ -1,4 +1,4 @@
-"""Tell a machine that ran out of memory, threads or open files from an input that is corrupt."""
+"""Distinguish a machine without memory, threads or open files from corrupt input."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import re
 from vitdeploy.errors import ExhaustedError, first_line
 
 _ERRNOS = {errno.ENOMEM: "memory", errno.EAGAIN: "threads", errno.EMFILE: "open files", errno.ENFILE: "open files"}
-# What libraries raise as errors of no kind of their own, at the place in the message where they say it: names of files
-# and parts of a model, which a message may quote, can be anything.
+# Texts in libraries' errors of no specific type, anchored to their position in the message: quoted file names and parts
+# of a model can be anything.
 _NUMBERS = {11: "threads", 12: "memory", 23: "open files", 24: "open files"}  # of Linux, in texts
 _NUMBERED = re.compile(
     r"^open file failed because of errno (\d+) on "  # torch's archives
@@ -44,7 +44,7 @@ _ADVICE = {
 
 
 def lacking(exc: BaseException) -> str | None:
-    """The resource that an error is about, "memory", "threads" or "open files"; None where it is about none."""
+    """The exhausted resource behind an error, "memory", "threads" or "open files"; None for another error."""
     if isinstance(exc, MemoryError):
         return "memory"
     if isinstance(exc, OSError) and exc.errno is not None:
@@ -57,7 +57,7 @@ def lacking(exc: BaseException) -> str | None:
 
 
 def check_exhaustion(exc: BaseException, doing: str) -> None:
-    """Raise ExhaustedError where a library failed for want of a resource, before its error is called another's fault.
+    """Raise ExhaustedError if a library failed for lack of a resource, before its error is attributed to the input.
 
     `doing` is a phrase for the message, such as "loading model.onnx".
     """
@@ -67,7 +67,7 @@ def check_exhaustion(exc: BaseException, doing: str) -> None:
 
 
 def exhausted(resource: str, doing: str, exc: BaseException) -> ExhaustedError:
-    """The error for a resource that `lacking` names."""
+    """The error for a resource from `lacking`."""
     reason = first_line(exc)
     message = f"{doing}: {_WANT[resource]}{f' ({reason:.200})' if reason else ''}"
     return ExhaustedError(message, what=resource, hint=_ADVICE[resource])

@@ -1,6 +1,6 @@
-"""Processes that were forked: their first act, what runs elsewhere in them, and objects that outlive them.
+"""Forked processes: callbacks on fork, work in a helper thread, and objects that outlive the interpreter.
 
-A child has the parent's memory and, of its threads, the one that called fork: an engine's own threads are not there.
+A child has the parent's memory, but only the thread that called fork: an engine's threads are missing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _FORKED = 0x40  # PF_FORKNOEXEC in Linux's include/linux/sched.h
 
 
 def _find_forked() -> int | None:
-    """The main thread where this process was forked before it imported this module, by Linux's own flag."""
+    """The main thread if this process was forked before it imported this module, by Linux's flag."""
     with contextlib.suppress(OSError, IndexError, ValueError):  # another system
         fields = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         if int(fields[6]) & _FORKED:  # the 9th, proc_pid_stat(5)
@@ -30,13 +30,13 @@ def _find_forked() -> int | None:
 
 
 _forked: int | None = _find_forked()  # the thread of a child that called fork
-_jobs: queue.SimpleQueue[Callable[[], None]] | None = None  # of the helper of that thread, once there is one
+_jobs: queue.SimpleQueue[Callable[[], None]] | None = None  # of that thread's helper, once there is one
 
 
 def first_in_child(callback: Callable[[], None]) -> Callable[[], None]:
-    """A decorator: call `callback` in every forked child before anything else; where a system cannot fork, never.
+    """Decorator: call `callback` in every forked child before anything else; never on a system without fork.
 
-    A server that forks in C, such as uWSGI, calls it as well: through `PyOS_AfterFork_Child`.
+    It also runs in a server that forks in C, such as uWSGI, through `PyOS_AfterFork_Child`.
     """
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=callback)
@@ -50,15 +50,15 @@ def _note_fork() -> None:
 
 
 def call_with_threads(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call `work`, which computes with OpenMP; on the thread of a child that called fork, in a helper instead.
+    """Call `work`, which uses OpenMP; in a forked child's main thread, run it in a helper thread instead.
 
-    GNU's OpenMP, torch's on Linux, keeps a team of threads for each thread that computed (libgomp/team.c). The thread
-    that called fork has its team still, of threads that are not in the child, and would wait for them for ever; a new
-    thread starts a team of its own. The helper is made at the first call, and stays until the process exits: a thread
-    that ends while the process forks again can leave the grandchild a lock. It has torch's settings of a new thread:
-    the caller's grad mode, autocast and default device do not reach `work`, nor does a later torch.set_num_threads.
+    GNU's OpenMP, torch's on Linux, keeps a team of threads for each computing thread (libgomp/team.c). The thread that
+    called fork keeps its team, whose threads are missing in the child, and would wait for them forever; a new thread
+    starts a new team. The helper is created at the first call, and stays until the process exits: a thread that ends
+    while the process forks again can leave a lock to the grandchild. It has torch's settings for a new thread: the
+    caller's grad mode, autocast and default device do not apply to `work`, nor does a later torch.set_num_threads.
 
-    A signal that would interrupt the call does so when `work` is done, as with any call of compiled code.
+    A signal interrupts the call only when `work` is done, as with any call of compiled code.
     """
     global _jobs
     if _forked is None or _forked != threading.get_ident():
@@ -66,7 +66,7 @@ def call_with_threads(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -
     if _jobs is None:
         _jobs = queue.SimpleQueue()
         threading.Thread(target=_serve, args=(_jobs,), name="vitdeploy-after-fork", daemon=True).start()
-    from concurrent import futures  # in a child alone
+    from concurrent import futures  # only in a child
 
     result: futures.Future[T] = futures.Future()
 
@@ -94,7 +94,7 @@ def _serve(jobs: queue.SimpleQueue[Callable[[], None]]) -> None:
 
 
 def with_threads(work: Callable[P, T]) -> Callable[P, T]:
-    """A decorator: `call_with_threads`."""
+    """Decorator: `call_with_threads`."""
 
     @functools.wraps(work)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -104,10 +104,10 @@ def with_threads(work: Callable[P, T]) -> Callable[P, T]:
 
 
 def keep_until_exit(kept: object) -> None:
-    """Leak an object, with all that it refers to, on purpose: it outlives the interpreter, unlike one in a global.
+    """Leak an object and its references on purpose: unlike a global, it outlives the interpreter.
 
-    For an engine whose destructor waits for threads that a child does not have. The memory is shared with the parent.
+    For an engine whose destructor waits for threads that are missing in a child. The memory is shared with the parent.
     """
-    import ctypes  # in a child alone
+    import ctypes  # only in a child
 
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))

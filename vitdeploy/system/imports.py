@@ -1,4 +1,4 @@
-"""Import optional packages, and the modules that need them, on demand."""
+"""Import optional packages, and modules that need them, on demand."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ def load_package(name: str, what: str, extra: str, instead: str = "") -> Any:
     """Import another library's module.
 
     Args:
-        name: The module's.
-        what: The feature that needs it, such as "the tensorrt backend".
-        extra: The extra of vitdeploy that installs it.
-        instead: The alternative where it cannot be had.
+        name: Module name.
+        what: Feature that needs it, such as "the tensorrt backend".
+        extra: vitdeploy extra that installs it.
+        instead: Alternative if it is not available.
 
     Raises:
         MissingDependencyError: If it is not installed.
-        UnavailableError: If it is installed, and does not load.
+        UnavailableError: If it is installed but does not load.
     """
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as exc:
         raise MissingDependencyError(what, extra, instead) from exc
-    except (ImportError, OSError) as exc:  # a shared library that it needs, for example
+    except (ImportError, OSError) as exc:  # for example a shared library that it needs
         raise _does_not_load(what, name, exc) from exc
 
 
 def load_target(target: str, what: str, extra: str, package: str = "package") -> Any:
-    """The object that "module:name" stands for.
+    """Load the object named "module:name".
 
     Args:
-        target: Of vitdeploy.
-        what: The feature that needs it, such as "the torch backend".
-        extra: The extra of vitdeploy that installs what its module imports.
-        package: The import name of what that is.
+        target: Name of a vitdeploy object.
+        what: Feature that needs it, such as "the torch backend".
+        extra: vitdeploy extra that installs its module's dependencies.
+        package: Import name of the dependency.
 
     Raises:
-        MissingDependencyError: If a library that it needs is not installed.
-        UnavailableError: If one is installed, and does not load.
+        MissingDependencyError: If a required library is not installed.
+        UnavailableError: If one is installed but does not load.
     """
     module, name = target.split(":")
     try:
@@ -49,7 +49,7 @@ def load_target(target: str, what: str, extra: str, package: str = "package") ->
         if exc.name is None or exc.name.partition(".")[0] == "vitdeploy":
             raise
         raise MissingDependencyError(what, extra) from exc
-    except (ImportError, OSError) as exc:  # a shared library that it needs, for example
+    except (ImportError, OSError) as exc:  # for example a shared library that it needs
         if isinstance(exc, ImportError) and (exc.name or "").partition(".")[0] == "vitdeploy":
             raise
         raise _does_not_load(what, package, exc) from exc

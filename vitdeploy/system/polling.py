@@ -1,4 +1,4 @@
-"""Wait for something that another process does."""
+"""Wait for another process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _POLL_SECONDS = 0.05
 
 
 def poll(attempt: Callable[[], T | None], seconds: float) -> T | None:
-    """Call `attempt` until it returns something, for at most so many seconds; None where it did not."""
+    """Call `attempt` until it returns a value, for at most `seconds`; None after the timeout."""
     last = time.monotonic() + seconds
     while (result := attempt()) is None and time.monotonic() < last:
         time.sleep(_POLL_SECONDS)

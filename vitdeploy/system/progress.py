@@ -1,16 +1,16 @@
-"""Report the progress of long work to whoever waits for it."""
+"""Report the progress of long work to the caller."""
 
 from __future__ import annotations
 
 
 class Progress:
-    """Receives the steps of long work, and how far each has come; subclass it to show them. This one ignores both."""
+    """Receives the steps and the progress of long work. Subclass it to show them; this class ignores both."""
 
     def step(self, text: str) -> None:
-        """A step begins; `text` says which."""
+        """Called when a step begins; `text` describes it."""
 
     def advance(self, done: int, total: int) -> None:
-        """`done` of `total` images, layers or parts of an engine's build are finished."""
+        """Called with the progress: `done` of `total` images, layers or parts of an engine's build."""
 
 
 SILENT = Progress()

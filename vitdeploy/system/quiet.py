@@ -1,8 +1,8 @@
-"""Keep the libraries' own lines off standard error, in a process that is the command line's.
+"""Keep libraries' messages off standard error in the command line's process.
 
-A warning of Pillow or torch, a log line of onnxscript, libtiff's "Warning, unknown field": the user can do nothing
-with them, and what stops the work is told as an error of vitdeploy's own. A process that only imports vitdeploy keeps
-its settings: nothing here is called then.
+A user cannot act on a warning from Pillow or torch, a log line from onnxscript, or libtiff's "Warning, unknown field";
+real failures are reported as vitdeploy errors. A process that only imports vitdeploy keeps its settings: nothing here
+is called.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ _quiet = False
 
 
 def debugging() -> bool:
-    """Whether the user asked for tracebacks, and for the libraries' lines: VITDEPLOY_DEBUG is set, and not to 0."""
+    """True if VITDEPLOY_DEBUG is set and not 0: the user wants tracebacks and the libraries' messages."""
     return os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
 
 
 def quiet_libraries() -> None:
-    """Show no warning, log line or C message of a library; what vitdeploy logs is shown as a note, a line each.
+    """Hide libraries' warnings, log lines and C messages; show vitdeploy's log records as one-line notes.
 
-    Warnings are ignored even where PYTHONWARNINGS turns them into errors, since those are raised in the middle of the
-    libraries' work. Nothing is changed where the user is `debugging`.
+    Warnings are ignored even if PYTHONWARNINGS turns them into errors, which would be raised in the middle of a
+    library's work. Nothing is changed when `debugging`.
     """
     global _quiet
     if debugging():
@@ -44,37 +44,37 @@ def quiet_libraries() -> None:
 
 
 def onnxruntime_severity() -> int:
-    """The least severe of ONNX Runtime's messages that go to standard error: 4 (fatal) where libraries are quiet."""
+    """Lowest severity of ONNX Runtime's messages on standard error: 4 (fatal) if libraries are quiet."""
     return _FATAL if _quiet else _WARNING
 
 
 def is_quiet() -> bool:
-    """Whether `quiet_libraries` was called."""
+    """True if `quiet_libraries` was called."""
     return _quiet
 
 
 class _Notes(logging.Handler):
-    """Write each record in a line to standard error, as it is at that time."""
+    """Writes each record as a line to the current standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if sys.stderr is not None:
-            with contextlib.suppress(OSError, ValueError):  # it is full or closed: a note has nowhere else to go
+            with contextlib.suppress(OSError, ValueError):  # it is full or closed: there is nowhere else for a note
                 print(f"Note: {' '.join(record.getMessage().split())}", file=sys.stderr, flush=True)
 
 
 @functools.cache
 def quiet_libtiff() -> None:
-    """Where libraries are quiet, take away libtiff's handlers, which print to file descriptor 2.
+    """If libraries are quiet, remove libtiff's handlers, which print to file descriptor 2.
 
-    Called when an image is opened, and no earlier, since it imports Pillow.
+    Called when an image is opened, because it imports Pillow.
 
-    The symbol is looked up in Pillow's extension module and what that depends on. Where libtiff is linked into it and
-    exports nothing, as on Windows, its messages stay.
-    https://libtiff.gitlab.io/libtiff/functions/TIFFError.html: a handler of NULL prints nothing.
+    The symbol is looked up in Pillow's extension module and its dependencies. If libtiff is statically linked without
+    exports, as on Windows, its messages stay. https://libtiff.gitlab.io/libtiff/functions/TIFFError.html: a handler of
+    NULL prints nothing.
     """
     if not _quiet:
         return
-    import ctypes  # not for the help
+    import ctypes  # not needed for the help
 
     with contextlib.suppress(OSError, AttributeError):
         pillow = ctypes.CDLL(importlib.import_module("PIL._imaging").__file__)

@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 class Share(float):
-    """A share that was read, which is not ambiguous any more."""
+    """A parsed share, which is no longer ambiguous."""
 
 
 def in_percent(share: float) -> float:
-    """The share times 100, to the digit: 7 for 0.07."""
-    import decimal  # here, since most commands read no share
+    """The share times 100, exact in decimal: 7 for 0.07."""
+    import decimal  # here, because most commands parse no share
 
     return float(decimal.Decimal(repr(float(share))) * 100)
 
@@ -29,10 +29,10 @@ def read_share(
     expected: str = "a share above 0 and up to 1, such as 0.99 or 99%",
     allowed: Callable[[float], bool] = lambda share: 0 < share <= 1,
 ) -> Share:
-    """Read a share of a whole: 0.005, "0.005" and "0.5%" are the same one.
+    """Parse a share of a whole: 0.005, "0.005" and "0.5%" are equal.
 
     Raises:
-        UsageError: If it is no share, or a number that is one only if it counts percent, such as 99.
+        UsageError: If it is not a share, or a number such as 99 that could only mean percent.
     """
     number, is_percent = _number(value)
     share = number / 100 if number is not None and is_percent else number
@@ -46,12 +46,12 @@ def read_share(
 
 
 def read_drop(value: object, what: str, *, none: bool = True) -> Share:
-    """Read a share that accuracy may lose, as `read_share` does; `none` for whether 0 is one.
+    """Parse an accuracy drop, as `read_share`; `none` allows 0.
 
-    Numbers from 0.1 to 1 are refused without a percent sign: 0.5 could be half a percent, or half of all images.
+    Numbers from 0.1 to 1 are refused without a percent sign: 0.5 could mean half a percent, or half of all images.
 
     Raises:
-        UsageError: If it is none, or ambiguous.
+        UsageError: If it is invalid or ambiguous.
     """
     number, is_percent = _number(value)
     if number is not None and not is_percent and not isinstance(value, Share) and 1 <= 10 * number <= 10:
@@ -62,12 +62,12 @@ def read_drop(value: object, what: str, *, none: bool = True) -> Share:
 
 
 def read_tolerance(value: object) -> Share:
-    """Read a difference relative to the largest value, from 0 up without a limit, as `read_share` does."""
+    """Parse a difference relative to the largest value, from 0 up without a limit, as `read_share`."""
     return read_share(value, "tolerance", "a finite number from 0 up, such as 1e-4 or 0.01%", lambda share: share >= 0)
 
 
 def _number(value: object) -> tuple[decimal.Decimal | None, bool]:
-    """The number that a value or a text is, None for others and where it is not finite; and whether it is percent."""
+    """The number of a value or a text, None for others or if it is not finite; and True if it is in percent."""
     import decimal
 
     is_percent = isinstance(value, str) and value.endswith("%")

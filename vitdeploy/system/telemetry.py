@@ -1,4 +1,4 @@
-"""Turn off the usage reports of the libraries below, before they are imported."""
+"""Turn off the libraries' usage reports before they are imported."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ VARIABLES = (_ONNXRUNTIME, "HF_HUB_DISABLE_TELEMETRY")
 
 
 def disable() -> None:
-    """Set the variables in this process, whose children inherit them. A variable that the user set is kept.
+    """Set the variables in this process and its children. A user's setting is kept.
 
-    An application that imported onnxruntime first has its device id and event store, and its first event is sent:
-    only the events that follow can still be stopped.
+    If an application imported onnxruntime first, its device id and event store exist, and its first event is sent: only
+    later events can be stopped.
     """
     undecided = _ONNXRUNTIME not in os.environ
     for name in VARIABLES:
         os.environ.setdefault(name, "1")
-    # It is not there while another thread imports the library, and it is not in a module that only has its name.
+    # Missing while another thread imports the library, or in a module that only has its name.
     stop = getattr(sys.modules.get("onnxruntime"), "disable_telemetry_events", None)
     if undecided and stop is not None:
         stop()

@@ -1,4 +1,4 @@
-"""Lines for a shell in messages: what a person pastes has the real names, quoted where a shell would part them."""
+"""Shell commands in messages, with real names and quoting, ready to be pasted."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import shlex
 
 
 def typed_line(command: str, *words: object) -> str:
-    """`vitdeploy` with a command and its words."""
+    """`vitdeploy` with a command and its arguments."""
     return shlex.join(["vitdeploy", *command.split(), *map(str, words)])

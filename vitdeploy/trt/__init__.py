@@ -1,1 +1,1 @@
-"""Shared by TensorRT's exporters and runtimes: options, differences between its libraries, GPUs."""
+"""Shared by TensorRT's exporters and runtimes: options, library differences, GPUs."""

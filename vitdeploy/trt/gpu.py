@@ -1,4 +1,4 @@
-"""The GPUs of this machine, through cuda-python: an engine runs where there is no torch."""
+"""GPUs of this machine, through cuda-python: an engine runs without torch."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Gpu:
     """One GPU.
 
     Attributes:
-        index: CUDA's number of it.
-        compute_capability: Such as "8.9".
-        driver: The newest CUDA version that the driver supports, such as "13.0".
+        index: CUDA device index.
+        compute_capability: Compute capability, such as "8.9".
+        driver: Newest CUDA version that the driver supports, such as "13.0".
     """
 
     index: int
@@ -26,7 +26,7 @@ class Gpu:
 
 
 def cuda_runtime() -> Any:
-    """cuda-python's module of the CUDA runtime, whose functions give an error code and then their results.
+    """The CUDA runtime module of cuda-python, whose functions return an error code and then their results.
 
     Raises:
         MissingDependencyError: If it is not installed.
@@ -35,10 +35,10 @@ def cuda_runtime() -> Any:
 
 
 def check(what: str, result: tuple[Any, ...]) -> Any:
-    """The result of a call of the CUDA runtime: none, one value, or several.
+    """The result of a CUDA runtime call: none, one value, or several.
 
     Args:
-        what: The action, such as "reserve device memory".
+        what: Action, such as "reserve device memory".
 
     Raises:
         DeviceError: If it failed.
@@ -51,12 +51,6 @@ def check(what: str, result: tuple[Any, ...]) -> Any:
 
 
 def find_gpus() -> list[Gpu]:
-    """Every GPU of this machine.
-
-    Raises:
-        MissingDependencyError: If cuda-python is not installed.
-        DeviceError: If there is no driver, or no GPU.
-    """
     cuda = cuda_runtime()
     try:
         count = check("find an NVIDIA GPU", cuda.cudaGetDeviceCount())
@@ -70,10 +64,10 @@ def find_gpus() -> list[Gpu]:
 
 
 def find_gpu(index: int | None = None) -> Gpu:
-    """The GPU of that number, by default the first.
+    """The GPU with that index. Default: the first.
 
     Raises:
-        MissingDependencyError, DeviceError: as `find_gpus`; or there are fewer.
+        MissingDependencyError, DeviceError: As `find_gpus`; or if there are fewer GPUs.
     """
     gpus = find_gpus()
     if not (index or 0) < len(gpus):

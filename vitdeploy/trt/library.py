@@ -10,18 +10,18 @@ from vitdeploy.system.imports import load_package
 
 
 class Library(NamedTuple):
-    """One row of the table of libraries.
+    """A TensorRT library.
 
     Attributes:
-        package: Its import name.
-        instead: Advice where it, or a GPU for it, is absent.
+        package: Import name.
+        instead: Advice if the library, or a GPU for it, is missing.
     """
 
     package: str
     instead: str
 
 
-# By the backend's name, which is also the extra's and the artifact's format.
+# By backend name, which is also the extra's and the artifact's format.
 LIBRARIES = {
     "tensorrt": Library("tensorrt", "or export --to tensorrt-rtx, which builds without a GPU"),
     "tensorrt-rtx": Library("tensorrt_rtx", ""),
@@ -32,8 +32,8 @@ def load_library(name: str, what: str) -> Any:
     """Import a library.
 
     Args:
-        name: Of `LIBRARIES`.
-        what: The feature that needs it, such as "the tensorrt backend".
+        name: Name in `LIBRARIES`.
+        what: Feature that needs it, such as "the tensorrt backend".
 
     Raises:
         MissingDependencyError: If it is not installed.
@@ -44,24 +44,24 @@ def load_library(name: str, what: str) -> Any:
 
 
 def compiles_on_target(trt: Any) -> bool:
-    """Whether the library leaves the last step to the machine that runs the engine, as TensorRT-RTX does.
+    """True if the library leaves the last build step to the target machine, as TensorRT-RTX does.
 
-    It then builds without a GPU, for the compute capabilities that are named, and measures nothing: a timing cache,
-    version and hardware compatibility are names without effect in it (TensorRT-RTX 1.7 warns, or fails to build).
+    It then builds without a GPU, for named compute capabilities, and measures nothing: timing cache, version and
+    hardware compatibility have no effect (TensorRT-RTX 1.7 warns, or fails to build).
     """
     return hasattr(trt, "ComputeCapability")
 
 
 def network_flags(trt: Any) -> int:
-    """Strongly typed: the tensors' types of the ONNX graph are those of the engine. Implied since TensorRT 11."""
+    """Strongly typed: the engine has the ONNX graph's tensor types. Implied since TensorRT 11."""
     return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
 
 def make_logger(trt: Any, file: TextIO | None = None) -> Any:
-    """A logger that writes what the library says to a file, and keeps its errors, a line each, in `errors`.
+    """A logger that writes the library's messages to a file, and collects its errors, one line each, in `errors`.
 
-    An exception cannot pass through the library, which may hold a lock: that the file cannot be written is told in
-    `lost`, and messages after it was closed are dropped.
+    An exception cannot pass through the library, which may hold a lock: a failed write is recorded in `lost`, and
+    messages after the file was closed are dropped.
     """
 
     class FileLogger(trt.ILogger):  # type: ignore[misc]  # the base is known when the library is
@@ -84,7 +84,6 @@ def make_logger(trt: Any, file: TextIO | None = None) -> Any:
 
 
 def last_of(errors: Sequence[str]) -> str:
-    """The last error that a library reported."""
     return errors[-1] if errors else "it does not say why"
 
 
@@ -109,7 +108,7 @@ def make_runtime(trt: Any, name: str, logger: Any) -> Any:
 def _create(kind: Any, name: str, logger: Any, verb: str) -> Any:
     try:
         return kind(logger)
-    except (TypeError, RuntimeError) as exc:  # pybind11's answer to a null pointer
+    except (TypeError, RuntimeError) as exc:  # pybind11's result for a null pointer
         reason = f": {logger.errors[0]}" if logger.errors else ""
         raise DeviceError(
             f"{name} found no NVIDIA GPU with a driver, which it needs to {verb} an engine{reason}", what="gpu",

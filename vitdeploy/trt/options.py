@@ -1,4 +1,4 @@
-"""Options of an engine's build: one set for every TensorRT library."""
+"""Build options of an engine: one set for every TensorRT library."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _SIZES = ("batch", "image_sizes")  # every library's
 class EngineOptions:
     """Batch sizes and builder options of an engine; a library that lacks an option refuses it.
 
-    Each range of batch sizes, with each range of image sizes, is an optimization profile.
+    Each combination of a batch size range and an image size range is an optimization profile.
 
     Raises:
-        UsageError: If an option is wrong.
+        UsageError: If an option is invalid.
     """
 
     batch: tuple[AxisRange, ...] = option(
@@ -104,22 +104,22 @@ class EngineOptions:
                 )  # fmt: skip
 
     def chosen(self) -> dict[str, Any]:
-        """Options that differ from the defaults, by name, but for sizes, which every library takes."""
+        """Options that differ from the defaults, by name, except sizes, which every library supports."""
         return {name: value for name, value in changed(self).items() if name not in _SIZES}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for the manifest, but for image sizes, which its axes have, and the file that is a cache."""
+        """Plain values for the manifest, except image sizes, which are in its axes, and the timing cache's file."""
         values = {**dataclasses.asdict(self), "batch": [colons(sizes) for sizes in self.batch]}
         values["compute_capabilities"] = list(self.compute_capabilities)
         del values["timing_cache"], values["image_sizes"]
         return values
 
     def check_limits(self, *, free: bool, limited: bool) -> None:
-        """Raise UsageError unless there are limits for the sizes of images where they are free, and only there.
+        """Raise UsageError unless image size limits are given exactly if the image size is dynamic.
 
         Args:
-            free: Whether the ONNX artifact takes several sizes.
-            limited: Whether it has limits of its own.
+            free: True if the ONNX artifact takes several sizes.
+            limited: True if it has its own limits.
         """
         if self.image_sizes and not free:
             raise UsageError(
@@ -135,15 +135,15 @@ class EngineOptions:
     def profiles(
         self, inputs: Sequence[TensorSpec], pixels: PixelFormat, axes: Mapping[str, AxisRange]
     ) -> list[Profile]:
-        """The sizes of every free axis, for each range of batch and of image sizes.
+        """Sizes of every dynamic axis, for each combination of batch and image size ranges.
 
         Args:
-            inputs: What the engine takes, images first.
-            pixels: What it takes for an image.
-            axes: The sizes of images that the ONNX artifact takes, where they are free and limited.
+            inputs: The engine's inputs, images first.
+            pixels: Input image format.
+            axes: Image size limits of the ONNX artifact, if any.
 
         Raises:
-            UsageError: If there are no limits for free sizes, or they are not within those that are taken.
+            UsageError: If limits for dynamic sizes are missing, or exceed the artifact's.
         """
         names = pixels.free_size(inputs[0].shape)
         limits = {name: axes[name] for name in names if name in axes}
@@ -172,7 +172,7 @@ def _is_limited(sizes: Any) -> bool:
 
 
 def _are_sizes(bounds: Any) -> bool:
-    """Whether these are three (height, width), none smaller than the one before."""
+    """True for three (height, width) in ascending order."""
     pairs = isinstance(bounds, tuple) and [isinstance(pair, tuple) and len(pair) for pair in bounds] == [2, 2, 2]
     return pairs and all(
         all(type(edge) is int for edge in edges) and 1 <= edges[0] <= edges[1] <= edges[2]
@@ -181,12 +181,12 @@ def _are_sizes(bounds: Any) -> bool:
 
 
 def colons(sizes: AxisRange) -> str:
-    """A range as it is typed."""
+    """A range in its command-line form."""
     return f"{sizes.minimum}:{sizes.optimum}:{sizes.maximum}"
 
 
 def reach(profiles: Sequence[Mapping[str, AxisRange]]) -> Profile:
-    """The sizes of each axis that lie within some profile; there may be gaps between profiles."""
+    """Sizes of each axis that lie within some profile; gaps between profiles are possible."""
     return {
         name: AxisRange(
             min(profile[name].minimum for profile in profiles),

@@ -220,6 +220,16 @@ def test_an_interrupt_ends_the_workers(single: Bundle) -> None:
         benchmark(single, batch_sizes=(1,), progress=Told(interrupt))
 
 
+def test_a_script_without_its_guard_ends(single: Bundle, tmp_path: Path) -> None:
+    """Its processes end before they read their jobs, which are more than a pipe holds."""
+    script = tmp_path / "measure.py"
+    call = f"vitdeploy.benchmark({str(single.path)!r}, backends=['onnxruntime'], rounds=2, runs=1)"
+    script.write_text(f"import vitdeploy\nprint({call}.skipped[0].reason)\n")
+    ran = subprocess.run([sys.executable, script], check=False, capture_output=True, text=True, timeout=120)
+    assert "bootstrapping phase" in ran.stderr
+    assert ran.stdout.rstrip().endswith('if __name__ == "__main__":')
+
+
 STARTING = """
 import multiprocessing, sys
 from vitdeploy.cli import main

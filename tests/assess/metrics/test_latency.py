@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from raising import raises
 
-from vitdeploy.assess.metrics.latency import Benchmark, Latency, NotMeasured
+from vitdeploy.assess.metrics.latency import Benchmark, Latency, NotMeasured, Ratio
 from vitdeploy.assess.report.tables import tables
 from vitdeploy.errors import UsageError
 from vitdeploy.system.cpu import ThreadCount
@@ -54,10 +54,31 @@ def test_a_ratio_is_of_rounds_so_that_a_slow_spell_falls_on_both() -> None:
     result = benchmark(base, other)
     assert tuple(result.ratio("onnxruntime fp32", "torch fp32", 8)) == pytest.approx((0.5, 0.5, 0.55))
     assert other.ratio(other) == (1, 1, 1)
+
     with raises(UsageError, what="base", found=("torch fp32", 8)):
         latency("torch", (1.0,), batch_size=1).ratio(base)
     with raises(UsageError, what="tensorrt fp16", found=8):
         result.ratio("tensorrt fp16", "torch fp32", 8)
+
+
+@pytest.mark.parametrize(
+    ("median", "words"),
+    [
+        (1 / 69, "69x faster"),
+        (0.5, "2.0x faster"),
+        (1.3, "1.3x slower"),
+        (12.4, "12x slower"),
+        (1.0, "as fast"),
+        (1.04, "as fast"),
+        (0.96, "as fast"),
+        (0.94, "1.1x faster"),
+    ],
+)
+def test_a_ratio_in_words(median: float, words: str) -> None:
+    ratio = Ratio(median, median, median)
+    assert ratio.words == words
+    than = "as" if words == "as fast" else "than"
+    assert ratio.against("torch fp32") == f"{words} {than} torch fp32 ({median:.2f} of its time)"
 
 
 def test_what_was_not_measured_is_no_pass() -> None:

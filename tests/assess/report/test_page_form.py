@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from markupsafe import Markup
 from pages import HOSTILE, Page, hostile_report, written
 from PIL import Image
 from raising import raises
@@ -44,11 +45,23 @@ def page(report: Report, tmp_path_factory: pytest.TempPathFactory) -> Page:
 def test_a_class_name_is_a_heading_as_it_is() -> None:
     jinja2 = pytest.importorskip("jinja2")
     folder = jinja2.FileSystemLoader(Path(page_module.__file__).with_name("templates"))
-    template = jinja2.Environment(loader=folder, autoescape=True).from_string(
+    environment = jinja2.Environment(loader=folder, autoescape=True)
+    environment.filters["labelled"] = page_module.labelled
+    template = environment.from_string(
         '{% import "macros.html" as m %}'
         '{% call m.table("", ["<b", "<<c"], "", true) %}{% endcall %}{% call m.table("", ["<Output"]) %}{% endcall %}'
     )
     assert re.findall(r"<th\b[^>]*>(.*?)</th>", template.render()) == ["&lt;b", "&lt;&lt;c", "Output"]
+
+
+def test_a_cell_has_the_name_of_its_column() -> None:
+    rows = Markup(
+        '<tr><th scope="row">a &lt;td&gt;</th><td class="x">1</td><td>2</td></tr>\n<tr><td colspan="2">b</td></tr>'
+    )
+    assert page_module.labelled(rows, ("Artifact", '<"Best" & last', "Time")) == (
+        '<tr><th scope="row">a &lt;td&gt;</th><td data-label="&#34;Best&#34; &amp; last" class="x">1</td>'
+        '<td data-label="Time">2</td></tr>\n<tr><td colspan="2">b</td></tr>'
+    )
 
 
 def test_the_page_loads_nothing(page: Page) -> None:
@@ -88,7 +101,7 @@ def test_the_page_can_be_used_without_seeing_it(page: Page) -> None:
     levels = [int(name[1]) for name, _ in page.elements if name in {"h1", "h2", "h3", "h4"}]
     assert levels[0] == 1
     assert all(next_ <= level + 1 for level, next_ in itertools.pairwise(levels))
-    scrolled = [item for item in page.all("div") if item.get("class") == "scroll"]
+    scrolled = [item for item in page.all("div") if "scroll" in (item.get("class") or "").split()]
     assert len(scrolled) == 10
     assert all(item["tabindex"] == "0" and item["role"] == "region" and item["aria-label"] for item in scrolled)
     identifiers = [attributes["id"] for _, attributes in page.elements if "id" in attributes]

@@ -17,10 +17,25 @@ from written_results import COMPARISON, EVALUATION, LAYERS, SENSITIVITY, gate_re
 from vitdeploy.assess.report.page import write_html
 from vitdeploy.assess.report.report import report_of
 
-DESK, PHONE = (1280, 900), (375, 812)
+DESK, PHONE = (1400, 900), (375, 812)
 TOO_WIDE = """[...document.querySelectorAll('main *')]
     .filter(each => !each.parentElement.closest('.scroll') && each.getBoundingClientRect().right > innerWidth + 0.5)
     .map(each => each.outerHTML.slice(0, 80))"""
+# Texts of a plot that lie over each other, or beyond its edge.
+OVERPRINTED = """[...document.querySelectorAll('svg')].flatMap(svg => {
+    const edge = svg.getBoundingClientRect();
+    const texts = [...svg.querySelectorAll('text')].filter(each => each.textContent.trim());
+    const boxes = texts.map(each => [each.textContent.trim(), each.getBoundingClientRect()]);
+    const outside = boxes.filter(([_, box]) => box.left < edge.left - 1 || box.right > edge.right + 1);
+    const over = boxes.filter(([_, one], index) => boxes.slice(0, index).some(([_, other]) =>
+        Math.min(one.right, other.right) - Math.max(one.left, other.left) > 1 &&
+        Math.min(one.bottom, other.bottom) - Math.max(one.top, other.top) > 2));
+    return [...outside, ...over].map(([text]) => text);
+})"""
+# The cells of each row of the checks from top to bottom, by their classes.
+READING_ORDER = """[...document.querySelectorAll('#gate ~ .scroll tbody tr')].map(row => [...row.children]
+    .sort((one, other) => one.getBoundingClientRect().top - other.getBoundingClientRect().top)
+    .map(each => each.tagName === 'TH' ? 'subject' : each.className.replace('text', '').trim()))"""
 # All that can be followed, opened or scrolled, but for what a closed <details> hides.
 REACHED = """[...document.querySelectorAll('a, summary, .scroll')]
     .filter(each => each.tagName === 'SUMMARY' || !each.closest('details:not([open])'))
@@ -76,6 +91,29 @@ def test_it_fits_the_window_and_is_painted(chromium: Browser, page: Path, size: 
     assert (pixels.mean() < 80) == dark
 
 
+def test_a_desk_is_used_and_a_phone_shows_the_outcome_and_the_reason_first(chromium: Browser, page: Path) -> None:
+    table = "document.querySelector('#gate ~ .scroll').getBoundingClientRect()"
+    beyond = """[...document.querySelectorAll('.stacked')].filter(each => each.scrollWidth > each.clientWidth).length"""
+    with open_page(chromium, page, *DESK) as tab:
+        assert tab.evaluate(f"{table}.width") > 0.9 * DESK[0]
+        assert all(row == ["subject", "outcome", "", "wide"] for row in tab.evaluate(READING_ORDER))
+    with open_page(chromium, page, *PHONE) as tab:
+        tab.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+        rows = tab.evaluate(READING_ORDER)
+        assert len(rows) == 3
+        assert all(row == ["subject", "outcome", "wide", ""] for row in rows)
+        assert tab.evaluate(beyond) == 0
+        label = "getComputedStyle(document.querySelector('#gate ~ .scroll td:nth-child(3)'), '::before').content"
+        assert tab.evaluate(label) == '"Check"'
+
+
+def test_the_texts_of_plots_do_not_overprint_each_other(chromium: Browser, page: Path) -> None:
+    for size in (DESK, PHONE):
+        with open_page(chromium, page, *size) as tab:
+            assert tab.evaluate("document.querySelectorAll('svg text').length") > 30
+            assert tab.evaluate(OVERPRINTED) == []
+
+
 def test_every_image_and_plot_is_shown(phone: Page) -> None:
     widths = "[...document.querySelectorAll('img')].map(each => [each.naturalWidth, each.naturalHeight])"
     assert phone.evaluate(widths) == [[320, 240]] * 4
@@ -110,7 +148,7 @@ def test_everything_is_reached_by_keyboard(phone: Page) -> None:
 
 
 def test_a_table_that_is_too_wide_scrolls_by_keyboard(phone: Page) -> None:
-    region = "document.querySelector('#accuracy ~ .scroll')"
+    region = "document.querySelector('.scroll:has(.matrix)')"
     phone.evaluate(f"{region}.focus()")
     before = phone.evaluate(f"{region}.scrollLeft")
     for _ in range(3):

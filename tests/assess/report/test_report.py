@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from pages import Page, hostile_report, written
 from PIL import Image
-from written_results import EVALUATION, LAYERS, SENSITIVITY
+from written_results import BENCHMARK, COMPARISON, EVALUATION, LAYERS, SENSITIVITY, gate_result
 
 from vitdeploy.assess.debug.layer_results import ArtifactLayers, PartDifference
 from vitdeploy.assess.debug.sensitivity import LayerEffect
@@ -17,7 +18,9 @@ from vitdeploy.assess.evaluate.evaluate import Evaluation
 from vitdeploy.assess.metrics.accuracy import Predictions
 from vitdeploy.assess.metrics.latency import Benchmark, NotMeasured
 from vitdeploy.assess.metrics.outputs import Difference
+from vitdeploy.assess.report.page_data import settings, statuses
 from vitdeploy.assess.report.report import Report
+from vitdeploy.system.cpu import ThreadCount
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +40,19 @@ def test_figures_of_a_comparison_and_a_benchmark_are_on_the_page(page: Page) -> 
     cells = page.text["td"]
     assert cells[cells.index("logits") + 1 :][:4] == ["5.00e-05", "0.0001", "2.00e-04", "1.00000000"]
     assert "no device" in cells
-    assert cells[cells.index("5.000") - 1 :][:8] == ["1", "5.000", "5.800", "5.980", "200", "1.000", "3", "0.123"]
-    assert cells[cells.index("2.500") - 1 :][:7] == ["1", "2.500", "32.500", "39.250", "400", "0.500", "3"]
-    assert cells[cells.index("16.000") - 1 :][:7] == ["8", "16.000", "16.000", "16.000", "500", "1.000", "1"]
-    assert {"5.0e-05", "100.00%", "75.00%", "50.00%", "layers.1", "2.5 ms"} <= set(page.text["strong"])
-    assert "0.50 of the time of torch fp32" in page.text["span"]
+    assert cells[cells.index("5.000") - 1 :][:8] == ["1", "5.000", "5.800", "5.980", "200", "first", "3", "0.123"]
+    assert cells[cells.index("2.500") - 1 :][:7] == [
+        "1",
+        "2.500",
+        "32.500",
+        "39.250",
+        "400",
+        "2.0x faster (0.500)",
+        "3",
+    ]
+    assert cells[cells.index("16.000") - 1 :][:7] == ["8", "16.000", "16.000", "16.000", "500", "first", "1"]
+    assert {"5.0e-05", "100.00%", "75.00%", "50.00%", "block 1", "2.5 ms"} <= set(page.text["strong"])
+    assert "2.0x faster than torch fp32 (0.50 of its time)" in page.text["span"]
     assert "engine torch 9, providers a, b" in page.text["dd"]
     assert "1, 8" in page.text["dd"]
     assert "Empty" not in page.text["h3"]
@@ -71,8 +82,8 @@ def test_figures_of_an_evaluation_are_on_the_page(page: Page) -> None:
 
 def test_the_first_layer_that_diverges_is_named(page: Page) -> None:
     assert page.text["li"][page.text["li"].index("onnx-fp32: the first part that diverges is")]
-    assert page.text["strong"].count("layers.1") == 2
-    assert "layers.1 (first)" in page.text["text"]
+    assert page.text["strong"].count("block 1") == 2
+    assert "block 1 (first)" in page.text["text"]
     assert "not finite" in page.text["td"]
     assert any(text.endswith("cannot be told apart") for text in page.text["li"])
 
@@ -104,10 +115,47 @@ def test_a_great_many_layers_are_folded_away(tmp_path: Path) -> None:
 
 def test_a_status_is_told_in_words(page: Page) -> None:
     marks = [attributes["class"] for attributes in page.all("span") if "mark" in (attributes.get("class") or "")]
-    wanted = ["skipped", "failed", "passed", "skipped", "passed"]
-    assert marks[:5] == [f"mark {status}" for status in wanted]  # of the parts of the page
+    wanted = ["skipped", "failed", "skipped"]  # comparison, layers, accuracy; what only measures has not passed
+    assert marks[:3] == [f"mark {status}" for status in wanted]
     assert [item.get("class") for item in page.all("li")[-2:]] == ["wrong", None]
-    assert [span["aria-label"] for span in page.all("span") if "aria-label" in span] == ["correct", "wrong", "correct"]
+    predicted = [text for text in page.text["span"] if text.startswith(("correct, ", "wrong, "))]
+    assert predicted == ["correct, 75.0%", "wrong, 50.0%", "correct, 50.0%"]
+
+
+@pytest.mark.parametrize("part", ["sensitivity", "evaluation", "benchmark"])
+def test_a_page_that_judges_nothing_has_no_verdict(part: str, tmp_path: Path) -> None:
+    measured: dict[str, Any] = {
+        "sensitivity": SENSITIVITY,
+        "evaluation": dataclasses.replace(EVALUATION, results=EVALUATION.results[:2]),
+        "benchmark": dataclasses.replace(BENCHMARK, skipped=()),
+    }
+    page = written(tmp_path / "report.html", Report("Measured", {}, {}, **{part: measured[part]}))
+    assert measured[part].status == "passed"
+    words = {word.strip(".,:;") for tag, text in page.ordered if tag != "style" for word in text.split()}
+    assert not {"passed", "failed", "✓", "✗"} & words
+
+
+def test_nothing_has_passed_beside_a_failed_gate() -> None:
+    nothing = dataclasses.replace(COMPARISON, results=())
+    measured: dict[str, Any] = {"evaluation": EVALUATION, "benchmark": BENCHMARK, "sensitivity": SENSITIVITY}
+    found = statuses(Report("Gate", {}, {}, gate=gate_result(), comparison=nothing, **measured))
+    assert found == {"Gate": "failed", "Comparison": "skipped", "Accuracy": "skipped", "Latency": BENCHMARK.status}
+    assert "passed" not in found.values()
+
+
+def test_threads_are_told_by_their_number() -> None:
+    torch, other = (
+        dataclasses.replace(item, threads=ThreadCount(count, "why"))
+        for count, item in enumerate(BENCHMARK.latencies, 1)
+    )
+    found = dataclasses.replace(BENCHMARK, settings={"threads": 0, "warm_up": [1, True]}, latencies=(torch, other))
+    assert settings(found) == {
+        "threads": f"{torch.backend} 1, {other.backend} 2 (default of each backend)",
+        "warm up": "1, yes",
+    }
+    assert settings(dataclasses.replace(found, latencies=(torch,)))["threads"] == "1 (default of each backend)"
+    assert settings(BENCHMARK)["threads"] == "default of each backend"
+    assert settings(dataclasses.replace(found, settings={"threads": 4})) == {"threads": "4"}
 
 
 def test_parts_that_are_absent_are_left_out(tmp_path: Path) -> None:

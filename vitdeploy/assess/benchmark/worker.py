@@ -82,7 +82,7 @@ def worker(job: Job) -> Iterator[Callable[..., Any]]:
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, job))
+    process = context.Process(target=_serve, args=(theirs,))
 
     def ask(*request: Any) -> Any:
         try:
@@ -92,7 +92,9 @@ def worker(job: Job) -> Iterator[Callable[..., Any]]:
             process.join(timeout=10)
             raise UnavailableError(
                 f"the process that times {job.selected} ended with exit code {process.exitcode}",
-                what=str(job.selected), found=process.exitcode, hint="see its messages on stderr, or free memory",
+                what=str(job.selected), found=process.exitcode,
+                hint="see its messages on stderr; free memory, or put what a script calls under "
+                'if __name__ == "__main__":',
             ) from exc  # fmt: skip
         if isinstance(answer, VitDeployError):
             raise answer
@@ -103,6 +105,9 @@ def worker(job: Job) -> Iterator[Callable[..., Any]]:
         with theirs, _signals_wait():
             process.start()
         try:
+            # Not an argument of the process: its start would wait forever for one that ended before it read all.
+            with contextlib.suppress(ConnectionError):  # it ended; `ask` says so
+                ours.send(job)
             yield ask
         finally:
             process.kill()
@@ -126,14 +131,14 @@ def _signals_wait() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _serve(connection: Connection, job: Job) -> None:
-    """Answer each request (a method name of `_Timer`, its arguments) with the result or an error."""
+def _serve(connection: Connection) -> None:
+    """Answer each request after the job (a method name of `_Timer`, its arguments) with the result or an error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends this process
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
     quiet_libraries()  # as the command line does
-    timer = _Timer(job)
     with contextlib.suppress(EOFError, ConnectionError):  # the parent is gone
+        timer = _Timer(connection.recv())
         while True:
             name, *arguments = connection.recv()
             try:

@@ -226,7 +226,7 @@ def _max_latency_ratio(planned: Planned, measured: Measured, _selected: Selected
         if skipped.backend and f"{skipped.backend} {skipped.precision}" in (planned.subject, subject_of(against)):
             return None, "skipped", f"{skipped.backend} {skipped.precision} could not be timed: {skipped.reason}"
     ratio = measured.benchmark.ratio(planned.subject, subject_of(against), 1)
-    message = f"{ratio.median:.2f} times as long as {subject_of(against)} for an image, {planned.bound:g} allowed"
+    message = f"{ratio.against(subject_of(against))}, {planned.bound:g} allowed, for an image"
     return ratio.median, _word(ratio.median <= planned.bound), message
 
 

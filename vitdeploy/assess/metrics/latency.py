@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from vitdeploy.system.cpu import ThreadCount
 
 PERCENTILES = (50, 90, 99)
+_SAME_SPEED, _AS_FAST = 1.05, "as fast"
+_WHOLE = 9.95  # from here on a factor is rounded to a whole number
 _THREAD_DETAILS = ("threads", "intra_op_threads", "threads_reason")  # by backend
 
 
@@ -27,6 +29,19 @@ class Ratio(NamedTuple):
     median: float
     low: float
     high: float
+
+    @property
+    def words(self) -> str:
+        """The median in words, such as "69x faster" or "1.3x slower"; "as fast" within 5 %."""
+        factor = max(self.median, 1 / self.median)
+        if factor < _SAME_SPEED:
+            return _AS_FAST
+        return f"{factor:.{0 if factor >= _WHOLE else 1}f}x {'faster' if self.median < 1 else 'slower'}"
+
+    def against(self, name: str) -> str:
+        """The comparison with the one of that name, such as "2.5x faster than torch fp32 (0.40 of its time)"."""
+        words = self.words
+        return f"{words} {'as' if words == _AS_FAST else 'than'} {name} ({self.median:.2f} of its time)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,13 +203,22 @@ class Benchmark(Assessment):
         return overall([*counted, *("passed" for _ in self.latencies)])
 
     @property
+    def threads_text(self) -> str:
+        """The number of threads of each backend; "" where none computes on the CPU."""
+        counts = {item.backend: item.threads.count for item in self.latencies if item.threads is not None}
+        if len(set(counts.values())) == 1:
+            return _threads(next(iter(counts.values())))
+        return ", ".join(f"{backend} {_threads(count)}" for backend, count in counts.items())
+
+    @property
     def note(self) -> str:
         """A warning if backends ran with different numbers of threads; else empty."""
         counts = {latency.backend: latency.threads.count for latency in self.latencies if latency.threads is not None}
         if len(set(counts.values())) < 2:
             return ""
-        listed = ", ".join(f"{backend} {count or 'its own number'}" for backend, count in counts.items())
-        return f"the backends ran with different numbers of threads ({listed}); --threads N gives each the same"
+        return (
+            f"the backends ran with different numbers of threads ({self.threads_text}); --threads N gives each the same"
+        )
 
     def latency(self, name: str, batch_size: int) -> Latency:
         """The latency of a backend such as "onnxruntime fp32"; UsageError if it was not measured."""
@@ -219,3 +243,7 @@ class Benchmark(Assessment):
             "latencies": [latency.to_dict() for latency in self.latencies],
             "skipped": [skipped.to_dict() for skipped in self.skipped],
         }
+
+
+def _threads(count: int) -> str:
+    return str(count) if count else "its own number"

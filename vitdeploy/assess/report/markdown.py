@@ -26,7 +26,8 @@ def markdown(result: Judged | Measured, *, seconds: float | None = None) -> str:
 
     `seconds` is the total duration; omitted by default.
     """
-    lines = [f"### {_MARKS[result.status]}: {_cell(result.bundle)}", ""]
+    verdict = "Measured" if isinstance(result, Measured) and result.status == "passed" else _MARKS[result.status]
+    lines = [f"### {verdict}: {_cell(result.bundle)}", ""]
     if result.processor is not None:
         lines += [f"Image processor: {_cell(result.processor)}", ""]
     if seconds is not None:

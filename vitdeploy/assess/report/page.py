@@ -4,24 +4,37 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitdeploy.assess.metrics.status import writable
-from vitdeploy.assess.report.page_data import MOST_LAYERS, confusions, headlines, least_accurate, statuses
+from vitdeploy.assess.report.page_data import (
+    MOST_LAYERS,
+    confusions,
+    details,
+    headlines,
+    least_accurate,
+    settings,
+    statuses,
+)
 from vitdeploy.assess.report.plots import accuracy_plot, calibration_plot, latency_plot, layers_plot, sensitivity_plot
 from vitdeploy.assess.report.report import Assessed, Report, report_of
 from vitdeploy.assess.report.written import write_result
 from vitdeploy.errors import ImageError, MissingDependencyError
+from vitdeploy.exporters.naming.layer_names import readable_name
 from vitdeploy.images.open import open_image
 
 try:
     import jinja2
+    from markupsafe import Markup, escape
 except ModuleNotFoundError as exc:
     raise MissingDependencyError("the HTML report", "report") from exc
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Sequence
 
     from vitdeploy.assess.metrics.latency import Latency
     from vitdeploy.assess.report.example_images import ExampleImage
@@ -29,6 +42,7 @@ if TYPE_CHECKING:
 _LARGEST_SIDE = 320  # pixels of an embedded image; the page shows it at half size, for dense displays
 _SHARP_BELOW = 128  # pixels: smaller images are embedded as they are, and enlarged without smoothing
 _QUALITY = 85
+_ROW, _CELL = re.compile(r"<tr>.*?</tr>", re.DOTALL), re.compile(r"<(th|td)\b([^>]*)>")
 
 
 def write_html(path: str | os.PathLike[str], result: Assessed | Report) -> None:
@@ -53,7 +67,13 @@ def _render(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["picture"] = picture_of
+    environment.filters |= {
+        "picture": picture_of,
+        "labelled": labelled,
+        "readable": readable_name,
+        "settings": settings,
+        "details": details,
+    }
     template = environment.get_template("report.html")
     return template.render(
         report=report,
@@ -98,6 +118,25 @@ def _latency(report: Report) -> dict[str, Any]:
     for latency in report.benchmark.latencies if report.benchmark else ():
         batches.setdefault(latency.batch_size, []).append(latency)
     return {"batches": batches, "latency_plot": latency_plot(batches) if batches else None}
+
+
+def labelled(rows: Markup, columns: Sequence[str]) -> Markup:
+    """The rows of a table with the name of its column at each cell, which a phone shows beside it.
+
+    `columns` are names as the macro `table` takes them; a cell that spans several has no name.
+    """
+    names = [escape(name.removeprefix("<")) for name in columns]
+
+    def with_names(row: re.Match[str]) -> str:
+        position = itertools.count()
+
+        def with_name(cell: re.Match[str]) -> str:
+            name = names[next(position)]
+            return cell[0] if cell[1] == "th" or "colspan" in cell[2] else f'<td data-label="{name}"{cell[2]}>'
+
+        return _CELL.sub(with_name, row[0])
+
+    return Markup(_ROW.sub(with_names, rows))  # noqa: S704  (the template has escaped it)
 
 
 class Picture(NamedTuple):

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
+from vitdeploy.assess.report.report import value_text
+from vitdeploy.exporters.naming.layer_names import readable_name
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vitdeploy.assess.evaluate.evaluate import Evaluation
     from vitdeploy.assess.metrics.accuracy import Accuracy, Predictions
+    from vitdeploy.assess.metrics.latency import Benchmark, Latency
     from vitdeploy.assess.report.report import Report
 
 MATRIX_CLASSES = 25  # larger confusion matrices are unreadable, and grow with the square
@@ -55,16 +59,15 @@ class Classes(NamedTuple):
 
 
 def statuses(report: Report) -> dict[str, str]:
-    """The outcome of each part, by its name."""
-    parts = {
-        "Gate": report.gate,
-        "Comparison": report.comparison,
-        "Layers": report.layers,
-        "Sensitivity": report.sensitivity,
-        "Accuracy": report.evaluation,
-        "Latency": report.benchmark,
-    }
-    return {name: part.status for name, part in parts.items() if part is not None}
+    """The outcome of each part that judges; of one that measures only where it failed or was skipped.
+
+    Where there is a gate, its outcome is the page's: other parts are named only where they did not pass.
+    """
+    judged = {"Gate": report.gate, "Comparison": report.comparison, "Layers": report.layers}
+    measured = {"Sensitivity": report.sensitivity, "Accuracy": report.evaluation, "Latency": report.benchmark}
+    found = {name: part.status for name, part in (judged | measured).items() if part is not None}
+    verdicts = ("Gate",) if report.gate is not None else tuple(judged)
+    return {name: status for name, status in found.items() if name in verdicts or status != "passed"}
 
 
 def headlines(report: Report) -> list[Headline]:
@@ -77,6 +80,22 @@ def headlines(report: Report) -> list[Headline]:
         *_of_accuracy(report),
         *_of_latency(report),
     ]
+
+
+def settings(benchmark: Benchmark) -> dict[str, str]:
+    """How it was measured, as text; of threads the numbers that were used."""
+    shown = {name.replace("_", " "): value_text(value) for name, value in benchmark.settings.items()}
+    if benchmark.settings.get("threads") == 0:
+        default = "default of each backend"
+        shown["threads"] = f"{benchmark.threads_text} ({default})" if benchmark.threads_text else default
+    return shown
+
+
+def details(latency: Latency) -> str:
+    """What ran, as text."""
+    return ", ".join(
+        f"{name} {value_text(value)}" for name, value in latency.details.items() if value not in ({}, [], None)
+    )
 
 
 def confusions(evaluation: Evaluation) -> list[Confusion]:
@@ -140,9 +159,9 @@ def _of_layers(report: Report) -> Iterator[Headline]:
     for result in report.layers.results if report.layers else ():
         if result.parts:
             worst = max(result.parts, key=lambda part: part.worst.required_tolerance)
-            largest = f"{_exponential(worst.worst.max_relative)}, of {worst.part}"
+            largest = f"{_exponential(worst.worst.max_relative)}, of {readable_name(worst.part)}"
             note = f"{result.tolerance:g} is allowed; the largest is {largest}"
-            yield Headline(f"{result.artifact}, first part that diverges", result.first or "none", note)
+            yield Headline(f"{result.artifact}, first part that diverges", readable_name(result.first or "none"), note)
 
 
 def _of_sensitivity(report: Report) -> Iterator[Headline]:
@@ -168,8 +187,7 @@ def _of_latency(report: Report) -> Iterator[Headline]:
     for first in latencies[:1]:
         same_batch = [latency for latency in latencies if latency.batch_size == first.batch_size]
         fastest = max(same_batch, key=lambda latency: latency.images_per_second)
-        ratio = f"{fastest.ratio(first).median:.2f} of the time of {first.name}"
-        note = "the fastest" if fastest is first else ratio
+        note = "the fastest" if fastest is first else fastest.ratio(first).against(first.name)
         yield Headline(f"{fastest.name}, batch {first.batch_size}", f"{fastest.percentile_ms(50):.3g} ms", note)
 
 

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitdeploy.errors import MissingDependencyError
+from vitdeploy.exporters.naming.layer_names import readable_name
 
 try:
     import matplotlib as mpl
     from markupsafe import Markup
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 except ModuleNotFoundError as exc:
     raise MissingDependencyError("the HTML report", "report") from exc
 
@@ -87,9 +89,10 @@ def calibration_plot(evaluation: Evaluation) -> Markup:
             axes.scatter(*points, sizes, marker=marker, edgecolors=colour, facecolors="none", label=result.name)
         axes.set_xlabel("mean score of a bin", color=_INK)
         axes.set_ylabel("accuracy in it", color=_INK)
-        axes.legend(frameon=False, loc="upper left")
+        # Above the points, which may be anywhere.
+        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), borderpad=0)
 
-    return _svg("calibration", draw, [3.2])
+    return _svg("calibration", draw, [3.2 + 0.22 * len(ran)])
 
 
 def layers_plot(results: Sequence[ArtifactLayers]) -> Markup:
@@ -117,14 +120,15 @@ def sensitivity_plot(result: Sensitivity) -> Markup:
         axes.set_yticks([])
         axes.set_xlabel("relative error of the outputs", color=_INK)
 
-    return _svg("sensitivity", draw, [0.2 * len(result.layers) + 0.6])
+    return _svg("sensitivity", draw, [0.2 * len(result.layers) + 0.65])
 
 
 def _parts(axes: Axes, result: ArtifactLayers) -> None:
     values = [part.worst.max_relative for part in result.parts]
     colours = [_SERIES[1] if part.worst.within(result.tolerance) else _BAD for part in result.parts]
     _log_bars(axes, values, colours, result.tolerance)
-    names = [f"{part.part} (first)" if part.part == result.first else part.part for part in result.parts]
+    parts = [(readable_name(part.part), part.part == result.first) for part in result.parts]
+    names = [f"{name} (first)" if first else name for name, first in parts]
     axes.set_yticks(range(len(names)), names)
 
 
@@ -136,8 +140,10 @@ def _log_bars(axes: Axes, values: Sequence[float], colours: Sequence[str], line:
     axes.barh(range(len(values)), drawn, left=0, height=0.62, color=colours, alpha=alpha)
     axes.axvline(min(line, high) or low, color=_INK, linewidth=1.4, linestyle="--")
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(numticks=5))
+    axes.xaxis.set_minor_formatter(NullFormatter())  # labels between powers of ten would lie over each other
     axes.set_xlim(low / 2, high)
-    axes.set_ylim(len(values) - 0.4, -0.6)
+    axes.set_ylim(len(values) - 0.3, -0.6)
 
 
 def _latencies(axes: Axes, latencies: Sequence[Latency]) -> None:
@@ -148,7 +154,9 @@ def _latencies(axes: Axes, latencies: Sequence[Latency]) -> None:
         colour, median = _SERIES[row % len(_SERIES)], latency.percentile_ms(50)
         times = np.array([time for time in latency.times_ms if time <= limit])
         beyond = len(latency.times_ms) - len(times)
-        label = f"{latency.name}: median {median:.3g} ms" + (f" ({beyond} runs beyond)" if beyond else "")
+        label = f"{latency.name}: median {median:.3g} ms" + (
+            f" ({beyond} run{'s' if beyond > 1 else ''} beyond)" if beyond else ""
+        )
         axes.barh(row, median, height=0.42, color=colour, alpha=0.22)
         axes.scatter(times, row + generator.uniform(-0.18, 0.18, len(times)), 7, colour, alpha=0.55, linewidths=0)
         axes.plot([median, median], [row - 0.24, row + 0.24], color=_INK, linewidth=1.8)
@@ -171,6 +179,7 @@ def _svg(name: str, draw: Callable[[Sequence[Axes]], None], heights: Sequence[fl
             axes.set_facecolor("none")
             axes.tick_params(which="both", colors=_INK, length=0)
             axes.grid(axis="x", color=_INK, alpha=0.15, linewidth=0.8)
+            axes.tick_params(axis="x", which="both", pad=6)
             axes.set_axisbelow(True)
             axes.spines[:].set_visible(False)
         draw(panels)

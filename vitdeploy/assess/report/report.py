@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -19,7 +20,7 @@ from vitdeploy.bundle.manifest import NOT_RECORDED
 from vitdeploy.errors import BundleError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 Assessed: TypeAlias = "Comparison | LayerComparison | Sensitivity | Evaluation | Benchmark | GateResult"
 
@@ -113,5 +114,16 @@ def source_of(folder: str) -> dict[str, str]:
     for artifact in manifest.artifacts:
         name = artifact.name
         facts[name] = ", ".join(f"{file.path} ({file.size_bytes / 1e6:.1f} MB)" for file in artifact.files)
-        facts |= {f"{name} {key}": str(value) for key, value in {**artifact.options, **artifact.tools}.items()}
+        facts |= {f"{name} {key}": value_text(value) for key, value in {**artifact.options, **artifact.tools}.items()}
     return facts
+
+
+def value_text(value: object) -> str:
+    """An option or a setting as text; "" where it holds nothing."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {value_text(item)}" for name, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(value_text, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "" if value is None else str(value)

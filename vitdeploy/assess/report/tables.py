@@ -56,7 +56,7 @@ def _of_evaluation(result: Evaluation) -> tuple[Table, ...]:
 def _of_benchmark(result: Benchmark) -> tuple[Table, ...]:
     """A row per backend and batch size, with notes on skipped ones and on threads."""
     first = {latency.batch_size: latency for latency in reversed(result.latencies)}
-    columns = ("backend", "batch", "p50 ms", "p99 ms", "images/s", "time / the first's (quartiles)", "p90 ms",
+    columns = ("backend", "batch", "p50 ms", "p99 ms", "images/s", "speed (time / the first's, quartiles)", "p90 ms",
                "from image files, p50 ms", "load ms", "first run ms", "peak MB", "steady")  # fmt: skip
     rows = tuple(_latency(latency, first[latency.batch_size]) for latency in result.latencies)
     notes = [
@@ -104,7 +104,7 @@ def _latency(latency: Latency, first: Latency) -> tuple[str, ...]:
         str(latency.batch_size),
         *(f"{latency.percentile_ms(percent):.3f}" for percent in (50, 99)),
         f"{latency.images_per_second:,.0f}",
-        "1" if latency is first else f"{ratio.median:.3f} ({ratio.low:.3f} to {ratio.high:.3f})",
+        "first" if latency is first else f"{ratio.words} ({ratio.median:.3f}, {ratio.low:.3f} to {ratio.high:.3f})",
         f"{latency.percentile_ms(90):.3f}",
         f"{latency.image_percentile_ms(50):.3f}" if latency.image_rounds_ms else "",
         "" if latency.load_ms is None else f"{latency.load_ms:.0f}",
