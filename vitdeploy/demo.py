@@ -80,8 +80,8 @@ def run_demo(output: str | os.PathLike[str], *, progress: Progress = SILENT) -> 
         CheckFailedError: If the exported artifact differs from the reference.
         OutputError: If a file cannot be written.
         InputError: If `images` cannot be read.
-        UsageError: If `output` is empty, is a bundle or lies in one, its `images` has other files, or the report would overwrite
-            a file of the demo's bundle.
+        UsageError: If `output` is empty, is a bundle or lies in one, its `images` has other files, or the report would
+            overwrite a file of the demo's bundle.
     """
     from vitdeploy.assess.report.page import write_html  # needs the libraries of an extra
 
