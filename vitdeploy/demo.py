@@ -132,7 +132,7 @@ def _check_apart(output: Path) -> None:
 
 
 def _check_images(folder: Path) -> None:
-    """Raise UsageError if there is no place for the images: a file, a link, or a folder with files of others."""
+    """Raise UsageError if the path of the images is a file, a link, or a folder with other files."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         problem = f"{folder} is {'a link' if folder.is_symlink() else 'a file'}, not a folder"
         raise UsageError(problem, what="output", where=folder, hint="choose another folder (-o)")
