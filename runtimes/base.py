@@ -96,7 +96,7 @@ class Runtime(abc.ABC):
             feeds: An array for each of `inputs`, with exactly its type and shape, dynamic axes within `axes`.
 
         Returns:
-            An array for each of `outputs`: contiguous, writable, and owned by the caller.
+            A contiguous, writable array for each of `outputs`, owned by the caller.
 
         Raises:
             UsageError: If an array is missing, unknown or has another type or shape; or if the runtime is closed, or

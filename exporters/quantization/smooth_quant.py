@@ -62,7 +62,7 @@ class SmoothQuant:
             kept: Products that stay float32, named by their first outputs; a Mul only for them is omitted.
 
         Returns:
-            By new activation name: the original activation, and its divisors, (C,).
+            The original activation and its divisors, (C,), by new activation name.
         """
         divided = {}
         for place in sorted(find_places(model), key=_KIND):  # values before the norm before them

@@ -71,7 +71,7 @@ def export(
         progress: Receives each step and its progress.
 
     Raises:
-        UsageError: If an argument is invalid, or `output` exists and is not a bundle.
+        UsageError: If an argument is invalid, or `output` has other content.
         CheckpointError: If the checkpoint cannot be used, has no image processor and `source` defines none, or its
             outputs are not finite.
         HubError: If the Hub cannot be reached.

@@ -1,4 +1,4 @@
-"""Each layer of an artifact against the reference's: a fault is named by the layer that has it."""
+"""Layer comparison: a fault is attributed to its layer."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_the_command_names_the_layer_and_exits_with_1(embedded: Bundle, tmp_path
     assert code == 1
     firsts = {item["artifact"]: item["first"] for item in validated("compare", out)["results"]}
     assert firsts == {"onnx-fp16": None, "onnx-fp32": "layers.3"}
-    assert ">layers.3 (first)<" in page.read_text(encoding="utf-8")
+    assert ">block 3 (first)<" in page.read_text(encoding="utf-8")
     assert "the first part that diverges" in summary.read_text(encoding="utf-8").splitlines()[10]
     assert b'tests="14" failures="1"' in suite.read_bytes()
     shown = run(*command, "--against", "torchscript:fp32")

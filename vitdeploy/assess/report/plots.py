@@ -141,7 +141,7 @@ def _log_bars(axes: Axes, values: Sequence[float], colours: Sequence[str], line:
     axes.axvline(min(line, high) or low, color=_INK, linewidth=1.4, linestyle="--")
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(numticks=5))
-    axes.xaxis.set_minor_formatter(NullFormatter())  # labels between powers of ten would lie over each other
+    axes.xaxis.set_minor_formatter(NullFormatter())  # labels between powers of ten would overlap
     axes.set_xlim(low / 2, high)
     axes.set_ylim(len(values) - 0.3, -0.6)
 
@@ -154,7 +154,9 @@ def _latencies(axes: Axes, latencies: Sequence[Latency]) -> None:
         colour, median = _SERIES[row % len(_SERIES)], latency.percentile_ms(50)
         times = np.array([time for time in latency.times_ms if time <= limit])
         beyond = len(latency.times_ms) - len(times)
-        label = f"{latency.name}: median {median:.3g} ms" + (f" ({beyond} runs beyond)" if beyond else "")
+        label = f"{latency.name}: median {median:.3g} ms" + (
+            f" ({beyond} run{'s' if beyond > 1 else ''} beyond)" if beyond else ""
+        )
         axes.barh(row, median, height=0.42, color=colour, alpha=0.22)
         axes.scatter(times, row + generator.uniform(-0.18, 0.18, len(times)), 7, colour, alpha=0.55, linewidths=0)
         axes.plot([median, median], [row - 0.24, row + 0.24], color=_INK, linewidth=1.8)
