@@ -232,7 +232,7 @@ def json_size(size: tuple[int, int]) -> int | list[int]:
 
 
 def family_of(data: Mapping[str, Any]) -> Family:
-    """The family that a parsed `config.json` names; raises CheckpointError if it is none of `FAMILIES`."""
+    """The family in a parsed `config.json`; CheckpointError unless it is one of `FAMILIES`."""
     model_type = data.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise CheckpointError(
