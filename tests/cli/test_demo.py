@@ -113,7 +113,7 @@ def test_the_next_line_of_the_readme(result: dict[str, Any], output: Path, tmp_p
     )
     assert (found.returncode, found.stderr) == (0, "")
     (image,) = json.loads(found.stdout)["results"]
-    assert image["predictions"][0]["label"] == Path(predict.split()[-1]).parent.name
+    assert image["predictions"][0]["label"] == Path(predict.split()[3]).parent.name
 
 
 def test_a_difference_ends_in_1_with_the_report_written(

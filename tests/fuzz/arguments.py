@@ -59,6 +59,8 @@ class Arguments:
             "inspect": lambda: ["bundle"],
             "verify": lambda: ["bundle"],
             "triton": lambda: ["bundle", "models"],
+            "pack": lambda: ["bundle", "--artifact", "onnx-fp32", "-o", "packed"],
+            "push": lambda: ["nowhere", "org/name"],
             "benchmark": lambda: ["nowhere"],
             **{f"debug {name}": lambda: ["nowhere"] for name in group.commands},
             "export": lambda: ["--model", "nowhere"],

@@ -13,6 +13,7 @@ from vitdeploy.cli.output import (
     print_table,
     print_tables,
     print_text,
+    shown_path,
 )
 from vitdeploy.cli.process import conclude
 from vitdeploy.cli.progress import CommandProgress
@@ -60,4 +61,4 @@ def _print_demo(result: DemoResult) -> None:
     print_tables("\nAccuracy on the same images", tables(result.evaluation))
     print_left_out(result.evaluation.left_out)
     print_tables("\nLatency of the runtime", tables(result.benchmark))
-    print_text(f"\nBundle: {result.bundle}\nReport: {result.path}\nDone in {result.seconds:.0f} s.")
+    print_text(f"\nBundle: {shown_path(result.bundle)}\nReport: {result.path}\nDone in {result.seconds:.0f} s.")

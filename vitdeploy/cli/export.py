@@ -20,6 +20,7 @@ from vitdeploy.cli.output import (
     print_json,
     print_table,
     print_text,
+    shown_path,
 )
 from vitdeploy.cli.progress import CommandProgress
 from vitdeploy.cli.table import details, details_option
@@ -237,7 +238,7 @@ def export(
             run_there = typed_line("verify", bundle.path, "--run")
             notes.append(f"{artifact.name} was {artifact.validation['status']}; there: {run_there}")
         rows += [(artifact.name, file.path, f"{file.size_bytes / 1e6:.1f} MB") for file in artifact.files]
-    print_table(str(bundle.path), ("artifact", "file", "size"), rows, notes)
+    print_table(shown_path(bundle.path), ("artifact", "file", "size"), rows, notes)
     for artifact in (bundle.artifact(to, precision) for to in formats):
         _print_candidates(artifact)
         if "accuracy" in artifact.validation:
@@ -245,7 +246,7 @@ def export(
         for name, text in left_out_texts(artifact.validation).items():
             print_text(f"{artifact.name}, --{name.replace('_', '-')}: {text}")
     for written in models:
-        print_text(f"{written.artifact} is served by Triton as {written.name}, from {written.path}")
+        print_text(f"{written.artifact} is served by Triton as {written.name}, from {shown_path(written.path)}")
 
 
 def _precision(named: str | None, flags: Mapping[str, bool]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from vitdeploy.cli.command import command, option
-from vitdeploy.cli.output import PATH, json_option, print_json, print_table
+from vitdeploy.cli.output import PATH, json_option, print_json, print_table, shown_path
 from vitdeploy.trt.options import DEFAULT_BATCH
 
 # Limit of a CUDA grid's second and third dimension, along which kernels place a batch; Triton's warm-up runs the
@@ -52,5 +52,7 @@ def triton(
         print_json({"bundle": bundle, **model.to_dict()})
         return
     print_table(
-        f"{model.artifact} of {bundle} as {model.name}", ("file",), [(model.path / file,) for file in model.files]
+        f"{model.artifact} of {bundle} as {model.name}",
+        ("file",),
+        [(shown_path(model.path / file),) for file in model.files],
     )

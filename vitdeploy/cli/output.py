@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -97,6 +98,12 @@ def print_tables(title: str, tables: Iterable[Table]) -> None:
 def measured_title(title: str, status: str) -> str:
     """The title of figures without a verdict: with a status only if something failed or was skipped."""
     return title if status == "passed" else f"{title}: {status}"
+
+
+def shown_path(path: Path) -> str:
+    """A path as a person would type it: relative to the working directory if it is inside."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def print_left_out(left_out: LeftOut | None) -> None:
