@@ -80,7 +80,7 @@ def write_processor(folder: Path, **settings: Any) -> Path:
 
 
 def peer_pixels(folder: Path, images: Sequence[Image.Image]) -> np.ndarray:
-    """What transformers' PIL backend makes of images of the right mode."""
+    """Pixels from transformers' PIL backend for images of the right mode."""
     processor: Any = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
     return np.concatenate([processor(image, return_tensors="np")["pixel_values"] for image in images])
 

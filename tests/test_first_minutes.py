@@ -53,7 +53,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def best_label(printed: str, image: str) -> str:
-    """What `predict` printed in the first line of an image."""
+    """The label in `predict`'s first line for an image."""
     (label,) = re.findall(rf"^{re.escape(image)}  +(\S.*?)  +[01]\.[0-9]+$", printed, re.MULTILINE)
     return str(label)
 

@@ -1,4 +1,4 @@
-"""What is shipped, and what importing it costs."""
+"""The content of the wheel, and the cost of importing it."""
 
 from __future__ import annotations
 

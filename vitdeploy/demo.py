@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from vitdeploy.assess.benchmark.benchmark import benchmark
 from vitdeploy.assess.compare.compare import compare
@@ -18,7 +18,7 @@ from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import MANIFEST
 from vitdeploy.bundle.output_paths import check_outputs
-from vitdeploy.errors import BundleError, UnavailableError, UsageError
+from vitdeploy.errors import BundleError, UnavailableError, UsageError, readable
 from vitdeploy.exporting.options import ValidationOptions
 from vitdeploy.exporting.workflow import export
 from vitdeploy.files.atomic import replace_folder, staged_folder
@@ -79,17 +79,20 @@ def run_demo(output: str | os.PathLike[str], *, progress: Progress = SILENT) -> 
         MissingDependencyError: If a library is not installed.
         CheckFailedError: If the exported artifact differs from the reference.
         OutputError: If a file cannot be written.
-        UsageError: If `output` is a bundle or lies in one, its `images` has other files, or the report would overwrite
-            a file of the demo's bundle.
+        InputError: If `images` cannot be read.
+        UsageError: If `output` is empty, is a bundle or lies in one, its `images` has other files, or the report would
+            overwrite a file of the demo's bundle.
     """
     from vitdeploy.assess.report.page import write_html  # needs the libraries of an extra
 
+    if not os.fspath(output):
+        raise UsageError("output has no name", what="output", found=output, hint="name a folder")
     start = time.perf_counter()
     path, images = Path(output, "report.html"), Path(output, "images")
     _check_apart(Path(output))
-    _check_images(images)
     check_outputs({"the report": path}, {}, bundle=Path(output, "bundle"))
     check_writable(path)
+    _check_images(images)
     with staged_folder(images) as staging:
         for image in held_out_images().rglob("*.png"):
             place = staging / image.relative_to(held_out_images())
@@ -132,11 +135,19 @@ def _check_apart(output: Path) -> None:
 
 
 def _check_images(folder: Path) -> None:
-    """Raise UsageError if there is no place for the images: a file, a link, or a folder with files of others."""
+    """Raise UsageError if the path of the images is a file, a link, or a folder with other files."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         problem = f"{folder} is {'a link' if folder.is_symlink() else 'a file'}, not a folder"
         raise UsageError(problem, what="output", where=folder, hint="choose another folder (-o)")
-    files = {path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir()}
+
+    def fail(exc: OSError) -> NoReturn:
+        raise exc
+
+    files: set[Path] = set()
+    if folder.exists():
+        with readable(folder, "a folder"):
+            for parent, _, names in os.walk(folder, onerror=fail):
+                files.update(Path(parent, name).relative_to(folder) for name in names)
     others = files - {path.relative_to(held_out_images()) for path in held_out_images().rglob("*.png")}
     if others:
         problem = f"{folder} has files that the demo did not write, such as {min(others)}"

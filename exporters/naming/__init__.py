@@ -1,1 +1,1 @@
-"""Names of a graph's nodes that people read: the parts of a vision transformer, and its layers."""
+"""Readable names of a graph's nodes: the parts of a vision transformer, and its layers."""

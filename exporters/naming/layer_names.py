@@ -1,4 +1,4 @@
-"""Names of parts and layers that people read: "layers.3.mlp.fc1" is "block 3, MLP, fc1"."""
+"""Readable names of parts and layers: "layers.3.mlp.fc1" is "block 3, MLP, fc1"."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ _WORDS = {"mlp": "MLP", "q_proj": "query", "k_proj": "key", "v_proj": "value", "
 
 
 def layer_name(node: str, part: str, label: str | None) -> str:
-    """The name of the layer that a node belongs to.
+    """Readable name of a node's layer.
 
     Args:
-        node: The name of its first output.
-        part: As `nodes_by_part` names it.
-        label: What its weights tell, such as "layers.3.mlp.fc1"; None for a node without weights, which is a layer of
-            its own: it keeps its name, without the part that it repeats, such as "block 3, gelu".
+        node: Name of its first output.
+        part: Part of the model, as named by `nodes_by_part`.
+        label: Label from its weights, such as "layers.3.mlp.fc1"; None for a node without weights, which is a separate
+            layer: it keeps its name without the repeated part, such as "block 3, gelu".
     """
     if label is not None:
         return readable_name(label)
@@ -23,7 +23,7 @@ def layer_name(node: str, part: str, label: str | None) -> str:
 
 
 def readable_name(label: str) -> str:
-    """The words of a label or a part: "layers.3" is "block 3"."""
+    """A label or a part in words: "layers.3" is "block 3"."""
     block = _BLOCK.match(label)
     words = [f"block {block[1]}"] if block else []
     rest = label[block.end() :] if block else label
@@ -31,5 +31,5 @@ def readable_name(label: str) -> str:
 
 
 def normalized_name(name: str) -> str:
-    """A name as it is looked up: case and blanks do not count."""
+    """A name normalized for look-up: case and blanks are ignored."""
     return ",".join(" ".join(word.split()) for word in name.casefold().split(","))

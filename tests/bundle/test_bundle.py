@@ -1,4 +1,4 @@
-"""Bundles: what a manifest vouches for, and what it refuses."""
+"""Bundles: verified content, and refused manifests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a CI server reads: Markdown, JUnit and annotations, also where a command ends with an error."""
+"""Outputs for a CI server: Markdown, JUnit and annotations, even if a command ends with an error."""
 
 from __future__ import annotations
 

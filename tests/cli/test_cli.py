@@ -1,4 +1,4 @@
-"""The command line: what it prints, and what it exits with."""
+"""The command line: its output and exit codes."""
 
 from __future__ import annotations
 

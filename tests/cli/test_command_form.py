@@ -84,6 +84,14 @@ def test_other_tools_names_are_taken(typed: str, meant: str) -> None:
     assert parsed(typed) == parsed(meant)
 
 
+def test_an_option_under_two_names_is_refused() -> None:
+    for line in ("export x --dtype fp16 --quantize int8", "export x --precision=fp16 --dtype int8 -o out"):
+        result = run(*line.split())
+        assert (result.code, result.out, "the same option" in result.err) == (2, "", True)
+    assert parsed("export x --to onnx --format ts --half --fp16")["formats"] == ("onnx", "torchscript")
+    assert parsed("export --dtype fp16 -- --precision")["checkpoint"] == "--precision"
+
+
 def test_a_synonym_hides_no_option_and_is_no_value() -> None:
     for _, command in ALL:
         assert not {*OPTIONS} & {name for param in command.params for name in param.opts}

@@ -24,7 +24,7 @@ from vitdeploy.assess.benchmark.benchmark import benchmark
 from vitdeploy.assess.compare.compare import compare
 from vitdeploy.assess.metrics.latency import Benchmark, Latency
 from vitdeploy.bundle.bundle import Bundle
-from vitdeploy.errors import MissingDependencyError, OutputError, UsageError
+from vitdeploy.errors import InputError, MissingDependencyError, OutputError, UsageError
 
 BACKENDS = ["torch", "onnxruntime"]
 
@@ -170,6 +170,13 @@ def test_images_of_others_are_not_replaced(tmp_path: Path) -> None:
     assert list(tmp_path.rglob("*")) == [tmp_path / "images", other.parent, other]
 
 
+def test_an_output_without_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with raises(UsageError, what="output", found=""):
+        demo.run_demo("")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("kind", ["file", "link"])
 def test_images_are_no_file_and_no_link(tmp_path: Path, kind: str) -> None:
     images = tmp_path / "out" / "images"
@@ -180,6 +187,21 @@ def test_images_are_no_file_and_no_link(tmp_path: Path, kind: str) -> None:
         demo.run_demo(images.parent)
     assert list(images.parent.iterdir()) == [images]
     assert images.read_text() == "mine" if kind == "file" else images.is_symlink()
+
+
+def test_images_that_cannot_be_read_are_kept(tmp_path: Path) -> None:
+    mine = tmp_path / "images" / "mine"
+    mine.mkdir(parents=True)
+    (mine / "photo.png").touch()
+    mine.chmod(0)
+    try:
+        if os.access(mine, os.R_OK):
+            pytest.skip("nothing is forbidden to this user")
+        with raises(InputError, where=tmp_path / "images"):
+            demo.run_demo(tmp_path)
+    finally:
+        mine.chmod(0o700)
+    assert (mine / "photo.png").exists()
 
 
 def test_a_disk_that_is_full_before_the_images_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Files that the command line reads: regular ones of a stated size, which say one thing; anything else is one line."""
+"""Input files of the command line: regular files, within size limits, unambiguous; others are one-line errors."""
 
 from __future__ import annotations
 

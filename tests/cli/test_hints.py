@@ -1,4 +1,4 @@
-"""Lines that messages suggest can be pasted as they stand: they have the real names, and a shell reads them so."""
+"""Suggested commands in messages can be pasted: they have the real names, with shell quoting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every number that an option takes has a range; nonsense is refused at once, before any file is looked at."""
+"""Every numeric option has a range; invalid numbers are refused before any file is read."""
 
 from __future__ import annotations
 

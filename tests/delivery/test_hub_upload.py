@@ -1,4 +1,4 @@
-"""Pushes to a Hub on loopback, by its own protocol, and what is told where it refuses."""
+"""Pushes to a Hub on loopback, by its protocol, and the messages for its refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bundles on the Hub: what is downloaded to predict, what is kept, and what is told."""
+"""Bundles on the Hub: downloads for a prediction, the cache, and messages."""
 
 from __future__ import annotations
 

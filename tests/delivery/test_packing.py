@@ -1,4 +1,4 @@
-"""Packed bundles: a part of a bundle that production needs, and what is said where the rest is asked for."""
+"""Packed bundles: the part of a bundle that production needs, and the errors for omitted parts."""
 
 from __future__ import annotations
 

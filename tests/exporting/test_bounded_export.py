@@ -100,7 +100,7 @@ def parts() -> tuple[set[str], set[str]]:
 
 
 def agreeing(bundle: Bundle) -> tuple[int, int]:
-    """Of how many images of the search, and held out, the artifact has the reference's best class."""
+    """Numbers of search and held-out images with the reference's top-1 class."""
     backends = ["onnxruntime:int8", "torch"]
     evaluation = vitdeploy.evaluate(bundle, data=held_out_images(), backends=backends, limit=150, batch_size=1)
     wrong = evaluation.agreement(*evaluation.results).wrong

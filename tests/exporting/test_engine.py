@@ -1,4 +1,4 @@
-"""Engines in bundles: what is kept when one cannot be built, and how a proof is completed on another machine."""
+"""Engines in bundles: failed builds, and validation completed on another machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every family in 8 bits: what is in its graph beside a plain ViT stays right, and TensorRT builds it."""
+"""Every family in 8 bits: graph features beyond a plain ViT stay correct, and TensorRT builds them."""
 
 from __future__ import annotations
 

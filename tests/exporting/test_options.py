@@ -1,4 +1,4 @@
-"""Option values refuse what cannot be, by themselves or together, without torch and before any file is read."""
+"""Option values refuse invalid values and combinations, without torch and before any file is read."""
 
 from __future__ import annotations
 

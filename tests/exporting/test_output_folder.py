@@ -1,4 +1,4 @@
-"""The folder that an export writes to: never the checkpoint, and refused before any work where it cannot be used."""
+"""The output folder of an export: never the checkpoint, and refused before any work if unusable."""
 
 from __future__ import annotations
 

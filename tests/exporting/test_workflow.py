@@ -1,4 +1,4 @@
-"""Export end to end: what a bundle is, and that a failed export leaves nothing."""
+"""Export end to end: the bundle's content, and no leftovers of a failed export."""
 
 from __future__ import annotations
 

@@ -52,6 +52,18 @@ def test_takes_the_place_of_a_folder(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_old_content_is_removed_whatever_its_permissions_are(tmp_path: Path) -> None:
+    inner = tmp_path / "out" / "inner"
+    inner.mkdir(parents=True)
+    (inner / "file").touch()
+    for folder in (inner, inner.parent):
+        folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    if os.access(inner, os.W_OK):
+        pytest.skip("nothing is forbidden to this user")
+    put(tmp_path / "out", x="1")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_permissions_are_those_of_an_ordinary_folder(tmp_path: Path) -> None:
     put(tmp_path / "out", x="1")
     (tmp_path / "plain").mkdir()

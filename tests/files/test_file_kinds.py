@@ -1,4 +1,4 @@
-"""Files and folders that are no checkpoint: each is recognised, and answered with what to do."""
+"""Files and folders that are not checkpoints: each is recognized, and the error names the remedy."""
 
 from __future__ import annotations
 

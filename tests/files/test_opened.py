@@ -1,4 +1,4 @@
-"""What is hashed is what is opened, also where another process swaps files or writes to them."""
+"""The hashed content is opened, even if another process replaces files or writes to them."""
 
 from __future__ import annotations
 

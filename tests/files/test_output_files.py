@@ -1,4 +1,4 @@
-"""Writing a result: told before the work where it cannot be, and streams only where they are."""
+"""Writing a result: failures are reported before the work, and streams are supported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The user's folder, for users whose environment is odd."""
+"""The user's cache folder in unusual environments."""
 
 from __future__ import annotations
 

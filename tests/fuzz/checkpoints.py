@@ -23,7 +23,7 @@ _SPECIAL_SHARE = 0.03
 
 
 def outputs_of(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    """What the reference answers for one image of noise."""
+    """Outputs of the reference for one image of noise."""
     config = checkpoint.model.config
     pixels = torch.randn(1, config.num_channels, *config.image_size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():

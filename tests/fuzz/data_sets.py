@@ -24,7 +24,7 @@ _ODD_NAMES = ("a\nb", "\udcff", "é", *_CATS, "0", "9" * 12, "-1", "x" * 200, "L
 
 
 class DataSets:
-    """What evaluate reads.
+    """Inputs of evaluate.
 
     Oracle: refused with 4; or the accuracy is a share of the images that it states, of which there is one or more, and
     no more than there are files or rows.

@@ -1,4 +1,4 @@
-"""What gate and evaluate read beside images: rules, baselines, and the file of finished batches."""
+"""Inputs of gate and evaluate beside images: rules, baselines, and resume logs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Artifacts that a manifest vouches for and that are no good: odd ONNX graphs and TorchScript archives."""
+"""Invalid artifacts with a valid manifest: malformed ONNX graphs and TorchScript archives."""
 
 from __future__ import annotations
 

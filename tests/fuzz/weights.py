@@ -115,7 +115,7 @@ class Safetensors:
 
 
 def _differs(checkpoint: Checkpoint, wanted: dict[str, np.ndarray[Any, Any]]) -> str | None:
-    """Whether the model has other weights than these, under whatever names."""
+    """True if the model's weights differ from these, under any names."""
     contents = collections.Counter(array.tobytes() for array in wanted.values())
     for name, tensor in checkpoint.model.state_dict().items():
         if not contents[tensor.numpy().tobytes()]:

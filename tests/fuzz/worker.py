@@ -1,4 +1,4 @@
-"""The process that reads bad inputs: it is told an input's class and index on stdin, and answers in JSON on a pipe."""
+"""The process that reads bad inputs: it receives an input's class and index on stdin, and answers in JSON on a pipe."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def _captured() -> Iterator[list[str]]:
 
 
 def _judge(case: Case, answer: Answer) -> str | None:
-    """What is wrong with the outcome of an input; None where all is right."""
+    """The problem with the outcome of an input; None if there is none."""
     if answer.trace is not None:
         return f"traceback: {answer.trace.strip().splitlines()[-1][:300]}"
     if answer.code not in case.allowed:

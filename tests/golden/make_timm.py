@@ -288,7 +288,7 @@ def compute(model: Any, pixels: torch.Tensor, prefix: str, *, pooled: bool = Fal
 
 
 def hidden_states(model: Any, pixels: torch.Tensor, prefix: str) -> dict[str, np.ndarray[Any, Any]]:
-    """What goes into the first block, and what comes out of each."""
+    """Input of the first block, and output of each."""
     found: list[torch.Tensor] = []
     hooks = [model.blocks[0].register_forward_pre_hook(lambda _, given: found.append(given[0]))]
     hooks += [block.register_forward_hook(lambda _, __, result: found.append(result)) for block in model.blocks]

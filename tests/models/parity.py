@@ -1,4 +1,4 @@
-"""What transformers' ViT answers, under our names, and how near two answers are."""
+"""Outputs of transformers' ViT, under vitdeploy's names, and a comparison of outputs."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def state_of(checkpoint: Checkpoint) -> State:
 def load_state(
     state: State, checkpoint: Checkpoint, task: Task | None = None, *, name: str = "model.safetensors"
 ) -> State:
-    """What our model holds after reading a file with `state`."""
+    """The model's content after reading a file with `state`."""
     path = checkpoint.folder / "changed" / name
     path.parent.mkdir(exist_ok=True)
     if path.suffix == ".safetensors":

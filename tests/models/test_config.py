@@ -1,4 +1,4 @@
-"""Reading config.json: what transformers writes, and what nobody should."""
+"""Reading config.json: valid and invalid content."""
 
 from __future__ import annotations
 

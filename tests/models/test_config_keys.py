@@ -166,7 +166,7 @@ def head_of(family: str, task: Task | None) -> Head:
 
 
 def both(checkpoint: Checkpoint, head: Head, model: VisionTransformer) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What transformers' model and ours answer."""
+    """Outputs of transformers' model and of the reference."""
     peer = checkpoint.peer
     height, width = checkpoint.config.image_size
     pixels = images(2, checkpoint.config.num_channels, height, width)

@@ -48,7 +48,7 @@ def test_every_architecture_of_the_table_is_held_to_transformers() -> None:
 
 
 def wanted(checkpoint: Checkpoint, head: Head, peer: Any, pixels: Tensor, **options: Any) -> dict[str, Tensor]:
-    """What transformers' class answers; of MAE, what its encoder does when it is told not to shuffle the patches."""
+    """Outputs of transformers' class; for MAE, of its encoder without shuffled patches."""
     if head.family != "vit_mae":
         return answers(peer, pixels, **options)
     encoder = getattr(peer, "vit", peer)

@@ -1,4 +1,4 @@
-"""Files that would take far more memory than they have bytes, and tensors that are no plain arrays."""
+"""Files that would take far more memory than their size, and tensors that are not plain arrays."""
 
 from __future__ import annotations
 

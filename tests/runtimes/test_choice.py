@@ -1,4 +1,4 @@
-"""Which artifact is opened where not both backend and precision are named, in Python and by `predict`."""
+"""The choice of the artifact if backend or precision is not given, in Python and by `predict`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which nodes compute shapes, against the types that onnx infers."""
+"""Nodes that compute shapes, compared with onnx's inferred types."""
 
 from __future__ import annotations
 

@@ -114,6 +114,13 @@ def test_downloads_only_the_files_needed(hub: Hub, fetch: Fetch) -> None:
     assert (files.folder / "preprocessor_config.json").read_bytes() == CONFIGS["preprocessor_config.json"]
 
 
+def test_another_family_is_refused_before_its_weights_are_downloaded(hub: Hub, fetch: Fetch) -> None:
+    hub.add_commit("org/swin", {"config.json": b'{"model_type": "swin"}', "model.safetensors": WEIGHTS})
+    with raises(CheckpointError, what="model_type", found="swin"):
+        fetch("org/swin")
+    assert hub.downloads == ["config.json"]
+
+
 def test_second_call_uses_the_cache(hub: Hub, fetch: Fetch) -> None:
     first = fetch(ID)
     hub.requests.clear()

@@ -117,7 +117,7 @@ def worst_difference(found: Mapping[str, np.ndarray], wanted: Mapping[str, np.nd
 
 
 def sign_again(bundle: Bundle) -> Bundle:
-    """Make the manifest vouch for the files as they are now."""
+    """Update the manifest's checksums to the current files."""
     renewed = [
         dataclasses.replace(artifact, files=tuple(FileRecord.of(bundle.path, file.path) for file in artifact.files))
         for artifact in bundle.manifest.artifacts

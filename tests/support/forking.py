@@ -82,7 +82,7 @@ def in_child(work: Callable[[], Any], leave: Callable[[int], Any] = os._exit, *,
 
 
 def children(bundle: str, backend: str, threads: int) -> dict[str, Outcome]:
-    """What becomes of each use of an open predictor, in a child of its own."""
+    """The outcome of each use of an open predictor, each in its own child."""
 
     def load() -> Predictor:
         return vitdeploy.load(bundle, backend=backend, **options)

@@ -31,7 +31,7 @@ _LARGE = (".onnx", ".safetensors")
 
 
 class UploadRoutes(BaseHTTPRequestHandler):
-    """What the Hub does with POST and PUT."""
+    """The Hub's handling of POST and PUT."""
 
     hub: Hub
 

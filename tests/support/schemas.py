@@ -28,7 +28,7 @@ def validator(command: str) -> Draft202012Validator:
 
 
 def validated(command: str, printed: str) -> Any:
-    """What a command printed, which is as its schema says."""
+    """A command's output, validated against its schema."""
     data = json.loads(printed)
     validator(command).validate(data)
     return data

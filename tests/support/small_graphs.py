@@ -28,7 +28,7 @@ def operators(model: ir.Model) -> dict[str, int]:
 
 
 def answers(model: ir.Model) -> list[np.ndarray]:
-    """What ONNX Runtime gives for the input `x`, the graph taken as it is."""
+    """ONNX Runtime's outputs for the input `x`, without graph optimization."""
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto, full_check=True)
     options = ort.SessionOptions()

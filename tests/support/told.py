@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Told(Progress):
-    """Keeps what it is told, and calls functions with it."""
+    """Records progress, and passes it to callbacks."""
 
     def __init__(
         self, on_step: Callable[[str], object] | None = None, on_advance: Callable[[int, int], object] | None = None

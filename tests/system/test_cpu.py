@@ -378,7 +378,7 @@ with OnnxRuntime(probe) as runtime:
 
 
 def says(number: int | str = "", cgroup: Path | str = "", variable: str = "") -> dict[str, Any]:
-    """What a process of its own finds, and its session has, on that CPU and in that cgroup if they are given."""
+    """Threads found by a separate process and its session, on that CPU and in that cgroup if given."""
     with resources.as_file(resources.files("vitdeploy.runtimes") / "probe.onnx") as probe:
         command = [sys.executable, "-c", SAYS, str(number), str(cgroup), str(probe)]
         found: dict[str, Any] = json.loads(

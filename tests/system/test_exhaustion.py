@@ -1,4 +1,4 @@
-"""A machine that has no memory, threads or files left is told so, and no input is called corrupt for it."""
+"""Exhausted memory, threads or files are reported as such, not as corrupt input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a row names is imported, or the error says what to install."""
+"""A table's target is imported, or the error says what to install."""
 
 from __future__ import annotations
 

@@ -42,5 +42,5 @@ class Configuration:
 
     @property
     def problem_type(self) -> ProblemType:
-        """Meaning of `logits`: single-label, multi-label or regression; CheckpointError if it is unknown."""
+        """Meaning of `logits` (single-label, multi-label or regression); CheckpointError if it is unknown."""
         return problem_type_of(self.task, self.model)

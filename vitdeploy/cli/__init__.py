@@ -129,7 +129,7 @@ def _run(args: list[str] | None) -> int:
 
 
 def _show(error: click.ClickException) -> int:
-    """Print an error of click's in one line, whatever was typed, or the help where a command is missing."""
+    """Print a click error in one line, or the help if the command is missing."""
     if type(error).__name__ == "NoArgsIsHelpError":  # click 8.2 and later
         line = "a command is missing"
         error.show()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import functools
+import itertools
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +96,17 @@ class Command(click.Command):
         super().__init__(*args, **settings)
         self.examples = examples
         self.params += verbosity.options()
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments; an option that has two names there has two values, of which none is taken silently."""
+        words = {word.partition("=")[0] for word in itertools.takewhile(lambda word: word != "--", args)}
+        for param in self.params:
+            if isinstance(param, click.Option) and not param.multiple and not param.is_flag:
+                same = [synonym for synonym, name in synonyms.OPTIONS.items() if name in param.opts]
+                typed = [name for name in (*param.opts, *same) if name in words]
+                if len(typed) > 1 and not words.isdisjoint(same):
+                    raise click.UsageError(f"{' and '.join(typed)} are the same option; give one of them", ctx)
+        return super().parse_args(ctx, args)
 
     def make_parser(self, ctx: click.Context) -> Any:
         """The parser, including synonyms of this command's options."""

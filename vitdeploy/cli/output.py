@@ -95,7 +95,7 @@ def print_tables(title: str, tables: Iterable[Table]) -> None:
 
 
 def measured_title(title: str, status: str) -> str:
-    """The title of figures that nothing judges: with a status only where something failed or was skipped."""
+    """The title of figures without a verdict: with a status only if something failed or was skipped."""
     return title if status == "passed" else f"{title}: {status}"
 
 
@@ -164,7 +164,7 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """`text` as `printable`, with spaces in the place of line breaks."""
+    """`text` as `printable`, with line breaks replaced by spaces."""
     return printable(" ".join(text.split()))
 
 

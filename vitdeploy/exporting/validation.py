@@ -44,7 +44,7 @@ class Sample:
     """Images of one size, for comparison in batches.
 
     Attributes:
-        images: Of one size, as they are or as the processor makes them.
+        images: Images of one size, original or preprocessed.
         processor: Processor that turns them into the artifact's input.
         batches: Image indices of each batch.
     """

@@ -51,7 +51,7 @@ def staged_folder(target: Path) -> Iterator[Path]:
         raise OutputError(message, where=target, hint=hint) from exc
     finally:
         if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
+            _remove(staging)
         if lock is not None:
             release(lock)
 
@@ -183,9 +183,22 @@ def _clear_up_after_the_killed(target: Path, is_leftover: Callable[[Path], bool]
             lock = try_lock(path)
             if lock is not None:
                 try:
-                    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+                    _remove(path) if path.is_dir() else path.unlink()
                 finally:
                     release(lock)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, also one in which nothing may be changed."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.is_dir():
+        with contextlib.suppress(OSError):
+            folder.chmod(stat.S_IRWXU)
+            for parent, names, _ in os.walk(folder):
+                for path in (Path(parent, name) for name in names):
+                    if not path.is_symlink():
+                        path.chmod(stat.S_IRWXU)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _go_back(target: Path) -> None:
@@ -194,7 +207,7 @@ def _go_back(target: Path) -> None:
         if folder.is_symlink() or not folder.is_dir():
             continue
         if target.exists():
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
             continue
         try:
             folder.rename(target)

@@ -290,7 +290,7 @@ class ImageProcessor:
 
     @functools.cached_property
     def _tables(self) -> NDArray[np.float32]:
-        """The value of every byte in every channel, (C, 256): a look-up instead of arithmetic, bit-exact."""
+        """The value of every byte in every channel, (C, 256), for a bit-exact look-up instead of arithmetic."""
         values = np.arange(256, dtype=np.float64) * self._rescale
         tables = np.tile(values.astype(np.float32), (self.num_channels, 1))
         if self.do_normalize:

@@ -185,13 +185,7 @@ class ViTConfig:
         Raises:
             CheckpointError: If the model type is unknown, a value is invalid, or a key requires an unsupported feature.
         """
-        model_type = data.get("model_type")
-        if not isinstance(model_type, str) or model_type not in FAMILIES:
-            raise CheckpointError(
-                f"config.json: unknown model_type {shown(model_type)}; supported: {', '.join(FAMILIES)}",
-                what="model_type", where="config.json", expected=tuple(FAMILIES), found=model_type,
-            )  # fmt: skip
-        family = FAMILIES[model_type]
+        family, model_type = family_of(data), data["model_type"]
         values = {name: data[name] for name in (*_KEYS, *_OURS) if name in data}
         for name in ("image_size", "patch_size"):
             if name in values:
@@ -235,6 +229,17 @@ def json_size(size: tuple[int, int]) -> int | list[int]:
     """(height, width) in the form of `config.json`: one number for a square."""
     height, width = size
     return height if height == width else [height, width]
+
+
+def family_of(data: Mapping[str, Any]) -> Family:
+    """The family in a parsed `config.json`; CheckpointError unless it is one of `FAMILIES`."""
+    model_type = data.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise CheckpointError(
+            f"config.json: unknown model_type {shown(model_type)}; supported: {', '.join(FAMILIES)}",
+            what="model_type", where="config.json", expected=tuple(FAMILIES), found=model_type,
+        )  # fmt: skip
+    return FAMILIES[model_type]
 
 
 def read_json(path: Path) -> dict[str, Any]:

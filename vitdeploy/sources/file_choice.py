@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from vitdeploy.errors import CheckpointError
 from vitdeploy.files.file_kinds import PROCESSOR_CONFIGS, folder_names, is_lfs_pointer, lfs_advice, names_advice
 from vitdeploy.files.regular_file import read_regular
+from vitdeploy.models.config import family_of, read_json
+from vitdeploy.sources.layouts.timm_parts import is_timm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -79,6 +81,8 @@ def choose_checkpoint(files: Files) -> Choice:
     adapter = _adapter(files)
     if config is None and not adapter:
         raise _incomplete(files, f"has no {CONFIG}; expected a Hugging Face checkpoint", CONFIG)
+    if config is not None and "model_type" in (data := read_json(config)) and not is_timm(data):
+        family_of(data)  # a model of another family is refused before its weights are downloaded
     for name in PROCESSOR_CONFIGS:
         files.get(name)
     for name in _WEIGHTS if config is not None else ():

@@ -66,12 +66,12 @@ class Cpus:
 
     @property
     def workers(self) -> int:
-        """Threads for work that benefits from SMT siblings, such as decoding: one per logical CPU within the quota."""
+        """Threads for work that benefits from SMT siblings, such as decoding, one per logical CPU within the quota."""
         return self.logical if self.quota is None else max(1, math.ceil(min(self.quota, self.logical)))
 
     @property
     def threads(self) -> ThreadCount:
-        """Threads for work that saturates the floating-point units: one per physical core within the quota."""
+        """Threads for work that saturates the floating-point units, one per physical core within the quota."""
         cores = self.logical if self.cores is None else self.cores
         one, many = ("CPU", "CPUs") if self.cores is None else ("physical core", "physical cores")
         there = f"{cores} {one if cores == 1 else many}"

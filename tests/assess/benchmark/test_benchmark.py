@@ -1,4 +1,4 @@
-"""The benchmark: what is measured, and that no process outlives it."""
+"""The benchmark: its measurements, and no process that outlives it."""
 
 from __future__ import annotations
 

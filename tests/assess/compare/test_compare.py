@@ -1,4 +1,4 @@
-"""Every artifact against the reference: passed, failed or skipped, and never a pass for what did not run."""
+"""Comparison of artifacts with the reference: passed, failed or skipped; an artifact that did not run never passes."""
 
 from __future__ import annotations
 

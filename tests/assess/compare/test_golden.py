@@ -1,4 +1,4 @@
-"""Golden outputs: saved with torch, compared with without it, and of nothing but what they are of."""
+"""Golden outputs: saved with torch, used without it, and refused for another model or other images."""
 
 from __future__ import annotations
 

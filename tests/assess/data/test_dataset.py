@@ -1,4 +1,4 @@
-"""Labelled images on disk: which image has which label, and what is refused before anything runs."""
+"""Labelled images on disk: labels of images, and refusals before anything runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of ILSVRC's classes, and what WordNet ids mean to models that name them in several ways."""
+"""The table of ILSVRC's classes, and WordNet ids for models with different class names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every command that reads a folder tells which files of it are no images: in its table, its JSON and its files."""
+"""Every command that reads a folder reports files that are not images: in its table, its JSON and its files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nodes that must stay in float32: the embedded model with a fault planted in one block is told which."""
+"""Nodes that must stay in float32: found in the embedded model with a planted fault in one block."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The search for a smallest set, on errors that are made up."""
+"""Delta debugging on synthetic errors."""
 
 from __future__ import annotations
 

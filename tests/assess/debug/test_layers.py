@@ -1,4 +1,4 @@
-"""Each layer of an artifact against the reference's: a fault is named by the layer that has it."""
+"""Layer comparison: a fault is attributed to its layer."""
 
 from __future__ import annotations
 

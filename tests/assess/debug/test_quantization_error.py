@@ -1,4 +1,4 @@
-"""How far the variants of a graph are from the reference, and how much each node alone adds."""
+"""Errors of a graph's variants, and of each node alone."""
 
 from __future__ import annotations
 

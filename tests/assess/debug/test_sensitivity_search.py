@@ -1,4 +1,4 @@
-"""The layers that must stay in float32, found from nothing but the accuracy that each set gives."""
+"""Mixed-precision search from the accuracy of each set of layers."""
 
 from __future__ import annotations
 

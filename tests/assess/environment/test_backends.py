@@ -1,4 +1,4 @@
-"""Which backends run, which build only, and what to type for the others."""
+"""Backends that run, backends that only build, and remedies for the others."""
 
 from __future__ import annotations
 

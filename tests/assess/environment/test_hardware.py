@@ -1,4 +1,4 @@
-"""CPU features, GPUs and caches, from the files and programs that tell of them."""
+"""CPU features, GPUs and caches, from system files and programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The machine that stands beside every figure."""
+"""The description of the machine beside every figure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Extras and licenses, as the metadata of installed packages state them."""
+"""Extras and licenses, from the metadata of installed packages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every backend on labelled images: what is counted, what is skipped, and what is not computed twice."""
+"""Evaluation of every backend on labelled images: counts, skipped backends, and resumed batches."""
 
 from __future__ import annotations
 

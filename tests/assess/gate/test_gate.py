@@ -1,4 +1,4 @@
-"""The gate on predictions made by hand, without a runtime: what passes, fails, is skipped and is refused."""
+"""The gate on synthetic predictions, without a runtime: passed, failed, skipped and refused checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules of a gate: what is read, and what is refused before anything runs."""
+"""Rules of a gate: parsing, and refusals before anything runs."""
 
 from __future__ import annotations
 

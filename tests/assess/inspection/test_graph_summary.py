@@ -1,4 +1,4 @@
-"""Layers that are alike are one line."""
+"""Equal layers are one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of an artifact, and what differs between two."""
+"""Inspection of an artifact, and differences between two."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is read of ONNX files, on models in mixed precision made by hand."""
+"""Summaries of ONNX files, on handmade models in mixed precision."""
 
 from __future__ import annotations
 

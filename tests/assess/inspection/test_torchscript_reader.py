@@ -1,4 +1,4 @@
-"""What is read of TorchScript files."""
+"""Summaries of TorchScript files."""
 
 from __future__ import annotations
 

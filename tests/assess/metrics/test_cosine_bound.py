@@ -1,4 +1,4 @@
-"""The judge of a quantized artifact where nobody says how near it must be."""
+"""Default bounds for a quantized artifact."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Vectors beside the reference's: scikit-learn and numpy say what must come out."""
+"""Comparison of vectors with the reference's; scikit-learn and numpy are the oracles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Percentiles, ratios by round, and what a benchmark says of itself."""
+"""Percentiles, ratios by round, and a benchmark's summary."""
 
 from __future__ import annotations
 

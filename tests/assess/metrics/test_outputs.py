@@ -1,4 +1,4 @@
-"""How far two outputs are apart, by hand-made numbers."""
+"""Differences of outputs, on handmade numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which images a report shows: the worst first, with what each backend makes of them, wherever they come from."""
+"""Images in a report: the worst first, with each backend's prediction, from any source."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a page of a report says of results."""
+"""The content of a report's page."""
 
 from __future__ import annotations
 

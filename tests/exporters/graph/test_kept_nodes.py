@@ -1,4 +1,4 @@
-"""What a person may name to stay in float32: a node, a layer, a part."""
+"""Names of nodes, layers and parts that stay in float32."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A block that was traced once and repeated is what tracing every block gives."""
+"""A block traced once and repeated equals tracing every block."""
 
 from __future__ import annotations
 

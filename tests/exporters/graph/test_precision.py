@@ -49,7 +49,7 @@ def types_of(bundle: Bundle) -> tuple[onnx.GraphProto, dict[str, int]]:
 
 
 def torchs_loss(model: VisionTransformer, precision: str, feeds: dict[str, np.ndarray]) -> float:
-    """What torch loses when it runs the whole model in half precision."""
+    """The error of torch with the whole model in half precision."""
     half = Served(copy.deepcopy(model).with_attention("eager").to(TORCH_TYPES[precision]))
     with torch.inference_mode():
         found = half(**{name: torch.from_numpy(value) for name, value in feeds.items()})

@@ -1,4 +1,4 @@
-"""Names of layers that people read."""
+"""Readable names of layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Biases that make up for what rounded weights change of the mean."""
+"""Bias correction for the mean change caused by rounded weights."""
 
 from __future__ import annotations
 

@@ -212,5 +212,5 @@ def _multiplied(bundle: Bundle) -> list[ir.Node]:
 
 
 def _products(quantize: ir.Node) -> list[str]:
-    """What takes an activation once it is dequantized."""
+    """Users of a dequantized activation."""
     return [name_of(node) for each, _ in quantize.outputs[0].uses() for node, _ in each.outputs[0].uses()]

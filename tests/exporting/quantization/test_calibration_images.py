@@ -1,4 +1,4 @@
-"""The images of a calibration: which ones, what vouches for them, and what is measured on them."""
+"""Calibration images: selection, hashes, and measurements on them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranges measured while a graph runs, and kept by what they were measured from."""
+"""Ranges measured while a graph runs, and cached by content."""
 
 from __future__ import annotations
 

@@ -385,7 +385,7 @@ def test_a_pickle_is_not_opened(path: Path, arrays: Arrays) -> None:
 
 
 def repack(path: Path, key: str, change: Callable[[bytes], bytes], **options: Any) -> None:
-    """Write the archive anew with other bytes in one member."""
+    """Rewrite the archive with other bytes in one member."""
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     members[f"{key}.npy"] = change(members[f"{key}.npy"])

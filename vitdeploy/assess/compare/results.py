@@ -50,7 +50,7 @@ class BackendComparison:
 
     @property
     def status(self) -> str:
-        """The outcome: "passed", "failed" or "skipped"."""
+        """Outcome, "passed", "failed" or "skipped"."""
         if self.skipped is not None:
             return "skipped"
         passed = bool(self.differences) and all(map(self.passes, self.differences))

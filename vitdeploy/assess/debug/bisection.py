@@ -60,7 +60,7 @@ class Bisection(ImageAssessment):
 
     @property
     def status(self) -> str:
-        """The outcome: "passed" if it passes with `kept` or with no node kept; "failed" if nothing makes it pass."""
+        """Outcome, "passed" if it passes with `kept` or with no node kept; "failed" if nothing makes it pass."""
         return "passed" if self.error <= self.tolerance else "failed"
 
     @property

@@ -51,12 +51,12 @@ class ArtifactLayers:
 
     @property
     def first(self) -> str | None:
-        """The first part that diverges: the first whose own difference exceeds the tolerance."""
+        """The first part whose own difference exceeds the tolerance."""
         return next((part.part for part in self.parts if not part.worst.within(self.tolerance)), None)
 
     @property
     def status(self) -> str:
-        """The outcome: "passed", "failed" or "skipped"."""
+        """Outcome, "passed", "failed" or "skipped"."""
         if self.skipped is not None:
             return "skipped"
         return "passed" if self.parts and self.first is None else "failed"

@@ -72,7 +72,7 @@ class Sensitivity(ImageAssessment):
 
     @property
     def status(self) -> str:
-        """Always "passed": a measurement cannot fail."""
+        """Always "passed", because a measurement cannot fail."""
         return "passed"
 
     @property

@@ -65,7 +65,7 @@ class Evaluation(Assessment):
 
     @property
     def status(self) -> str:
-        """The outcome: "skipped" if a backend was skipped or none ran; else "passed"."""
+        """Outcome, "skipped" if a backend was skipped or none ran; else "passed"."""
         ran = [result.skipped is None for result in self.results]
         return "passed" if ran and all(ran) else "skipped"
 
@@ -111,6 +111,7 @@ class Evaluation(Assessment):
         return [(names[label], names[best], count) for (label, best), count in ordered]
 
     def calibration(self, result: Predictions) -> Calibration:
+        """Calibration of the scores, in 15 bins of equal width."""
         return calibration(result.scores, self._best(result) == self.targets)
 
     def agreement(self, result: Predictions, with_: Predictions) -> Accuracy:
@@ -120,7 +121,7 @@ class Evaluation(Assessment):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Unique `labels`: an index follows a name that two classes share, such as ImageNet's cranes."""
+        """`labels` made unique, with the index after a name that two classes share, such as ImageNet's cranes."""
         names = self.labels
         while len(counts := collections.Counter(names)) < len(names):  # a third class may have the name "crane (0)"
             names = tuple(name if counts[name] == 1 else f"{name} ({index})" for index, name in enumerate(names))

@@ -70,7 +70,7 @@ class GateResult(Assessment):
 
     @property
     def status(self) -> str:
-        """The outcome: "failed" if any check is, "passed" if every check is, else "skipped"."""
+        """Outcome, "failed" if any check is, "passed" if every check is, else "skipped"."""
         return overall(check.status for check in self.checks)
 
     @property

@@ -198,13 +198,13 @@ class Benchmark(Assessment):
 
     @property
     def status(self) -> str:
-        """The outcome: "failed" or "skipped" if a backend was, or if nothing was measured; else "passed"."""
+        """Outcome, "failed" or "skipped" if a backend was, or if nothing was measured; else "passed"."""
         counted = [skipped.status for skipped in self.skipped if skipped.status != "left out"]
         return overall([*counted, *("passed" for _ in self.latencies)])
 
     @property
     def threads_text(self) -> str:
-        """The number of threads of each backend; "" where none computes on the CPU."""
+        """Number of threads of each backend; "" if none computes on the CPU."""
         counts = {item.backend: item.threads.count for item in self.latencies if item.threads is not None}
         if len(set(counts.values())) == 1:
             return _threads(next(iter(counts.values())))

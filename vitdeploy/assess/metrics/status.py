@@ -102,7 +102,7 @@ class ByResult:
 
     @property
     def status(self) -> str:
-        """The outcome: "failed" if any result failed, "skipped" if any was skipped or nothing ran, else "passed"."""
+        """Outcome, "failed" if any result failed, "skipped" if any was skipped or nothing ran, else "passed"."""
         return overall(result.status for result in self.results)
 
     @property
@@ -112,7 +112,7 @@ class ByResult:
 
     @property
     def changes(self) -> tuple[str, ...]:
-        """Always empty: a comparison has no earlier result."""
+        """Always empty, because a comparison has no earlier result."""
         return ()
 
 

@@ -121,9 +121,9 @@ def _latency(report: Report) -> dict[str, Any]:
 
 
 def labelled(rows: Markup, columns: Sequence[str]) -> Markup:
-    """The rows of a table with the name of its column at each cell, which a phone shows beside it.
+    """The rows of a table with each cell labelled by its column, for the layout on phones.
 
-    `columns` are names as the macro `table` takes them; a cell that spans several has no name.
+    `columns` are names in the form of the macro `table`; a cell that spans several columns has none.
     """
     names = [escape(name.removeprefix("<")) for name in columns]
 

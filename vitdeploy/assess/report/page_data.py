@@ -59,9 +59,9 @@ class Classes(NamedTuple):
 
 
 def statuses(report: Report) -> dict[str, str]:
-    """The outcome of each part that judges; of one that measures only where it failed or was skipped.
+    """The outcome of each part with a verdict; of a measurement, only if it failed or was skipped.
 
-    Where there is a gate, its outcome is the page's: other parts are named only where they did not pass.
+    A gate's outcome is the page's: other parts are then listed only if they did not pass.
     """
     judged = {"Gate": report.gate, "Comparison": report.comparison, "Layers": report.layers}
     measured = {"Sensitivity": report.sensitivity, "Accuracy": report.evaluation, "Latency": report.benchmark}
@@ -83,7 +83,7 @@ def headlines(report: Report) -> list[Headline]:
 
 
 def settings(benchmark: Benchmark) -> dict[str, str]:
-    """How it was measured, as text; of threads the numbers that were used."""
+    """Settings of the measurement as text, with the actual numbers of threads."""
     shown = {name.replace("_", " "): value_text(value) for name, value in benchmark.settings.items()}
     if benchmark.settings.get("threads") == 0:
         default = "default of each backend"
@@ -92,7 +92,7 @@ def settings(benchmark: Benchmark) -> dict[str, str]:
 
 
 def details(latency: Latency) -> str:
-    """What ran, as text."""
+    """Engine and settings that ran, as text."""
     return ", ".join(
         f"{name} {value_text(value)}" for name, value in latency.details.items() if value not in ({}, [], None)
     )

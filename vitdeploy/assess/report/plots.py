@@ -141,7 +141,7 @@ def _log_bars(axes: Axes, values: Sequence[float], colours: Sequence[str], line:
     axes.axvline(min(line, high) or low, color=_INK, linewidth=1.4, linestyle="--")
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(numticks=5))
-    axes.xaxis.set_minor_formatter(NullFormatter())  # labels between powers of ten would lie over each other
+    axes.xaxis.set_minor_formatter(NullFormatter())  # labels between powers of ten would overlap
     axes.set_xlim(low / 2, high)
     axes.set_ylim(len(values) - 0.3, -0.6)
 

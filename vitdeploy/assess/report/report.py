@@ -119,7 +119,7 @@ def source_of(folder: str) -> dict[str, str]:
 
 
 def value_text(value: object) -> str:
-    """An option or a setting as text; "" where it holds nothing."""
+    """An option or a setting as text; "" if empty."""
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {value_text(item)}" for name, item in value.items())
     if isinstance(value, (list, tuple)):

@@ -33,7 +33,7 @@ def error(values: np.ndarray, number_format: NumberFormat, of: Range) -> float:
 
 
 def peer(values: np.ndarray, method: str, **options: float) -> tuple[float, float]:
-    """What ONNX Runtime's calibrator makes of the values."""
+    """The range from ONNX Runtime's calibrator."""
     settings = {"symmetric": False, "num_bins": 4096, "num_quantized_bins": 128, "percentile": 99.9, "scenario": "same"}
     collector = HistogramCollector(method=method, **settings | options)
     with contextlib.redirect_stdout(io.StringIO()):
