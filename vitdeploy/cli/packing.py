@@ -14,13 +14,13 @@ from vitdeploy.cli.output import PATH, json_option, print_json, print_table, pri
     "--artifact", "artifacts", multiple=True, required=True,
     help="Such as onnx-int8, or torch for the reference with its weights; may be repeated.",
 )  # fmt: skip
-@option("-o", "--output", required=True, type=PATH, help="The packed bundle; one that is there is replaced.")
+@option("-o", "--output", required=True, type=PATH, help="Folder of the slim bundle; an earlier one is replaced.")
 @json_option
 def pack(bundle: str, artifacts: tuple[str, ...], output: str, as_json: bool) -> None:
-    """Write the artifacts of BUNDLE that production needs into a bundle of their own.
+    """Write a slim bundle: the given artifacts of BUNDLE, and the files that they need.
 
-    It has the configuration, the image processor and the labels too, but no weights of the reference without
-    --artifact torch. What was measured and proven of an artifact stays in its manifest.
+    Configuration, image processor and labels are included; the weights of the reference only with --artifact torch.
+    The manifest keeps the validation of each artifact.
     """
     from vitdeploy.delivery.packing import pack as pack_bundle
     from vitdeploy.delivery.packing import records_of

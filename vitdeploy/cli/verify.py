@@ -32,9 +32,9 @@ from vitdeploy.errors import UsageError
 def verify(bundle: str, run: bool, artifacts: tuple[str, ...], images: str | None, as_json: bool) -> None:
     """Check every file of BUNDLE against its manifest; exits with 4 at the first that was altered.
 
-    With --run, engines that were built elsewhere are compared with the reference, or where there is no torch with the
-    ONNX artifact that each was built from, and the manifest says so from then on, of each as it is proven; exits with
-    1 where one differs, and with 3 where one cannot run.
+    With --run, compares engines that have not run yet with the reference, or without torch with the ONNX artifact that
+    each was built from, and records each result in the manifest. Exits with 1 if one differs, and with 3 if one cannot
+    run.
     """
     from vitdeploy.bundle.retry import open_verified
 
