@@ -84,7 +84,7 @@ def test_a_percentage_has_one_form(rule: str) -> None:
     assert {getattr(Rules(**{rule: limit}), rule) for limit in limits} == {0.007}
 
 
-@pytest.mark.parametrize("tolerance", [float("nan"), float("inf"), -1e-9, "1e-4", True])
+@pytest.mark.parametrize("tolerance", [float("nan"), float("inf"), 10**400, -1e-9, "1e-4", True])
 @pytest.mark.parametrize("call", [vitdeploy.compare, compare_layers, vitdeploy.bisect])
 def test_the_functions_take_the_same_tolerances(call: Callable[..., Any], tolerance: Any, tmp_path: Path) -> None:
     with raises(UsageError, what="tolerance"):

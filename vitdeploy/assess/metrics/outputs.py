@@ -6,6 +6,7 @@ import dataclasses
 import decimal
 import math
 import numbers
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -135,7 +136,7 @@ def centred(logits: np.ndarray) -> np.ndarray:
 def check_tolerance(tolerance: object) -> None:
     """Raise UsageError unless it is None, for the default, or a finite number from 0 up."""
     right = isinstance(tolerance, numbers.Real) and not isinstance(tolerance, bool)
-    if tolerance is not None and not (right and 0 <= float(tolerance) < math.inf):  # type: ignore[arg-type]
+    if tolerance is not None and not (right and 0 <= tolerance <= sys.float_info.max):  # type: ignore[operator]
         raise UsageError(
             f"tolerance takes a finite number from 0 up, got {tolerance!r:.80}", what="tolerance", found=tolerance
         )
