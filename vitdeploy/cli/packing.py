@@ -12,15 +12,15 @@ from vitdeploy.cli.output import PATH, json_option, print_json, print_table, pri
 @click.argument("bundle", type=PATH)
 @option(
     "--artifact", "artifacts", multiple=True, required=True,
-    help="Such as onnx-int8, or torch for the reference with its weights; may be repeated.",
+    help="Artifact, such as onnx-int8; torch is the reference with its weights. Repeatable.",
 )  # fmt: skip
-@option("-o", "--output", required=True, type=PATH, help="The packed bundle; one that is there is replaced.")
+@option("-o", "--output", required=True, type=PATH, help="New bundle; an existing bundle is replaced.")
 @json_option
 def pack(bundle: str, artifacts: tuple[str, ...], output: str, as_json: bool) -> None:
-    """Write the artifacts of BUNDLE that production needs into a bundle of their own.
+    """Write a smaller bundle with selected artifacts of BUNDLE, for production.
 
-    It has the configuration, the image processor and the labels too, but no weights of the reference without
-    --artifact torch. What was measured and proven of an artifact stays in its manifest.
+    The new bundle includes the configuration, image processor and labels. It includes the reference's weights only
+    with --artifact torch. The manifest keeps the validation results of each artifact.
     """
     from vitdeploy.delivery.packing import pack as pack_bundle
     from vitdeploy.delivery.packing import records_of

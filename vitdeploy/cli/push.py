@@ -18,14 +18,14 @@ _CARDS = {
 @command(examples=("push vit my-name/vit-onnx", "push vit my-org/vit-onnx --private --message 'int8 added'"))
 @click.argument("bundle", type=PATH)
 @click.argument("name")
-@option("--revision", help="Branch, which is made where there is none.  [default: main]")
+@option("--revision", help="Branch, created if missing.  [default: main]")
 @option(
     "--private/--public", "private", default=None,
-    help="Visibility of a new repository; by default as the Hub has it for NAME's owner.",
+    help="Visibility of a new repository. Default: the Hub's setting for NAME's owner.",
 )  # fmt: skip
-@option("--token", envvar="HF_TOKEN", help="Hub token that may write.  [env: HF_TOKEN; default: hf auth login]")
+@option("--token", envvar="HF_TOKEN", help="Hub token with write access.  [env: HF_TOKEN; default: hf auth login]")
 @option("--message", help="Commit message.")
-@option("--replace-card", is_flag=True, help="Write the model card anew where the repository has a README.md.")
+@option("--replace-card", is_flag=True, help="Overwrite the repository's README.md with a new model card.")
 @json_option
 def push(
     bundle: str,
@@ -37,9 +37,9 @@ def push(
     replace_card: bool,
     as_json: bool,
 ) -> None:
-    """Put BUNDLE into the model repository NAME on the Hugging Face Hub, in one commit.
+    """Upload BUNDLE to the model repository NAME on the Hugging Face Hub, in one commit.
 
-    NAME is ORG/NAME. Every file is verified first. A model card (README.md) with the facts of the manifest comes along.
+    NAME is ORG/NAME. Every file is verified first. A model card (README.md) is generated from the manifest.
     """
     from vitdeploy.delivery.hub_upload import push as push_bundle
 
