@@ -13,7 +13,7 @@ import safetensors.torch
 from bundles import CPU_BACKENDS
 from documents import RUN, add_checkpoint, add_images, blocks, documents_hub
 from environments import ROOT
-from families import HEADS
+from families import HEADS, TIMM_GRAPHS
 from hub_server import Hub, use_hub
 
 from vitdeploy.models.checkpoint import task_of
@@ -76,11 +76,11 @@ def table_of_models() -> dict[tuple[str, str, Task], set[str]]:
 
 
 def test_each_cell_of_the_table_of_models_is_held_by_a_test() -> None:
-    """What `test_families.py` and `test_layouts.py` run on every backend, and nothing else."""
+    """The heads of `test_families.py` and the checkpoints of `test_layouts.py` that run on every backend, no others."""
     tested = {(head.family, "transformers", head.task) for head in HEADS}
-    for folder in (ROOT / "tests" / "golden" / "timm").glob("*/config.json"):
-        weights = safetensors.torch.load_file(folder.with_name("model.safetensors"))
-        config, _ = from_timm(json.loads(folder.read_text(encoding="utf-8")), weights)
+    for folder in (ROOT / "tests" / "golden" / "timm" / name for name in TIMM_GRAPHS):
+        weights = safetensors.torch.load_file(folder / "model.safetensors")
+        config, _ = from_timm(json.loads((folder / "config.json").read_text(encoding="utf-8")), weights)
         tested.add((config["model_type"], "timm", task_of(config)))
     tested |= {("vit", ".npz", task) for task in (Task.CLASSIFICATION, Task.FEATURES)}
     assert table_of_models() == {key: set(CPU_BACKENDS) for key in tested}

@@ -1,7 +1,6 @@
 """Every head of every family from its checkpoint to a bundle's backends, against transformers.
 
-Every structure has an ONNX graph once. TorchScript, which takes a fifth of the time, stands for the families and
-checkpoints whose graph is that of another.
+Every head has an ONNX graph once. TorchScript, which takes a fifth of the time, stands for the sizes and the images.
 """
 
 from __future__ import annotations
@@ -73,15 +72,12 @@ def pixels_of(batch_size: int, size: tuple[int, ...], seed: int = 0) -> np.ndarr
     return np.random.default_rng(seed).standard_normal((batch_size, 3, *size), np.float32)
 
 
-# BEiT's biases are of two kinds, or both, and the MLP of DINOv2 is gated by SiLU at odd seeds. The encoders of MAE and
-# MSN are that of ViT. More configurations run in torch alone: see models/test_families.py.
+# BEiT's biases are of two kinds, or both, and the MLP of DINOv2 is gated by SiLU at odd seeds. More configurations run
+# in torch alone: see models/test_families.py.
 SEEDS = {"BeitModel": 1, "BeitForMaskedImageModeling": 2, "Dinov2ForImageClassification": 1}
-SAME_GRAPHS = ("ViTMAEForPreTraining", "ViTMSNForImageClassification", "ViTMSNModel")
 
 
-@pytest.mark.parametrize(
-    ("head", "seed"), [(head, SEEDS.get(head.name, 0)) for head in HEADS if head.name not in SAME_GRAPHS], ids=str
-)
+@pytest.mark.parametrize(("head", "seed"), [(head, SEEDS.get(head.name, 0)) for head in HEADS], ids=str)
 def test_both_backends_give_every_output_of_transformers(
     write_checkpoint: WriteCheckpoint, tmp_path: Path, head: Head, seed: int
 ) -> None:

@@ -92,7 +92,7 @@ def recorded_variants(source: Path | OpenedFile, float_source: Path | OpenedFile
     ShapeInferencePass()(model)
     scheme, keep = scheme_for(spec, calibrated=True), frozenset(spec.keep_fp32)
     record = Record.of(artifact, model, scheme)
-    to_half = takes_half(artifact) and not takes_half(model)
+    to_half = takes_half(artifact)
 
     def quantized(kept: Collection[str]) -> ir.Model:
         twin = model.clone()

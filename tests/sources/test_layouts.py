@@ -1,6 +1,6 @@
 """Checkpoints of timm and of Google from the file to a bundle's backends, against what their own libraries compute.
 
-TorchScript takes a fifth of the time of an ONNX graph, which test_families.py has for every structure.
+One checkpoint of each family and task has an ONNX graph; TorchScript, which takes a fifth of the time, has all.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import sklearn.datasets
 import torch
-from bundles import export_all
+from bundles import CPU_BACKENDS, PORTABLE, export_all
+from families import TIMM_GRAPHS
 from npz_files import NPZ_CONFIG, write_npz
 from PIL import Image
 from raising import raises
@@ -37,7 +38,6 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "timm"
 CASES = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))
 BATCHES = (1, 2, 7)
 BACKENDS = ("torch", "torchscript")
-GRAPHS = ("vit_0", "beit_0")  # which have an ONNX graph too
 # Of an output's largest magnitude, float32: the order of sums differs between libraries and engines (seen: 2e-6).
 TOLERANCE = 1e-5
 CHINA = Image.fromarray(sklearn.datasets.load_sample_images().images[0])
@@ -88,7 +88,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
     @functools.cache
     def export(case: str) -> Path:
-        formats = ("torchscript", "onnx") if case in GRAPHS else ("torchscript",)
+        formats = PORTABLE if case in TIMM_GRAPHS else ("torchscript",)
         graph = vitdeploy.GraphOptions(outputs=outputs_of(case))
         return export_all(
             GOLDEN / case, formats=formats, output=tmp_path_factory.mktemp(case) / "out", graph=graph
@@ -115,7 +115,7 @@ def test_a_timm_model_gives_what_timm_computes(exported: Callable[[str], Path], 
     want = expected(case)
     size = sizes(want)[0]
     key = f"{size[0]}x{size[1]}"
-    for backend in (*BACKENDS, "onnxruntime") if case in GRAPHS else BACKENDS:
+    for backend in CPU_BACKENDS if case in TIMM_GRAPHS else BACKENDS:
         options: dict[str, Any] = {"outputs": outputs_of(case)} if backend == "torch" else {}
         with vitdeploy.load(exported(case), backend=backend, **options) as predictor:
             assert predictor.processor.output_size == size
@@ -230,10 +230,10 @@ def test_an_npz_file_gives_what_transformers_makes_of_its_weights(
     with torch.inference_mode():
         want = {"x/logits": peer(torch.from_numpy(pixels)).logits.numpy()}
 
-    bundle = vitdeploy.export(path, to="torchscript", output=tmp_path / "out")
+    bundle = export_all(path, output=tmp_path / "out")
     assert bundle.manifest.source.id == "ViT-Ti_8"
     assert [record.path for record in bundle.manifest.source.weights] == ["ViT-Ti_8.npz"]
-    for backend in BACKENDS:
+    for backend in CPU_BACKENDS:
         with vitdeploy.load(bundle.path, backend=backend) as predictor:
             for batch_size in BATCHES:
                 rows = slice(batch_size)
@@ -252,8 +252,8 @@ def test_an_npz_file_with_pre_logits_gives_features(
     with torch.inference_mode():
         answer = peer(torch.from_numpy(pixels))
     want = {"x/last_hidden_state": answer.last_hidden_state.numpy(), "x/logits": answer.pooler_output.numpy()}
-    vitdeploy.export(path, to="torchscript", output=tmp_path / "out")
-    for backend in BACKENDS:
+    export_all(path, output=tmp_path / "out")
+    for backend in CPU_BACKENDS:
         with vitdeploy.load(tmp_path / "out", backend=backend) as predictor:
             outputs = predictor.runtime.run({"pixel_values": pixels})
             assert_near({**outputs, "logits": outputs["pooler_output"]}, want, "x")

@@ -89,6 +89,13 @@ ONE_A_FAMILY = tuple(
 )
 
 
+# Of tests/golden/timm: a checkpoint for each family and task, which has an ONNX graph too.
+TIMM_GRAPHS = (
+    *("vit_0", "vit_features_0", "deit_distilled_0", "beit_0", "beit_features_0", "deit3_0", "dinov2_0"),
+    *("reg4_dinov2_classifier_0", "reg4_dinov2_0"),
+)
+
+
 def random_config(head: Head, seed: int) -> dict[str, Any]:
     """Arguments of transformers' configuration: odd depths, sizes that are no defaults, every switch of the family."""
     draw = random.Random(f"{head.name}-{seed}")

@@ -14,13 +14,13 @@ from vitdeploy.cli.output import PATH, json_option, print_json, print_table, pri
     "--artifact", "artifacts", multiple=True, required=True,
     help="Artifact, such as onnx-int8; torch is the reference with its weights. Repeatable.",
 )  # fmt: skip
-@option("-o", "--output", required=True, type=PATH, help="New bundle; an existing bundle is replaced.")
+@option("-o", "--output", required=True, type=PATH, help="Folder of the slim bundle; an earlier one is replaced.")
 @json_option
 def pack(bundle: str, artifacts: tuple[str, ...], output: str, as_json: bool) -> None:
-    """Write a smaller bundle with selected artifacts of BUNDLE, for production.
+    """Write a slim bundle: the given artifacts of BUNDLE, and the files that they need.
 
-    The new bundle includes the configuration, image processor and labels. It includes the reference's weights only
-    with --artifact torch. The manifest keeps the validation results of each artifact.
+    Configuration, image processor and labels are included; the weights of the reference only with --artifact torch.
+    The manifest keeps the validation of each artifact.
     """
     from vitdeploy.delivery.packing import pack as pack_bundle
     from vitdeploy.delivery.packing import records_of

@@ -33,8 +33,7 @@ def verify(bundle: str, run: bool, artifacts: tuple[str, ...], images: str | Non
     """Check every file of BUNDLE against its manifest; exits with 4 at the first altered file.
 
     With --run, engines that have not run yet are compared with the reference, or without torch with their ONNX
-    artifact. The manifest records each validated engine. Exits with 1 if an engine differs, and with 3 if one cannot
-    run.
+    artifact. Each result is recorded in the manifest. Exits with 1 if an engine differs, and with 3 if one cannot run.
     """
     from vitdeploy.bundle.retry import open_verified
 

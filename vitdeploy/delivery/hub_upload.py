@@ -71,8 +71,8 @@ def push(
 ) -> PushedBundle:
     """Push a bundle to a model repository on the Hub, in one commit, with a model card from its manifest.
 
-    Every file is verified first. The repository and the branch are created if missing. Files of an earlier bundle that
-    this one lacks are removed; other files stay. An existing README.md is kept.
+    Every file is verified first. The repository and the branch are created if missing. An earlier bundle, of any model,
+    is replaced: files of it that this one lacks are removed; other files stay. An existing README.md is kept.
 
     Args:
         bundle: The bundle or its folder.
@@ -87,7 +87,8 @@ def push(
     Raises:
         BundleError: If there is no bundle, or one of its files was altered.
         InputError: If the bundle's README.md is not text.
-        UsageError: If an argument is invalid, or the repository has another model or another visibility.
+        UsageError: If an argument is invalid, or the repository has another visibility, or is no bundle and has files
+            of these names.
         HubError: If there is no token, it has no write permission there, or the Hub cannot be reached.
         MissingDependencyError: If huggingface_hub is not installed.
     """
@@ -152,7 +153,7 @@ def _stale(bundle: Bundle, name: str, names: set[str], commit: str, token: str |
     """Files in the repository that belong only to an earlier bundle.
 
     Raises:
-        UsageError: If it has another model, which the bundle would overwrite.
+        UsageError: If it is no bundle, but has files that the bundle would overwrite.
     """
     new = {MANIFEST, *(record.path for record in records_of(bundle.manifest))}
     taken = sorted(new & names)

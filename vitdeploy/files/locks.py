@@ -20,8 +20,8 @@ except ImportError:  # not POSIX: writers are not separated, and leftovers of ki
 
 # vitdeploy holds a folder's lock during a rename, and, without hard links, while it copies a bundle.
 LOCK_SECONDS = 60.0
-# File systems without locks; NFS reports EBADF for a path not open for writing, such as a folder: flock(2).
 _held: set[int] = set()  # descriptors; copies in a forked child hold the locks as well
+# File systems without locks; NFS reports EBADF for a path not open for writing, such as a folder: flock(2).
 _NO_LOCKS = (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 

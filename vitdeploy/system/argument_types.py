@@ -19,7 +19,7 @@ _WORDS = {
     bool: "True or False",
     int: "a whole number",
     float: "a number",
-    str: "a text",
+    str: "a string",
     os.PathLike: "a path",
     Sequence: "a list",
     Mapping: "a dictionary",

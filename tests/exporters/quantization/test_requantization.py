@@ -34,6 +34,8 @@ WAYS: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "static": ("int8", {}, {}, {"scheme": "static", "smooth_quant": 0.5}),
     "dynamic": ("int8", {"dynamic_image_size": True}, {}, {"scheme": "dynamic", "smooth_quant": 0.8}),
     "half": ("int8", {}, {"io_dtype": "float16"}, {"scheme": "static", "reduce_range": True}),
+    "fp8": ("fp8", {}, {}, {"smooth_quant": 0.5}),
+    "both half": ("int8", {"io_dtype": "float16"}, {}, {"scheme": "static"}),
     "bytes": ("int8", {"input": "uint8", "opset": 18}, {}, {"target": "tensorrt", "smooth_quant": 0.5}),
 }
 
@@ -75,7 +77,7 @@ def test_a_variant_is_what_an_export_that_keeps_its_nodes_writes(tmp_path: Path,
     variants.write(variants.nodes, path)
     graph = onnx.load(path).graph
     assert {"QuantizeLinear", "DequantizeLinear", "MatMulInteger"}.isdisjoint(node.op_type for node in graph.node)
-    if both.get("input") != "uint8" and not alone:
+    if {"input", "io_dtype"}.isdisjoint(both | alone):  # both graphs take the same feeds
         kept_all, plain = (logits(file, make_feeds(model, 2)) for file in (path, tmp_path / "out/onnx/model.onnx"))
         np.testing.assert_allclose(kept_all, plain, rtol=1e-5, atol=1e-5)
 

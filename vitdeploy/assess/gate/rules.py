@@ -66,7 +66,7 @@ def _bytes(value: Any, name: str) -> int:
         value = float(match[1]) * _UNITS[match[2] or "bytes"]
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 1 <= value <= 2.0**63:
         raise UsageError(
-            f'{name} takes a number of bytes, or a text such as "12.5 MB", got {shown(value)}', what=name, found=value
+            f'{name} takes a number of bytes, or a string such as "12.5 MB", got {shown(value)}', what=name, found=value
         )
     return round(value)
 
