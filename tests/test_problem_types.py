@@ -31,7 +31,7 @@ from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.cli import main
 from vitdeploy.errors import CheckFailedError, CheckpointError, NotFiniteError, UsageError
 from vitdeploy.exporting.quantization.calibration_images import CalibrationImages
-from vitdeploy.exporting.validation import OF_ONE, Sample, prove
+from vitdeploy.exporting.validation import OF_ONE, Sample, validate
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.predictor import load_processor
 from vitdeploy.runtimes import open_runtime
@@ -272,7 +272,7 @@ def test_an_export_with_a_wrong_value_is_refused(two_units: Bundle) -> None:
     with open_runtime(two_units, "torch") as reference:
         expected = [reference.run({"pixel_values": sample.pixel_values()}) for sample in images]
     with open_runtime(two_units, "onnxruntime") as runtime, pytest.raises(CheckFailedError):
-        prove(runtime, artifact.name, images, expected, 1e-4, two_units.read_config().problem_type)
+        validate(runtime, artifact.name, images, expected, 1e-4, two_units.read_config().problem_type)
 
 
 def test_visual_tokens_are_classes_whatever_the_problem_type(write_checkpoint: WriteCheckpoint, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ from vitdeploy.errors import (
     VitDeployError,
 )
 from vitdeploy.exporting import engine as engines
-from vitdeploy.exporting import engine_validation as engine_proof
+from vitdeploy.exporting import engine_validation as engine_validation
 from vitdeploy.exporting.engine_validation import judge_of
 from vitdeploy.runtimes import BACKENDS, open_recorded, open_runtime
 from vitdeploy.runtimes.engine.options import EngineRuntimeOptions
@@ -144,7 +144,7 @@ def test_the_proof_is_completed_where_there_is_a_gpu(bundle: Bundle, on_a_gpu: t
     assert on_a_gpu.batches == [1, 2, 4, 5] * 3
     assert 0 <= validation["outputs"][0]["max_relative"] < 1e-5
     Bundle.open(bundle.path).verify()
-    proven, names = engine_proof.prove_engines(Bundle.open(bundle.path))
+    proven, names = engine_validation.validate_engines(Bundle.open(bundle.path))
     assert names == ()
     assert proven.manifest == Bundle.open(bundle.path).manifest
 
@@ -155,7 +155,7 @@ def test_an_engine_that_is_another_model_fails_and_the_manifest_stays(
     before = (bundle.path / "manifest.json").read_bytes()
     monkeypatch.setattr(on_a_gpu, "off", 0.5)
     with raises(CheckFailedError, where="tensorrt-rtx-fp32", expected=1e-4):
-        engine_proof.prove_engines(bundle)
+        engine_validation.validate_engines(bundle)
     assert "against" not in validation_of(bundle)
     with raises(CheckFailedError, where="tensorrt-rtx-fp32"):
         vitdeploy.export(to="tensorrt-rtx", output=bundle.path, engine=EngineOptions(batch=BATCH))
@@ -212,16 +212,16 @@ def test_one_engine_that_cannot_run_keeps_no_other_from_being_proven(
     monkeypatch.setattr(on_a_gpu, "problems", {"fp16": error})  # the first
     ran = run("verify", bundle.path, "--run")
     assert ran.code == error.exit_code
-    assert f"Error: {error}; proven: tensorrt-rtx-fp32\n" in ran.err
+    assert f"Error: {error}; validated: tensorrt-rtx-fp32\n" in ran.err
     assert validation_of(bundle)["against"] == "the reference"
     first = Bundle.open(bundle.path).artifact("tensorrt-rtx", "fp16")
     assert first.validation["status"] == "not yet run on a GPU"
     with raises(UsageError, what="artifact", expected=("tensorrt-rtx-fp16",), found="tensorrt-rtx-fp32"):
-        engine_proof.prove_engines(Bundle.open(bundle.path), names=["tensorrt-rtx-fp32"])
+        engine_validation.validate_engines(Bundle.open(bundle.path), names=["tensorrt-rtx-fp32"])
     monkeypatch.setattr(on_a_gpu, "problems", {})
     monkeypatch.setattr(on_a_gpu, "batches", [])
     names = ["tensorrt-rtx-fp16"] * 2
-    assert engine_proof.prove_engines(Bundle.open(bundle.path), names=names)[1] == ("tensorrt-rtx-fp16",)
+    assert engine_validation.validate_engines(Bundle.open(bundle.path), names=names)[1] == ("tensorrt-rtx-fp16",)
     assert on_a_gpu.batches == [1, 2, 4, 5]
 
 
@@ -243,8 +243,8 @@ def test_without_torch_an_engine_is_compared_with_the_artifact_it_was_built_from
     with monkeypatch.context() as patch:
         patch.setattr(on_a_gpu, "off", 0.5)
         with raises(CheckFailedError, where="tensorrt-rtx-fp32"):
-            engine_proof.prove_engines(bundle)
-    engine_proof.prove_engines(bundle)
+            engine_validation.validate_engines(bundle)
+    engine_validation.validate_engines(bundle)
     assert validation_of(bundle)["against"] == "onnx-fp32"
     vitdeploy.export(
         str(bundle.path), output=bundle.path, graph=GraphOptions(opset=18)
@@ -252,7 +252,7 @@ def test_without_torch_an_engine_is_compared_with_the_artifact_it_was_built_from
     now = Bundle.open(bundle.path)
     built = now.artifact("tensorrt-rtx", "fp32")
     with raises(MissingDependencyError, what="the torch backend", extra="torch"):
-        engine_proof.prove_engine(on_a_gpu.here(now), built, now, ValidationOptions(), SILENT)
+        engine_validation.validate_engine(on_a_gpu.here(now), built, now, ValidationOptions(), SILENT)
 
 
 @NO_GPU
@@ -452,7 +452,7 @@ def test_an_artifact_that_changes_while_its_engine_is_built(
     error, where = (BundleError, bundle.path) if how == "replaced" else (BundleChangedError, onnx)
     with monkeypatch.context() as patch:
         once = iter([meanwhile])
-        patch.setattr(engines, "pending", lambda *given: next(once)(0, 0) or engine_proof.pending(*given))
+        patch.setattr(engines, "pending", lambda *given: next(once)(0, 0) or engine_validation.pending(*given))
         with raises(error, where=where):
             vitdeploy.export(**options)
     if how == "replaced":

@@ -76,7 +76,7 @@ def benchmark(bundle: str, reports: Reports, as_json: bool, **options: Any) -> N
         result = benchmark_bundle(bundle, progress=progress, **options)
 
     def print_result(_: object) -> None:
-        title = f"{result.bundle} on {result.settings['device']}, ready input unless it says from image files"
+        title = f"{result.bundle} on {result.settings['device']}, preprocessed input unless a column says otherwise"
         print_tables(measured_title(title, result.status), tables(result))
 
     conclude_with(result, print_result, as_json, reports)

@@ -138,11 +138,11 @@ def _artifact_rows(artifact: Artifact) -> list[tuple[str, str]]:
     if checked:
         emulated = ", emulated" if checked.get("emulated") else ""
         rows += [
-            ("  proven", f"{item['output']} within {item['max_relative']:.1e} of the reference "
+            ("  validated", f"{item['output']} within {item['max_relative']:.1e} of the reference "
              f"({allowed_of(checked)}) on {checked['images']} images, {checked['engine']}{emulated}")
             for item in checked["outputs"]
         ]  # fmt: skip
-        rows += [("  not proven", checked["status"])] if not checked["outputs"] and "status" in checked else []
+        rows += [("  not validated", checked["status"])] if not checked["outputs"] and "status" in checked else []
         rows += [("  measured", agreement(item)) for item in checked.get("calibration_images", ())]
         rows += [("  " + name.replace("_", " "), text) for name, text in left_out_texts(checked).items()]
     rows += [("  built for", pairs(artifact.hardware))] if artifact.hardware else []

@@ -41,25 +41,25 @@ def verify(bundle: str, run: bool, artifacts: tuple[str, ...], images: str | Non
         if value is not None and not run:
             raise UsageError(f"--{name} needs --run", what=f"--{name}", found=value, hint="add --run, or leave it out")
     opened = open_verified(bundle)
-    proven: tuple[str, ...] = ()
+    validated: tuple[str, ...] = ()
     if run:
-        from vitdeploy.exporting.engine_validation import prove_engines
+        from vitdeploy.exporting.engine_validation import validate_engines
         from vitdeploy.exporting.options import ValidationOptions
 
         with CommandProgress("images") as progress:
-            opened, proven = prove_engines(
+            opened, validated = validate_engines(
                 opened, names=artifacts, validation=ValidationOptions(images), progress=progress
             )
     manifest = opened.manifest
     files = [*manifest.files, *(file for artifact in manifest.artifacts for file in artifact.files)]
     if as_json:
         shown = {"bundle": bundle, "status": "passed", "files": [file.path for file in files]}
-        print_json({**shown, **({"proven": list(proven)} if run else {})})
+        print_json({**shown, **({"proven": list(validated)} if run else {})})
         return
     print_text(f"{bundle}: {len(files)} files are what the manifest says")
     if run:
-        print_text(f"proven here: {', '.join(proven) or 'nothing, every engine was before'}")
+        print_text(f"validated here: {', '.join(validated) or 'nothing; every engine was validated before'}")
         for artifact in manifest.artifacts:
-            if images is not None and artifact.name in proven:
+            if images is not None and artifact.name in validated:
                 for name, text in left_out_texts(artifact.validation).items():
                     print_text(f"{artifact.name}, --{name}: {text}")

@@ -22,7 +22,7 @@ from vitdeploy.errors import CheckpointError, UsageError, readable
 from vitdeploy.exporters import EXPORTERS
 from vitdeploy.exporting.quantization.calibration_run import QuantizationRun
 from vitdeploy.exporting.quantize import export_model
-from vitdeploy.exporting.validation import prove, reference_outputs, reference_runtime, samples
+from vitdeploy.exporting.validation import reference_outputs, reference_runtime, samples, validate
 from vitdeploy.files.atomic import staged_folder
 from vitdeploy.files.regular_file import open_regular
 from vitdeploy.runtimes import open_recorded
@@ -165,9 +165,9 @@ def add_artifact(request: ArtifactRequest, place: Path, *, progress: Progress = 
             judge = bound
             if quantization is not None:  # the accuracy bound has its own images
                 judge = LOOSE_BOUND if allowed is None else None
-            proof = prove(runtime, artifact.name, sample, expected, allowed, problem_type, judge)
+            record = validate(runtime, artifact.name, sample, expected, allowed, problem_type, judge)
             if quantization is not None:
-                proof |= quantization.check(runtime, artifact, bound, progress)
+                record |= quantization.check(runtime, artifact, bound, progress)
         for name in exported.emulation:
             (staging / name).unlink()
         left_out = {} if listing is None else {"images": listing.left_out}
@@ -175,7 +175,7 @@ def add_artifact(request: ArtifactRequest, place: Path, *, progress: Progress = 
         validation = {
             "images": "synthetic" if listing is None else "given",
             **({"left_out": {name: listed.to_dict() for name, listed in left_out.items()}} if left_out else {}),
-            **proof,
+            **record,
             **measured,
             "emulated": bool(exported.emulation),
         }

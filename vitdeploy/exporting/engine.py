@@ -23,7 +23,7 @@ from vitdeploy.errors import (
     readable,
 )
 from vitdeploy.exporters import EXPORTERS
-from vitdeploy.exporting.engine_validation import NOT_RUN, open_engine, pending, prove_engine
+from vitdeploy.exporting.engine_validation import NOT_RUN, open_engine, pending, validate_engine
 from vitdeploy.files.atomic import staged_folder
 from vitdeploy.system.imports import load_target
 from vitdeploy.system.progress import SILENT, Progress
@@ -48,7 +48,7 @@ def add_engine(
     """Build an engine from the bundle's ONNX artifact of the same precision, and store it beside that.
 
     On a machine whose GPU runs it, the engine is compared with the reference and stored only if it passes. Elsewhere
-    the manifest records that it has not run yet; see `prove_engines`.
+    the manifest records that it has not run yet; see `validate_engines`.
 
     Args:
         bundle: The bundle, unchanged on failure.
@@ -153,7 +153,7 @@ def _proven(
         why = exc
     else:
         try:
-            record = prove_engine(open_engine(staged, engine), engine, bundle, validation, progress)
+            record = validate_engine(open_engine(staged, engine), engine, bundle, validation, progress)
             return dataclasses.replace(engine, validation=record)
         except OtherHardwareError as exc:
             why = exc

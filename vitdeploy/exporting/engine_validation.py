@@ -24,7 +24,7 @@ from vitdeploy.errors import (
 )
 from vitdeploy.exporters import EXPORTERS
 from vitdeploy.exporting.options import ValidationOptions
-from vitdeploy.exporting.validation import prove, samples
+from vitdeploy.exporting.validation import samples, validate
 from vitdeploy.files.atomic import write_file
 from vitdeploy.files.locks import locked
 from vitdeploy.models.config import ViTConfig
@@ -74,7 +74,7 @@ def open_engine(bundle: Bundle, artifact: Artifact) -> Runtime:
     return open_recorded(bundle, backend, {"runtime_cache": False}, precision=artifact.precision)
 
 
-def prove_engine(
+def validate_engine(
     engine: Runtime, artifact: Artifact, of: Bundle, validation: ValidationOptions, progress: Progress
 ) -> dict[str, Any]:
     """Compare an engine with the reference at the minimum, optimum and maximum of its profiles.
@@ -95,7 +95,7 @@ def prove_engine(
         listing = None if validation.images is None else list_images(validation.images)
         images, expected, against = _expected(of, artifact, listing)
         allowed, cosine = judge_of(artifact, validation.tolerance)
-        record = prove(runtime, artifact.name, images, expected, allowed, of.read_config().problem_type, cosine)
+        record = validate(runtime, artifact.name, images, expected, allowed, of.read_config().problem_type, cosine)
         device = runtime.details["device"]
     return {
         "images": "synthetic" if listing is None else "given",
@@ -106,7 +106,7 @@ def prove_engine(
     }
 
 
-def prove_engines(
+def validate_engines(
     bundle: Bundle,
     *,
     names: Collection[str] = (),
@@ -140,42 +140,46 @@ def prove_engines(
             )  # fmt: skip
     if validation.images is not None:
         list_images(validation.images)  # before an engine is opened, which can take minutes
-    proven: list[str] = []
+    validated: list[str] = []
     problems: list[VitDeployError] = []
     for artifact in (waiting[name] for name in dict.fromkeys(names or waiting)):
         asked = validation
         if validation.tolerance is None:
             asked = dataclasses.replace(validation, tolerance=artifact.validation["tolerance"])
         try:
-            record = prove_engine(open_engine(bundle, artifact), artifact, bundle, asked, progress)
+            record = validate_engine(open_engine(bundle, artifact), artifact, bundle, asked, progress)
             bundle = _written(bundle, dataclasses.replace(artifact, validation=record))
         except VitDeployError as exc:
             problems.append(exc)
         else:
-            proven.append(artifact.name)
+            validated.append(artifact.name)
     if problems:
         kinds = (CheckFailedError, InputError, UsageError, UnavailableError)  # the worst first
         worst = next(problem for kind in kinds for problem in problems if isinstance(problem, kind))
-        others = [f"{len(problems) - 1} more cannot be proven either"] if len(problems) > 1 else []
-        done = [f"proven: {', '.join(proven)}"] if proven else []
+        others = [f"{len(problems) - 1} more cannot be validated either"] if len(problems) > 1 else []
+        done = [f"validated: {', '.join(validated)}"] if validated else []
         raise worst.with_message("; ".join([str(worst), *others, *done])) from worst
-    return bundle, tuple(proven)
+    return bundle, tuple(validated)
 
 
-def _written(bundle: Bundle, proven: Artifact) -> Bundle:
-    """The current bundle, with the validation of the files that `proven` names.
+def _written(bundle: Bundle, validated: Artifact) -> Bundle:
+    """The current bundle, with the validation of the files that `validated` names.
 
     Raises:
         BundleError: If the bundle now names other files.
     """
     with locked(bundle.path.resolve().parent):
         now = Bundle.open(bundle.path)
-        if proven.files not in [artifact.files for artifact in now.manifest.artifacts if artifact.name == proven.name]:
+        if validated.files not in [
+            artifact.files for artifact in now.manifest.artifacts if artifact.name == validated.name
+        ]:
             raise BundleError(
-                f"{bundle.path} no longer has the {proven.name} that was run",
-                what=proven.name, where=bundle.path, hint="run it again",
+                f"{bundle.path} no longer has the {validated.name} that was run",
+                what=validated.name, where=bundle.path, hint="run it again",
             )  # fmt: skip
-        artifacts = tuple(proven if artifact.name == proven.name else artifact for artifact in now.manifest.artifacts)
+        artifacts = tuple(
+            validated if artifact.name == validated.name else artifact for artifact in now.manifest.artifacts
+        )
         manifest = dataclasses.replace(now.manifest, artifacts=artifacts)
         write_file(bundle.path / MANIFEST, manifest.to_json().encode(), follow_link=False)
     return Bundle(bundle.path, manifest)

@@ -141,7 +141,7 @@ def reference_outputs(model: VisionTransformer, images: Sequence[Sample], spec: 
         return [runtime.run(feeds(runtime.inputs, sample.pixel_values())) for sample in images]
 
 
-def prove(
+def validate(
     runtime: Runtime,
     name: str,
     images: Sequence[Sample],
