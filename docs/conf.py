@@ -14,6 +14,7 @@ html_title = "vitdeploy"
 html_show_sphinx = False
 default_role = "code"  # docstrings have names and values in single backticks
 autodoc_member_order = "bysource"
+autodoc_default_options = {"exclude-members": "__new__"}  # object.__new__, which a separated signature adds
 autodoc_typehints = "signature"
 autodoc_class_signature = "separated"
 python_use_unqualified_type_names = True

@@ -29,20 +29,17 @@ COMMANDS = {
     "compare": ("vitdeploy.cli.compare:compare", "Compare every artifact with the reference."),
     "debug": ("vitdeploy.cli.debug:debug", "Find the layers that differ: layers, bisect, sensitivity."),
     "evaluate": ("vitdeploy.cli.evaluate:evaluate", "Measure the accuracy of every artifact on labelled images."),
-    "gate": ("vitdeploy.cli.gate:gate", "Pass or fail: hold every artifact to rules and to a baseline."),
-    "benchmark": ("vitdeploy.cli.benchmark:benchmark", "Time every artifact, each alone in its process."),
-    "inspect": (
-        "vitdeploy.cli.inspect_bundle:inspect",
-        "Show what a bundle holds, or what differs between two artifacts.",
-    ),
+    "gate": ("vitdeploy.cli.gate:gate", "Check every artifact against rules and a baseline."),
+    "benchmark": ("vitdeploy.cli.benchmark:benchmark", "Time every artifact in its own process."),
+    "inspect": ("vitdeploy.cli.inspect_bundle:inspect", "Show a bundle's contents, or how two artifacts differ."),
     "triton": (
         "vitdeploy.cli.model_repository:triton",
-        "Write an artifact into a model repository of Triton Inference Server.",
+        "Add an artifact to a Triton Inference Server model repository.",
     ),
     "pack": ("vitdeploy.cli.packing:pack", "Write a slim bundle: chosen artifacts, and the files that they need."),
     "push": ("vitdeploy.cli.push:push", "Push a bundle to a repository on the Hugging Face Hub."),
     "verify": ("vitdeploy.cli.verify:verify", "Check every file of a bundle against its manifest."),
-    "doctor": ("vitdeploy.cli.doctor:doctor", "Say which backends work here, and what the others need."),
+    "doctor": ("vitdeploy.cli.doctor:doctor", "Show working backends, and what the others need."),
     "demo": ("vitdeploy.cli.demo:demo", "Export, compare and time the embedded model, with a report."),
 }
 
@@ -80,11 +77,11 @@ class LazyGroup(Group):
 )
 @click.version_option(__version__, "-V", "--version", prog_name=_NAME)
 def cli() -> None:
-    """Take a Vision Transformer to production, and prove that every artifact still is the same model.
+    """Take a Vision Transformer to production, and compare every artifact with the original model.
 
-    Exit codes: 0 passed, 1 a check failed, 2 usage, 3 a dependency, a device, the network or room on the disk is
-    missing, or a result could not be written, 4 absent, unreadable or corrupt input, 70 a defect in vitdeploy. A check
-    that failed exits with 1 whatever else happened.
+    Exit codes: 0 passed, 1 check failed, 2 usage error, 3 missing dependency, device, network or disk space, or a
+    result could not be written, 4 missing, unreadable or corrupt input, 70 defect in vitdeploy. A failed check always
+    exits with 1.
     """
     try:  # requested by libraries on import, whatever the paths are
         Path.cwd()

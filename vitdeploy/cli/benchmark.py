@@ -46,28 +46,28 @@ class BatchSizes(ParamType[tuple[int, ...]]):
     )
 )
 @click.argument("bundle", type=PATH)
-@option("--batch-sizes", default="1,8", show_default=True, type=BatchSizes(), help="Images a run.")
-@backends_option("By default the reference (torch) and every artifact.")
+@option("--batch-sizes", default="1,8", show_default=True, type=BatchSizes(), help="Batch sizes.")
+@backends_option("Default: the reference (torch) and every artifact.")
 @device_option
 @option(
     "--threads",
     default=0,
     type=click.IntRange(0, MOST_THREADS),
-    help="Threads of each backend. Default (0): OMP_NUM_THREADS for torch and ORT_INTRA_OP_NUM_THREADS for ONNX "
-    "Runtime; where they are not set, as many as the CPU affinity, the cgroup quota and the cores allow.",
+    help="Threads of each backend. Default (0): OMP_NUM_THREADS for torch, ORT_INTRA_OP_NUM_THREADS for ONNX "
+    "Runtime; if unset, as many as CPU affinity, cgroup quota and cores allow.",
 )
-@option("--images", type=PATH, help="A folder of images; synthetic JPEG files by default.")
-@option("--rounds", default=10, show_default=True, type=TURNS, help="Turns of each backend.")
-@option("--runs", default=10, show_default=True, type=TURNS, help="Timed runs a turn.")
+@option("--images", type=PATH, help="Image folder. Default: synthetic JPEG files.")
+@option("--rounds", default=10, show_default=True, type=TURNS, help="Rounds of each backend.")
+@option("--runs", default=10, show_default=True, type=TURNS, help="Timed runs per round.")
 @report_options("html", "markdown")
 @image_limit_option
 @details_option
 @json_option
 def benchmark(bundle: str, reports: Reports, as_json: bool, **options: Any) -> None:
-    """Time every artifact of BUNDLE and the reference, in turns, each alone in its process.
+    """Time every artifact of BUNDLE and the reference, in turns, each in its own process.
 
-    The percentiles are of the runtime on ready input; the time from image files stands beside them. Exits with 1 if
-    a model gives NaN or infinite values, with 3 if something else could not be measured.
+    Percentiles are latencies of the runtime on preprocessed images. Latency from image files is measured separately.
+    Exits with 1 if a model returns NaN or infinite values, and with 3 if another measurement failed.
     """
     from vitdeploy.assess.benchmark.benchmark import benchmark as benchmark_bundle
     from vitdeploy.assess.report.tables import tables

@@ -46,13 +46,13 @@ class _Compare(Command):
     examples=("compare vit", "compare vit --images photos --html compare.html", "compare vit --golden golden.npz"),
 )
 @click.argument("bundle", type=PATH)
-@option("--images", type=PATH, help="A folder of images; synthetic ones by default.")
+@option("--images", type=PATH, help="Image folder. Default: synthetic images.")
 @option("--tolerance", type=Tolerance(), help="Largest difference, relative to each output's largest value.")
-@option("--batch-size", default=8, show_default=True, type=BATCH_SIZE, help="Images that run together.")
-@backends_option("By default every artifact.")
+@option("--batch-size", default=8, show_default=True, type=BATCH_SIZE, help="Images per batch.")
+@backends_option("Default: every artifact.")
 @device_option
-@option("--save-golden", type=PATH, help="Write the reference's outputs to this file, too.")
-@option("--golden", type=PATH, help="Compare with the outputs in this file; torch is not needed then.")
+@option("--save-golden", type=PATH, help="Also write the reference's outputs to this file.")
+@option("--golden", type=PATH, help="Compare with the outputs in this file; needs no torch.")
 @report_options("html", "markdown", "junit")
 @image_limit_option
 @details_option
@@ -60,11 +60,11 @@ class _Compare(Command):
 def compare(bundle: str, reports: Reports, as_json: bool, **options: Any) -> None:
     """Compare every artifact of BUNDLE with the reference, on the same processed images.
 
-    An artifact in 8 bits of a model without classes is judged by the cosines of its vectors and by its nearest
-    neighbours, unless --tolerance is given; others by the largest difference.
+    An int8 or fp8 artifact of a model without classes is judged by cosine similarity and nearest neighbours, unless
+    --tolerance is given; others by the largest difference.
 
-    Exits with 1 if one is too far from the reference, and with 3 if one could not run. `vitdeploy debug` finds the
-    layers that are to blame.
+    Exits with 1 if an artifact differs too much, and with 3 if one could not run. `vitdeploy debug` finds the layers
+    that cause the difference.
     """
     from vitdeploy.assess.compare.compare import compare as compare_bundle
 

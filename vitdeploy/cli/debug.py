@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from vitdeploy.cli.reports import Reports
 
 _bundle = click.argument("bundle", type=PATH)
-_images = option("--images", type=PATH, help="A folder of images; synthetic ones by default.")
-_tolerance = option("--tolerance", type=Tolerance(), help="Largest relative difference; by default by precision.")
+_images = option("--images", type=PATH, help="Image folder. Default: synthetic images.")
+_tolerance = option("--tolerance", type=Tolerance(), help="Largest relative difference. Default: by precision.")
 
 
 @click.group(cls=Group, examples=("debug layers vit", "debug bisect vit --precision fp16"))
 def debug() -> None:
-    """Find the layers of a BUNDLE's artifacts that differ from the reference."""
+    """Find the layers of an artifact that differ from the reference."""
 
 
 @debug.command(
@@ -47,15 +47,15 @@ def debug() -> None:
 @_bundle
 @_images
 @_tolerance
-@backends_option("By default every artifact.")
-@option("--against", metavar="BACKEND:PRECISION", help="Compare with this artifact, not with the reference.")
+@backends_option("Default: every artifact.")
+@option("--against", metavar="BACKEND:PRECISION", help="Artifact to compare with instead of the reference.")
 @report_options("html", "markdown", "junit")
 @image_limit_option
 @json_option
 def layers(bundle: str, reports: Reports, as_json: bool, **options: Any) -> None:
-    """Compare each layer of BUNDLE's artifacts, given the reference's hidden states.
+    """Compare each layer of BUNDLE's artifacts on the reference's hidden states.
 
-    Names the first layer that diverges. Exits with 1 if a layer does, and with 3 if an artifact could not be compared.
+    Prints the first layer that diverges. Exits with 1 if there is one, and with 3 if an artifact could not be compared.
     """
     from vitdeploy.assess.debug.layers import compare_layers
 
@@ -71,16 +71,16 @@ def layers(bundle: str, reports: Reports, as_json: bool, **options: Any) -> None
 @_bundle
 @_images
 @_tolerance
-@option("--batch-size", default=8, show_default=True, type=BATCH_SIZE, help="Images that run together.")
-@option("--precision", metavar="fp16|bf16|int8|fp8", default="fp16", show_default=True)
-@option("--max-images", default=16, show_default=True, type=COUNT, help="How many of --images.")
-@option("--max-runs", default=200, show_default=True, type=click.IntRange(2, COUNT.max), help="Sets of nodes to run.")
+@option("--batch-size", default=8, show_default=True, type=BATCH_SIZE, help="Images per batch.")
+@option("--precision", metavar="fp16|bf16|int8|fp8", default="fp16", show_default=True, help="Precision.")
+@option("--max-images", default=16, show_default=True, type=COUNT, help="Maximum number of images.")
+@option("--max-runs", default=200, show_default=True, type=click.IntRange(2, COUNT.max), help="Maximum number of runs.")
 @image_limit_option
 @json_option
 def bisect(bundle: str, as_json: bool, **options: Any) -> None:
     """Find the nodes of BUNDLE's graph that must stay float32 for another precision to pass.
 
-    `vitdeploy export --keep-fp32-from` takes what --json prints. Exits with 1 if not even float32 passes.
+    `vitdeploy export --keep-fp32-from` reads the output of --json. Exits with 1 if not even float32 passes.
     """
     from vitdeploy.assess.debug.bisection import bisect as bisect_bundle
 
@@ -95,13 +95,13 @@ def bisect(bundle: str, as_json: bool, **options: Any) -> None:
 )
 @_bundle
 @_images
-@option("--precision", metavar="fp16|bf16|int8|fp8", default="int8", show_default=True)
-@option("--max-images", default=32, show_default=True, type=COUNT, help="How many of --images.")
+@option("--precision", metavar="fp16|bf16|int8|fp8", default="int8", show_default=True, help="Precision.")
+@option("--max-images", default=32, show_default=True, type=COUNT, help="Maximum number of images.")
 @report_options("html", "markdown")
 @image_limit_option
 @json_option
 def sensitivity(bundle: str, reports: Reports, as_json: bool, **options: Any) -> None:
-    """Measure how far from the reference each layer takes BUNDLE's outputs, alone in a lower precision."""
+    """Measure the error of BUNDLE's outputs with one layer at a time in a lower precision."""
     from vitdeploy.assess.debug.sensitivity import sensitivity as measure
 
     with CommandProgress("layers") as progress:

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 
 @command(examples=("demo", "demo -o demo-output --json"))
-@option("-o", "--output", default="demo-output", show_default=True, type=PATH, help="A folder.")
+@option("-o", "--output", default="demo-output", show_default=True, type=PATH, help="Output folder.")
 @details_option
 @json_option
 def demo(output: str, as_json: bool) -> None:
-    """Export the embedded model to ONNX, prove it, time it, and write a report that a browser opens.
+    """Export the embedded model to ONNX, validate and time it, and write an HTML report.
 
     Writes OUTPUT/bundle, OUTPUT/images (450 labelled images) and OUTPUT/report.html. Exits with 1 if the artifact
     differs from the reference by more than the tolerance, and with 3 if a backend could not run.

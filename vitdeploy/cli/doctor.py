@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 @command(examples=("doctor", "doctor --licenses", "doctor --json"))
-@option("--licenses", "with_licenses", is_flag=True, help="List the licenses of the installed packages, too.")
+@option("--licenses", "with_licenses", is_flag=True, help="Also list the licenses of installed packages.")
 @json_option
 def doctor(with_licenses: bool, as_json: bool) -> None:
-    """Show what works on this machine, and what to install for the rest.
+    """Show the backends that work here, and what the others need.
 
-    Every backend runs a small model on every device that it finds. Exits with 3 if no backend is ready.
+    Each backend runs a small model on every available device. Exits with 3 if no backend is ready.
     """
     from vitdeploy.assess.environment.backends import check_backends
     from vitdeploy.assess.environment.caches import caches

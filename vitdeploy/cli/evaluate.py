@@ -36,25 +36,25 @@ if TYPE_CHECKING:
 @click.argument("bundle", type=PATH)
 @option(
     "--data", required=True, type=PATH,
-    help="One folder a class; a .csv or .tsv of images and labels; or a Hub dataset's .parquet files.",
+    help="A folder per class, a .csv or .tsv of images and labels, or a Hub dataset's .parquet files.",
 )  # fmt: skip
-@backends_option("By default the reference (torch) and every artifact.")
-@option("--batch-size", default=32, show_default=True, type=BATCH_SIZE, help="Images that run together.")
+@backends_option("Default: the reference (torch) and every artifact.")
+@option("--batch-size", default=32, show_default=True, type=BATCH_SIZE, help="Images per batch.")
 @device_option
-@option("--limit", type=COUNT, help="At most so many images, drawn by --seed.")
-@option("--seed", default=0, show_default=True, type=SEED, help="Seed of the choice of images, with --limit.")
-@option("--resume", type=PATH, help="Keep finished batches in this file, and go on from those there.")
-@option("--per-class", is_flag=True, help="Print the accuracy of each class, too.")
-@option("--confusion", is_flag=True, help="Print which classes are taken for which, too.")
+@option("--limit", type=COUNT, help="Maximum number of images, sampled with --seed.")
+@option("--seed", default=0, show_default=True, type=SEED, help="Seed for sampling with --limit.")
+@option("--resume", type=PATH, help="Log finished batches to this file, and resume from it.")
+@option("--per-class", is_flag=True, help="Also print the accuracy of each class.")
+@option("--confusion", is_flag=True, help="Also print which classes are confused.")
 @report_options("html", "markdown")
 @image_limit_option
 @details_option
 @json_option
 def evaluate(bundle: str, per_class: bool, confusion: bool, reports: Reports, as_json: bool, **options: Any) -> None:
-    """Measure the accuracy of BUNDLE on labelled images, with every backend in one pass.
+    """Measure the accuracy of BUNDLE on labelled images, with all backends in one pass.
 
-    Labels are the model's class names (or one of the synonyms in a name that lists some, with commas between them),
-    WordNet ids of ImageNet's classes, or indices where the data has no names. Exits with 3 if a backend could not run.
+    Labels are the model's class names (or one synonym of a comma-separated name), WordNet ids of ImageNet classes, or
+    indices if the data has no names. Exits with 3 if a backend could not run.
     """
     from vitdeploy.assess.evaluate.evaluate import evaluate as evaluate_bundle
 

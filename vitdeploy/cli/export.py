@@ -125,8 +125,8 @@ def _print_accuracy(artifact: Artifact) -> None:
     "-m",
     "--model",
     group="Model",
-    help="The same as MODEL: a Hub id, such as google/vit-base-patch16-224, a local folder (transformers, timm, an "
-    "adapter of PEFT, which is merged), or Google's .npz file.",
+    help="Same as MODEL: a Hub id such as google/vit-base-patch16-224, a local folder (transformers, timm, or a PEFT "
+    "adapter, merged on export), or Google's .npz file.",
 )
 @option(
     "--to", "formats", multiple=True, default=["onnx"], show_default=True, group=_OUTPUT,
@@ -138,13 +138,13 @@ def _print_accuracy(artifact: Artifact) -> None:
     "--output",
     type=PATH,
     group=_OUTPUT,
-    help="The bundle; by default ./ and the model's name, with -vitdeploy where that is the checkpoint.",
+    help="Bundle folder. Default: ./NAME of the model, or ./NAME-vitdeploy if ./NAME is the checkpoint.",
 )
 @option("--precision", type=Choice(_PRECISIONS, synonyms.PRECISIONS), group=_OUTPUT, help="Precision.  [default: fp32]")
-@option("--fp16", is_flag=True, group=_HALF, help="The same as --precision fp16.")
-@option("--bf16", is_flag=True, group=_HALF, help="The same as --precision bf16.")
-@option("--int8", is_flag=True, group="Quantization", help="The same as --precision int8.")
-@option("--fp8", is_flag=True, group="Quantization", help="The same as --precision fp8.")
+@option("--fp16", is_flag=True, group=_HALF, help="Same as --precision fp16.")
+@option("--bf16", is_flag=True, group=_HALF, help="Same as --precision bf16.")
+@option("--int8", is_flag=True, group="Quantization", help="Same as --precision int8.")
+@option("--fp8", is_flag=True, group="Quantization", help="Same as --precision fp8.")
 @values_from_options(
     source=SourceOptions,
     graph=GraphOptions,
@@ -156,14 +156,14 @@ def _print_accuracy(artifact: Artifact) -> None:
     "--keep-fp32-from",
     type=PATH,
     group=_HALF,
-    help="A file of vitdeploy debug bisect --json: --keep-fp32 for each of its nodes.",
+    help="Output file of vitdeploy debug bisect --json; its nodes stay float32.",
 )
 @option(
     "--triton",
     metavar="DIR",
     type=PATH,
     group=_OUTPUT,
-    help="Also write each artifact into this model repository of Triton, as vitdeploy triton does.",
+    help="Also add each artifact to this Triton model repository, as vitdeploy triton does.",
 )
 @image_limit_option
 @details_option
@@ -184,14 +184,15 @@ def export(
     as_json: bool,
     **flags: bool,
 ) -> None:
-    """Export MODEL, check that the artifact is the same model, and keep both in a bundle.
+    """Export MODEL, validate the artifact, and write both to a bundle.
 
     MODEL is a Hub id, a local folder or a .npz file.
 
-    The artifact is compared with the reference on three images, in batches of 1, 2 and 4, and on the calibration images
-    where there are some; out of tolerance, nothing is written. An engine is built from the ONNX artifact of its
-    precision, which is made first; without MODEL or --random-weights from the one that --output has. Without a GPU it
-    is kept, and completed by verify --run there.
+    The artifact is compared with the reference on three images, in batches of 1, 2 and 4, and on calibration images, if
+    given. An artifact that exceeds the tolerance is not written.
+
+    An engine is built from the ONNX artifact of its precision, which is exported first. Without MODEL or
+    --random-weights, the one in --output is used. `verify --run` validates engines that were built without a GPU.
     """
     from vitdeploy.cli.debug import kept_nodes
 

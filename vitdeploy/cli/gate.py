@@ -45,26 +45,25 @@ rule = functools.partial(option, group="Rules")
     help="Labelled images, as for `vitdeploy evaluate`; a folder of images for a model without classes.",
 )
 @option("--baseline", type=PATH, help="JSON file of an accepted evaluation of the same images.")
-@option("--update", is_flag=True, help="Write the baseline instead, if every other check passes.")
+@option("--update", is_flag=True, help="Write a new baseline if all other checks pass.")
 @rule("--rules", type=PATH, help="TOML file with these rules, such as min_accuracy = 0.98; flags override it.")
 @rule("--min-accuracy", metavar="SHARE", help="Smallest top-1 accuracy on the images, such as 98%.")
 @rule("--max-drop", metavar="SHARE", help="Largest loss of top-1 accuracy against the baseline. Default: "
-              "the smallest that so many images can tell from chance.")  # fmt: skip
-@rule("--min-agreement", metavar="SHARE", help="Smallest share of images with the reference's best class.")
+              "the smallest drop that the images can detect.")  # fmt: skip
+@rule("--min-agreement", metavar="SHARE", help="Smallest share of images with the reference's top-1 class.")
 @rule("--min-cosine", metavar="SHARE", help="Smallest cosine similarity with the reference (5th percentile "
               "over the images), such as 0.99.")  # fmt: skip
 @rule("--min-neighbour-agreement", metavar="SHARE", help="Smallest share of images with the reference's "
               "nearest neighbour (models without classes).")  # fmt: skip
 @rule("--max-difference", metavar="SHARE", help="Largest difference from the reference's outputs, relative "
               "to their largest value. Default: the precision's tolerance.")  # fmt: skip
-@rule("--max-layer-difference", metavar="SHARE", help="Largest difference of a layer's result, see debug "
-              "layers. Default: in half precision only.")  # fmt: skip
-@rule("--max-latency-ratio", metavar="RATIO", help="Largest median time of an image, relative to that of "
-              "--latency-against.")  # fmt: skip
-@rule("--latency-against", metavar="BACKEND:PRECISION", help="Default: torch:fp32, the reference.")
+@rule("--max-layer-difference", metavar="SHARE", help="Largest difference of a layer's output (see debug "
+              "layers). Default: half precision only.")  # fmt: skip
+@rule("--max-latency-ratio", metavar="RATIO", help="Largest median latency per image, relative to --latency-against.")
+@rule("--latency-against", metavar="BACKEND:PRECISION", help="Latency reference. Default: torch:fp32.")
 @rule("--max-size", metavar="BYTES", help='Largest size of an artifact\'s files, such as "12.5 MB".')
-@backends_option("By default the reference (torch) and every artifact.")
-@option("--batch-size", default=32, show_default=True, type=BATCH_SIZE, help="Images that run together.")
+@backends_option("Default: the reference (torch) and every artifact.")
+@option("--batch-size", default=32, show_default=True, type=BATCH_SIZE, help="Images per batch.")
 @device_option
 @report_options("html", "markdown", "junit")
 @image_limit_option
@@ -82,14 +81,14 @@ def gate(
     as_json: bool,
     **flags: Any,
 ) -> None:
-    """Hold every artifact of BUNDLE to rules, and to the baseline of an accepted one.
+    """Check every artifact of BUNDLE against rules and an accepted baseline.
 
-    Without any rule, outputs must be finite and within the precision's tolerance of the reference's, or near it by
-    cosine where a model without classes is quantized; with a baseline, labels and image processor must be the same, and
+    Without rules, outputs must be finite and within the precision's tolerance of the reference. A quantized model
+    without classes is judged by cosine similarity. With a baseline, labels and image processor must be unchanged, and
     accuracy must not drop.
 
-    Exits with 1 if a check failed, with 2 if a rule is finer than the images can tell, with 3 if a check was skipped or
-    an artifact is not in the baseline, and with 4 if the baseline is absent or of other images.
+    Exits with 1 if a check failed, with 2 if there are too few images for a rule, with 3 if a check was skipped or an
+    artifact is not in the baseline, and with 4 if the baseline is missing or has other images.
     """
     from vitdeploy.assess.gate.gate import gate as gate_bundle
     from vitdeploy.assess.gate.rules import GateRules, Rules, read_rules

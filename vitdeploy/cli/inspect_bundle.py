@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 @click.argument("other", type=PATH, required=False)
 @option(
     "--artifact", "names", multiple=True,
-    help="An artifact, such as onnx-fp32; all by default. With OTHER: once for both, or twice, BUNDLE's and OTHER's.",
+    help="Artifact, such as onnx-fp32. Default: all. With OTHER: once for both, or twice: BUNDLE's, then OTHER's.",
 )  # fmt: skip
 @json_option
 def inspect(bundle: str, other: str | None, names: tuple[str, ...], as_json: bool) -> None:
-    """Show what BUNDLE holds, and what its graphs are made of; with OTHER, what differs between two artifacts.
+    """Show the contents of BUNDLE and of its graphs; with OTHER, the differences between two artifacts.
 
     BUNDLE and OTHER may be the same bundle. Only the artifacts that are read are verified; `verify` checks every file.
     """

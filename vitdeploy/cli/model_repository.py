@@ -17,17 +17,17 @@ _LARGEST_BATCH = 65_535
 @click.argument("bundle", type=PATH)
 @click.argument("repository", type=PATH)
 @option("--artifact", help="Artifact, such as onnx-fp16. Default: the only one.")
-@option("--name", help="Name of the model. Default: the bundle's and the artifact's, such as vit-onnx-fp16.")
+@option("--name", help="Model name. Default: names of bundle and artifact, such as vit-onnx-fp16.")
 @option(
     "--max-batch-size",
     type=click.IntRange(1, _LARGEST_BATCH),
     metavar="N",
-    help=f"Largest batch. Default: the largest of an engine, {DEFAULT_BATCH.maximum} for ONNX.",
+    help=f"Largest batch. Default: an engine's largest, {DEFAULT_BATCH.maximum} for ONNX.",
 )
 @option(
     "--device",
     type=click.Choice(["cpu", "cuda"]),
-    help="Default: the artifact's own; for ONNX in fp32 the GPUs, where the server has some.",
+    help="Default: by artifact; ONNX in fp32 uses GPUs if the server has any.",
 )
 @json_option
 def triton(
@@ -39,9 +39,9 @@ def triton(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Write an ONNX or TensorRT artifact of BUNDLE into REPOSITORY, a folder of models for Triton Inference Server.
+    """Add an ONNX or TensorRT artifact of BUNDLE to REPOSITORY, a Triton Inference Server model repository.
 
-    A model that this command wrote is replaced if nothing in it was altered; anything else that is there is refused.
+    An unmodified model that this command wrote is replaced. Other existing content is refused.
     """
     from vitdeploy.serving.triton_repository import write_triton_model
 

@@ -34,7 +34,7 @@ def backends_option(text: str) -> Callable[[Callable[..., Any]], Callable[..., A
     """The option `--backend`, passed as `backends`; None if not given."""
     return option(
         "--backend", "backends", multiple=True, metavar="NAME[:PRECISION]",
-        help=f"Such as onnxruntime:fp16; may be repeated. {text}", callback=lambda *given: given[-1] or None,
+        help=f"Backend, such as onnxruntime:fp16; repeatable. {text}", callback=lambda *given: given[-1] or None,
     )  # fmt: skip
 
 
@@ -68,7 +68,7 @@ image_limit_option = option(
     expose_value=False,
     group=COMMON,
     callback=_limit_images,
-    help="Refuse images of more pixels; VITDEPLOY_MAX_IMAGE_PIXELS or 178956970 by default, twice Pillow's limit.",
+    help="Refuse images with more pixels. Default: VITDEPLOY_MAX_IMAGE_PIXELS or 178956970, twice Pillow's limit.",
 )
 
 

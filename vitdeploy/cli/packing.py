@@ -12,7 +12,7 @@ from vitdeploy.cli.output import PATH, json_option, print_json, print_table, pri
 @click.argument("bundle", type=PATH)
 @option(
     "--artifact", "artifacts", multiple=True, required=True,
-    help="Such as onnx-int8, or torch for the reference with its weights; may be repeated.",
+    help="Artifact, such as onnx-int8; torch is the reference with its weights. Repeatable.",
 )  # fmt: skip
 @option("-o", "--output", required=True, type=PATH, help="Folder of the slim bundle; an earlier one is replaced.")
 @json_option

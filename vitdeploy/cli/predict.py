@@ -29,12 +29,12 @@ from vitdeploy.runtimes import BACKENDS
 @option(
     "--precision",
     callback=lambda _context, _option, name: synonyms.PRECISIONS.get(name, name),
-    help="Precision of the artifact. Default: the only one; of several, ONNX before others, and fp32 before the rest.",
+    help="Precision of the artifact. Default: the only one; with several, ONNX first, then fp32.",
 )
-@option("--device", callback=read_device, help="cpu, cuda or cuda:1; cpu by default, cuda for an engine.")
+@option("--device", callback=read_device, help="cpu, cuda or cuda:1. Default: cpu; cuda for an engine.")
 @option("--revision", group="Hub", help="Branch, tag or commit of a bundle on the Hub.")
 @option("--token", envvar="HF_TOKEN", group="Hub", help="Hub token, for a private or gated bundle.  [env: HF_TOKEN]")
-@option("-k", "--top-k", type=COUNT, help="Classes an image; 5 by default. Not for a regression.")
+@option("-k", "--top-k", type=COUNT, help="Classes per image. Default: 5. Not for a regression.")
 @image_limit_option
 @json_option
 def predict(
@@ -48,13 +48,13 @@ def predict(
     top_k: int | None,
     as_json: bool,
 ) -> None:
-    """Classify IMAGES with a BUNDLE, or print the values that a regression gives for them.
+    """Classify IMAGES with BUNDLE, or print the values of a regression model.
 
-    BUNDLE is a folder, or ORG/NAME on the Hub, of which the files that are needed are downloaded into the Hub's cache.
+    BUNDLE is a folder, or ORG/NAME on the Hub. Only the required files are downloaded, into the Hub's cache.
 
-    Scores are those of transformers' image-classification pipeline: softmax over the classes, a sigmoid each for a
-    multi-label model, and the values themselves, all of them in the model's order, for a regression. Exits with 1 if
-    the model gives NaN or infinite values for an image.
+    Scores are those of transformers' image-classification pipeline: softmax over the classes, or sigmoid for a
+    multi-label model. A regression model returns all values in the model's order. Exits with 1 if the model returns NaN
+    or infinite values.
     """
     from vitdeploy.bundle.scores import ProblemType
     from vitdeploy.delivery.loading import load

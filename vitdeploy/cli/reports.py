@@ -23,12 +23,9 @@ if TYPE_CHECKING:
 _INPUTS = ("data", "images", "rules", "golden")
 _OUTPUTS = ("resume", "save_golden")
 _REPORTS = {
-    "html": ("vitdeploy.assess.report.page:write_html", "Write a page that holds everything it shows, for a browser."),
-    "markdown": (
-        "vitdeploy.assess.report.markdown:write_markdown",
-        "Write the outcome in Markdown, for a job's summary.",
-    ),
-    "junit": ("vitdeploy.assess.report.junit:write_junit", "Write the outcome as JUnit XML, for a CI server."),
+    "html": ("vitdeploy.assess.report.page:write_html", "Write a self-contained HTML page."),
+    "markdown": ("vitdeploy.assess.report.markdown:write_markdown", "Write a Markdown summary, for a CI job."),
+    "junit": ("vitdeploy.assess.report.junit:write_junit", "Write JUnit XML, for a CI server."),
 }
 
 

@@ -117,7 +117,7 @@ def _options(kind: Any) -> Iterator[tuple[str, Callable[..., Any]]]:
         elif not option.shared:
             yield name, add(_flag(name), name, help=_help(field, option), **_settings(field, option))
         if option.off is not None:
-            text = f"Leave {_flag(name)} unused."
+            text = f"Disable {_flag(name)}."
             yield option.off, add(_flag(option.off), option.off, is_flag=True, default=None, help=text)
 
 

@@ -19,22 +19,21 @@ from vitdeploy.errors import UsageError
 
 @command(examples=("verify vit", "verify vit --run --images photos"))
 @click.argument("bundle", type=PATH)
-@option("--run", is_flag=True, help="Also compare engines that have not run yet with the reference, on this GPU.")
+@option("--run", is_flag=True, help="Also validate engines that have not run yet, on this GPU.")
 @option(
     "--artifact",
     "artifacts",
     multiple=True,
-    help="With --run: an engine to run, such as tensorrt-rtx-fp16; all by default.",
+    help="With --run: engine to validate, such as tensorrt-rtx-fp16. Default: all.",
 )
-@option("--images", type=PATH, help="With --run: a folder of images; synthetic by default.")
+@option("--images", type=PATH, help="With --run: image folder. Default: synthetic images.")
 @image_limit_option
 @json_option
 def verify(bundle: str, run: bool, artifacts: tuple[str, ...], images: str | None, as_json: bool) -> None:
-    """Check every file of BUNDLE against its manifest; exits with 4 at the first that was altered.
+    """Check every file of BUNDLE against its manifest; exits with 4 at the first altered file.
 
-    With --run, compares engines that have not run yet with the reference, or without torch with the ONNX artifact that
-    each was built from, and records each result in the manifest. Exits with 1 if one differs, and with 3 if one cannot
-    run.
+    With --run, engines that have not run yet are compared with the reference, or without torch with their ONNX
+    artifact. Each result is recorded in the manifest. Exits with 1 if an engine differs, and with 3 if one cannot run.
     """
     from vitdeploy.bundle.retry import open_verified
 

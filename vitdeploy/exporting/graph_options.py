@@ -29,13 +29,13 @@ class GraphOptions:
     opset: int | None = option(None, "ONNX opset.", limits=(OPSETS.start, OPSETS.stop - 1), unset="20, and 21 for fp8")
     optimize: str | None = option(
         None,
-        "Fuse operators for one runtime, which then opens the file sooner; fp32 only.",
+        "Fuse operators for one runtime, for faster loading; fp32 only.",
         choices=("onnxruntime",),
-        unset="a graph that every runtime takes",
+        unset="a graph for every runtime",
     )
     keep_fp32: tuple[str, ...] | Sequence[str] = option(
         (),
-        "Layers, parts or nodes that stay float32 in a lower precision, by the names that vitdeploy debug prints.",
+        "Layers, parts or nodes that stay float32 in a lower precision; vitdeploy debug prints their names.",
         names=True,
         repeated=True,
         metavar="NAME",
@@ -43,23 +43,22 @@ class GraphOptions:
     )
     outputs: tuple[str, ...] | Sequence[str] | None = option(
         None,
-        'Outputs, such as logits,hidden_states; "hidden_states" and "attentions" mean those of all layers.',
+        'Outputs, such as logits,hidden_states; "hidden_states" and "attentions" select all layers.',
         names=True,
         metavar="NAME,...",
-        unset="those of the task",
+        unset="the task's outputs",
     )
     image_size: Size | tuple[Size, Size, Size] | None = option(
         None,
-        "Size of the images: HxW, or MIN:OPT:MAX for a model that takes sizes within limits. Position embeddings are "
-        "interpolated to it.",
+        "Image size: HxW, or MIN:OPT:MAX for a range of sizes. Position embeddings are interpolated to it.",
         read=read_image_size,
         metavar="HxW",
-        unset="the size that the image processor gives",
+        unset="the image processor's output size",
     )
-    dynamic_image_size: bool = option(False, "Take images of every size from one patch up.")
+    dynamic_image_size: bool = option(False, "Accept images of any size from one patch up.")
     input: str = option(
         "float32",
-        "Type of the input: normalized images in float32, or bytes, which the model then normalizes.",
+        "Input type: float32 (normalized images) or uint8 (the model normalizes).",
         choices=("float32", "uint8"),
     )
     layout: str | None = option(
@@ -69,7 +68,7 @@ class GraphOptions:
         unset="nhwc for uint8, nchw for float32",
         hints={"triton": "--triton DIR writes a model repository of Triton"},
     )
-    embed_resize: bool = option(False, "Resize and crop in the model, which then takes uint8 images of any size.")
+    embed_resize: bool = option(False, "Resize and crop in the model; it accepts uint8 images of any size.")
     io_dtype: str = option("float32", "Type of floating-point inputs and outputs.", choices=("float32", "float16"))
 
     def __post_init__(self) -> None:

@@ -36,29 +36,29 @@ class Calibration:
 
     images: PathLike = option(
         dataclasses.MISSING,
-        "Images for the calibration, similar to those in production: a folder, or a data set as evaluate takes it.",
+        "Calibration images, similar to production images: a folder, or a data set as for vitdeploy evaluate.",
         path=True,
         typed="calibration_data",
     )
     method: str = option(
         "auto",
-        "How ranges are chosen: auto takes the values seen and a tenth more.",
+        "Calibration method; auto is minmax with a margin of 10%.",
         choices=METHODS,
         typed="calibration",
     )
     count: int = option(
-        512, "Number of images, at most; their names and the seed decide which.", limits=(1, 2**31 - 1),
+        512, "Maximum number of images, sampled by name and seed.", limits=(1, 2**31 - 1),
         typed="calibration_images",
     )  # fmt: skip
     cache: PathLike | Literal[False] | None = option(
         None,
-        "Folder that keeps measured ranges by the content of images and model; in Python, False for none.",
+        "Cache folder for measured ranges, keyed by the content of images and model; in Python, False for none.",
         path=True,
         typed="calibration_cache",
         off="no_calibration_cache",
         unset="the user's cache folder",
     )
-    seed: int = option(0, "Seed of the choice of images.", limits=SEEDS, shared=True)
+    seed: int = option(0, "Seed for sampling images.", limits=SEEDS, shared=True)
 
     def __post_init__(self) -> None:
         check_options(self, skip="cache" if self.cache is False else None)
@@ -91,7 +91,7 @@ class MaxDrop:
 
 @dataclasses.dataclass(frozen=True, init=False)
 class MinAgreement:
-    """Smallest share of images whose best class is the reference's, such as 99%; no labels are needed.
+    """Smallest share of images with the reference's top-1 class, such as 99%; needs no labels.
 
     Attributes:
         limit: Fraction, above 0 and at most 1; 0.99 and "99%" are equal.
@@ -151,30 +151,30 @@ class Quantization:
     )
     scheme: str | None = option(
         None,
-        "Ranges of int8 on a CPU: from calibration images, or measured as the graph runs.",
+        "int8 ranges on a CPU: from calibration images (static) or at run time (dynamic).",
         choices=SCHEMES,
-        unset="dynamic without images; with them static, unless dynamic has less than half of its error",
+        unset="dynamic without images; with images static, or dynamic if its error is less than half",
     )
     reduce_range: bool = option(
-        False, "Quantize weights to 7 bits (int8 on a CPU), for x86 processors without VNNI, which would overflow."
+        False, "Quantize weights to 7 bits (int8 on a CPU); prevents overflow on x86 without VNNI."
     )
     rest: str | None = option(
         None, "Precision of the layers that are not quantized (TensorRT only).", choices=("fp16",), unset="fp32"
     )
     smooth_quant: float | str = option(
         "auto",
-        "Move outliers of activations into weights: where it helps, never, or with a strength from 0 to 1.",
+        "SmoothQuant: auto applies it if it lowers the error; off, or a strength from 0 to 1.",
         metavar="auto|off|STRENGTH",
     )
     accuracy: AccuracyBound | None = option(
         None,
-        "Accuracy that the artifact must keep; layers stay float32 for it.",
+        "Accuracy bound; layers stay float32 to meet it.",
         group=_BOUND,
         variants={"max_drop": MaxDrop, "min_agreement": MinAgreement, "min_cosine": MinCosine},
     )
     accuracy_data: PathLike | None = option(
         None,
-        "Images on which the accuracy bound is measured.",
+        "Images for measuring the accuracy bound.",
         path=True,
         unset="the calibration images",
         group=_BOUND,
@@ -220,23 +220,23 @@ class SourceOptions:
     """
 
     task: Task | str | None = option(
-        None, "Task.", choices=tuple(task.value for task in Task), unset="the one that the checkpoint was made for"
+        None, "Task.", choices=tuple(task.value for task in Task), unset="the checkpoint's task"
     )
     random_weights: str | None = option(
         None, "Architecture with random weights, such as vit-base-patch16-224, instead of a model.", metavar="PRESET"
     )
-    seed: int = option(0, "Seed of random weights, and of the choice of calibration images.", limits=SEEDS)
+    seed: int = option(0, "Seed for random weights and for sampling calibration images.", limits=SEEDS)
     revision: str | None = option(None, "Branch, tag or commit on the Hub.", group=_HUB)
     token: str | None = option(
         None, "Hub token, for private and gated models.", envvar="HF_TOKEN", secret=True, group=_HUB
     )
     cache_dir: PathLike | None = option(
-        None, "Cache folder of the Hub's files.", path=True, unset="huggingface_hub's", group=_HUB
+        None, "Cache folder for Hub files.", path=True, unset="huggingface_hub's", group=_HUB
     )
     offline: bool = option(False, "Use the Hub's cache only.", group=_HUB)
     processor: ProcessorOptions | None = option(
         None,
-        "Another image processor than the checkpoint's, or settings of it; required where the checkpoint has none.",
+        "Replacement for the checkpoint's image processor, or settings; required if the checkpoint has none.",
         nested=ProcessorOptions,
     )
 
@@ -265,9 +265,9 @@ class ValidationOptions:
 
     images: PathLike | None = option(
         None,
-        "Folder of images, the first three of which are compared.",
+        "Image folder; the first three images are compared.",
         path=True,
-        unset="synthetic images, and for an engine those of its calibration",
+        unset="synthetic images; for an engine, its calibration images",
     )
     tolerance: float | None = option(
         None,

@@ -61,14 +61,14 @@ class ProcessorOptions:
 
     source: str | os.PathLike[str] | None = option(
         None,
-        "Image processor of another folder, preprocessor_config.json or Hub id.",
+        "Image processor: a folder, preprocessor_config.json or Hub id.",
         typed="processor",
         metavar="FOLDER|ID[@REV]",
         unset="the model's own",
     )
     image_mean: Any = option(
         None,
-        "Processor setting: mean of each channel, or one number for all, of rescaled values.",
+        "Processor setting: mean of rescaled values, for each channel or for all.",
         read=_read_channels,
         metavar="V[,V,V]",
     )
@@ -77,21 +77,21 @@ class ProcessorOptions:
     )
     size: Any = option(
         None,
-        "Processor setting: size that images are resized to; shortest:N keeps the aspect ratio. In Python (height, "
-        'width), a number, {"shortest_edge": N} or False.',
+        "Processor setting: size after resizing; shortest:N keeps the aspect ratio. In Python: (height, width), a "
+        'number, {"shortest_edge": N} or False.',
         read=_read_resize,
         typed="resize",
         metavar="HxW|shortest:N|off",
     )
     crop_size: Any = option(
-        None, "Processor setting: size of the center crop; False in Python for off.", read=_read_crop,
+        None, "Processor setting: size of the center crop. In Python: False for off.", read=_read_crop,
         metavar="HxW|off",
     )  # fmt: skip
     resample: int | str | None = option(
         None, "Processor setting: filter of the resize, by its name or Pillow's number.", typed_choices=tuple(FILTERS)
     )
     rescale_factor: float | None = option(
-        None, "Processor setting: multiplies the bytes, such as 1/255.", read=_read_number, metavar="V"
+        None, "Processor setting: factor for pixel values, such as 1/255.", read=_read_number, metavar="V"
     )
 
     def __post_init__(self) -> None:

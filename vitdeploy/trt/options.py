@@ -41,32 +41,32 @@ class EngineOptions:
     )
     image_sizes: tuple[Bounds, ...] = option(
         (),
-        "Image sizes for each profile, within those of the ONNX artifact, such as 32x32:480x640:1080x1920; three "
+        "Image sizes for each profile, within the ONNX artifact's limits, such as 32x32:480x640:1080x1920; three "
         "(height, width) in Python. Required with embed_resize. GPU memory grows with the largest.",
         read=lambda text: _three(read_image_size(text)),
         typed="engine_size",
         repeated=True,
         metavar="MIN:OPT:MAX",
-        unset="those of the ONNX artifact",
+        unset="the ONNX artifact's limits",
     )
     workspace_mib: int | None = option(
         None,
-        "GPU memory for the builder's scratch, in MiB.",
+        "GPU workspace of the builder, in MiB.",
         limits=(1, 2**24),  # 16 TiB, more than any GPU has; the libraries count bytes in 63 bits
         metavar="MIB",
         unset="all",
     )
-    optimization_level: int = option(3, "How long the builder searches.", limits=(0, 5))
+    optimization_level: int = option(3, "Search effort of the builder.", limits=(0, 5))
     tf32: bool = option(False, "Round float32 products to TF32's 11 bits, as TensorRT does by default.")
     timing_cache: str | os.PathLike[str] | None = option(
-        None, "File of measured kernels that is reused (tensorrt).", path=True, unset="beside the bundle"
+        None, "File with reusable kernel timings (tensorrt).", path=True, unset="beside the bundle"
     )
     version_compatible: bool = option(
-        False, "Let later versions of TensorRT run the engine too, as its support matrix says (tensorrt)."
+        False, "Let later TensorRT versions run the engine, within TensorRT's support matrix (tensorrt)."
     )
     hardware_compatibility: str = option(
         "none",
-        "GPUs that run the engine beside the one it is built on (tensorrt).",
+        "Additional GPUs that can run the engine (tensorrt).",
         choices=("none", "ampere_plus", "same_compute_capability"),
     )
     compute_capabilities: tuple[str, ...] = option(
@@ -76,12 +76,10 @@ class EngineOptions:
         typed="compute_capability",
         repeated=True,
         metavar="N.N",
-        unset="the library's portable ones",
+        unset="the library's portable set",
     )
-    refit: bool = option(False, "Let the weights be changed later.")
-    strip_weights: bool = option(
-        False, "Write the engine without weights; it takes them from the ONNX artifact when it is opened."
-    )
+    refit: bool = option(False, "Allow refitting with new weights.")
+    strip_weights: bool = option(False, "Write the engine without weights; they are loaded from the ONNX artifact.")
 
     def __post_init__(self) -> None:
         check_options(self)
