@@ -202,6 +202,9 @@ def test_the_command_line_packs_and_tells(both: Bundle, tmp_path: Path) -> None:
     ran = run("pack", both.path, "--artifact", "onnx-fp16", "--artifact", "onnx-fp32", "-o", tmp_path / "out", "--json")
     assert ran.code == 0
     assert ran.json == {"bundle": str(tmp_path / "out"), **json.loads((tmp_path / "out" / MANIFEST).read_text())}
+    told = run("pack", both.path, "--artifact", "onnx-fp16", "-o", tmp_path / "small").out
+    config = (both.path / "config.json").stat().st_size
+    assert f"config.json {config} bytes" in " ".join(told.split())
     assert run("pack", both.path, "--artifact", "onnx-fp16", "-o", both.path).code == 2
     shown = run("inspect", tmp_path / "out").out
     assert "model.safetensors" in shown.split("left out", 1)[1]
