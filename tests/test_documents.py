@@ -76,7 +76,7 @@ def table_of_models() -> dict[tuple[str, str, Task], set[str]]:
 
 
 def test_each_cell_of_the_table_of_models_is_held_by_a_test() -> None:
-    """The heads of `test_families.py` and the checkpoints of `test_layouts.py` that run on every backend, no others."""
+    """The heads of `test_families.py` (as TorchScript: `test_tracing.py`) and `TIMM_GRAPHS` of `test_layouts.py`."""
     tested = {(head.family, "transformers", head.task) for head in HEADS}
     for folder in (ROOT / "tests" / "golden" / "timm" / name for name in TIMM_GRAPHS):
         weights = safetensors.torch.load_file(folder / "model.safetensors")

@@ -19,7 +19,7 @@ from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import MANIFEST, FileRecord
 from vitdeploy.delivery.packing import records_of
-from vitdeploy.errors import BundleError, NoReferenceError, OutputError, UsageError
+from vitdeploy.errors import BundleChangedError, BundleError, NoReferenceError, OutputError, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,9 +61,19 @@ def test_the_manifest_keeps_its_facts_and_says_what_is_gone(both: Bundle, slim: 
 
 def test_the_same_parts_have_the_same_bytes_however_they_come(both: Bundle, slim: Bundle, tmp_path: Path) -> None:
     direct = vitdeploy.pack(both, ["onnx-fp32"], output=tmp_path / "again")
-    larger = vitdeploy.pack(both, ["onnx-fp16", "onnx-fp32", "torch"], output=tmp_path / "larger")
-    indirect = vitdeploy.pack(larger, ["onnx-fp32"], output=tmp_path / "indirect")
-    assert content(slim.path) == content(direct.path) == content(indirect.path)
+    assert content(slim.path) == content(direct.path)
+    for other in ("onnx-fp16", "torch"):  # each leaves out what the other keeps
+        larger = vitdeploy.pack(both, ["onnx-fp32", other], output=tmp_path / "larger")
+        indirect = vitdeploy.pack(larger, ["onnx-fp32"], output=tmp_path / "indirect")
+        assert content(slim.path) == content(indirect.path)
+
+
+def test_a_bundle_that_was_replaced_since_it_was_opened(both: Bundle, tmp_path: Path) -> None:
+    """Its files are the same, and its manifest is another one."""
+    artifacts = tuple(dataclasses.replace(artifact, options={}) for artifact in both.manifest.artifacts)
+    sign_again(Bundle(both.path, dataclasses.replace(both.manifest, artifacts=artifacts)))
+    with raises(BundleChangedError, where=both.path):
+        vitdeploy.pack(both, ["onnx-fp32"], output=tmp_path / "slim")
 
 
 def test_torch_keeps_the_weights(both: Bundle, tmp_path: Path) -> None:
@@ -192,6 +202,9 @@ def test_the_command_line_packs_and_tells(both: Bundle, tmp_path: Path) -> None:
     ran = run("pack", both.path, "--artifact", "onnx-fp16", "--artifact", "onnx-fp32", "-o", tmp_path / "out", "--json")
     assert ran.code == 0
     assert ran.json == {"bundle": str(tmp_path / "out"), **json.loads((tmp_path / "out" / MANIFEST).read_text())}
+    told = run("pack", both.path, "--artifact", "onnx-fp16", "-o", tmp_path / "small").out
+    config = (both.path / "config.json").stat().st_size
+    assert f"config.json {config} bytes" in " ".join(told.split())
     assert run("pack", both.path, "--artifact", "onnx-fp16", "-o", both.path).code == 2
     shown = run("inspect", tmp_path / "out").out
     assert "model.safetensors" in shown.split("left out", 1)[1]

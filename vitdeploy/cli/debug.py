@@ -149,7 +149,7 @@ def _print_bisection(result: Bisection) -> None:
         f"{result.bundle} in {result.precision} against the reference, {result.images} {kind}: {result.status}\n"
         f"{result.summary}\n"
         f"largest difference {result.error_without:.2e} without, {result.error:.2e} with them in float32; "
-        f"tolerance {result.tolerance:g}; {result.runs} runs"
+        f"tolerance {result.tolerance:g}; {result.runs} run{'' if result.runs == 1 else 's'}"
     )
     if result.kept:
         columns = ("layer, as --keep-fp32 takes it", "operator", "node")

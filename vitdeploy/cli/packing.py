@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from vitdeploy.cli.command import command, option
-from vitdeploy.cli.output import PATH, json_option, print_json, print_table, print_text
+from vitdeploy.cli.output import PATH, json_option, print_json, print_table, print_text, size
 
 
 @command(examples=("pack vit --artifact onnx-int8 -o small", "pack vit --artifact onnx-fp32 --artifact torch -o small"))
@@ -30,9 +30,9 @@ def pack(bundle: str, artifacts: tuple[str, ...], output: str, as_json: bool) ->
     if as_json:
         print_json({"bundle": str(packed.path), **packed.manifest.to_dict()})
         return
-    rows = [(record.path, f"{record.size_bytes / 1e6:.1f} MB") for record in records]
+    rows = [(record.path, size(record.size_bytes)) for record in records]
     print_table(str(packed.path), ("file", "size"), rows)
     if packed.manifest.packed_from is not None:
         left_out = sum(record.size_bytes for record in packed.manifest.packed_from.files)
         total = sum(record.size_bytes for record in records)
-        print_text(f"{total / 1e6:.1f} MB, of {(total + left_out) / 1e6:.1f} MB in the whole bundle")
+        print_text(f"{size(total)}, of {size(total + left_out)} in the whole bundle")

@@ -141,7 +141,7 @@ def _api(name: str, token: str | None) -> HfApi:
         raise MissingDependencyError(f"pushing '{name}' to the Hugging Face Hub", extra="hub") from exc
     check_token(token)
     if constants.HF_HUB_OFFLINE:
-        raise HubError("nothing can be pushed, offline mode is on", what="HF_HUB_OFFLINE", hint="unset it")
+        raise HubError("nothing can be pushed in offline mode", what="HF_HUB_OFFLINE", hint="unset HF_HUB_OFFLINE")
     check_connection()
     token = token or get_token()
     if token is None:
