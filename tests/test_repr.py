@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from typing import TYPE_CHECKING
 
@@ -61,6 +62,7 @@ def test_a_predictor_that_was_put_together() -> None:
         (COMPARISON, "<Comparison of 'gone': failed on 16 synthetic images; 2 results, 1 failed, 1 skipped>"),
         (LAYERS, "<LayerComparison of 'gone': failed on 16 images; 2 results, 1 failed, 1 skipped>"),
         (SENSITIVITY, "<Sensitivity of 'gone': 4 layers in fp16, on 16 synthetic images>"),
+        (dataclasses.replace(SENSITIVITY, images=1), "<Sensitivity of 'gone': 4 layers in fp16, on 1 synthetic image>"),
         (BISECTION, "<Bisection of 'gone\\nfor ever': passed, 0 of 9 nodes kept in float32, the others fp16>"),
         (EVALUATION, "<Evaluation of 'gone': 4 images; 3 backends, 1 skipped>"),
         (BENCHMARK, "<Benchmark of 'gone': 4 measurements, 2 skipped>"),

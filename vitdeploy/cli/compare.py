@@ -104,11 +104,10 @@ def _print_comparison(result: Comparison) -> None:
             )
             for difference in item.differences
         )
-    kind = "synthetic images" if result.synthetic else "images"
     columns = ("artifact", "backend", "status", "output", "max relative", "tolerance", "max abs", "would pass at",
                "min cosine", "PSNR dB", "top-1 agreement", "flips + low margin", "KL")  # fmt: skip
     print_table(
-        f"{result.bundle} against the reference, {result.images} {kind}: {result.status}",
+        f"{result.bundle} against the reference, {result.images_text}: {result.status}",
         columns,
         rows,
         by_reason(notes),

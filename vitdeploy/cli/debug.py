@@ -137,16 +137,14 @@ def _print_layers(result: LayerComparison) -> None:
             differences = f"{part.worst.max_relative:.2e}", f"{item.tolerance:g}", f"{part.worst.required_tolerance:g}"
             rows.append((item.artifact, status, readable_name(part.part), *differences))
     columns = ("artifact", "status", "part", "max relative", "tolerance", "would pass at")
-    kind = "synthetic images" if result.synthetic else "images"
-    title = f"{result.bundle} layer by layer against {result.against}, {result.images} {kind}: {result.status}"
+    title = f"{result.bundle} layer by layer against {result.against}, {result.images_text}: {result.status}"
     skipped = [(item.artifact, f"skipped: {item.skipped}") for item in result.results if item.skipped is not None]
     print_table(title, columns, rows, by_reason(skipped))
 
 
 def _print_bisection(result: Bisection) -> None:
-    kind = "synthetic images" if result.synthetic else "images"
     print_text(
-        f"{result.bundle} in {result.precision} against the reference, {result.images} {kind}: {result.status}\n"
+        f"{result.bundle} in {result.precision} against the reference, {result.images_text}: {result.status}\n"
         f"{result.summary}\n"
         f"largest difference {result.error_without:.2e} without, {result.error:.2e} with them in float32; "
         f"tolerance {result.tolerance:g}; {result.runs} run{'' if result.runs == 1 else 's'}"
@@ -157,8 +155,7 @@ def _print_bisection(result: Bisection) -> None:
 
 
 def _print_sensitivity(result: Sensitivity) -> None:
-    kind = "synthetic images" if result.synthetic else "images"
-    print_text(f"{result.bundle} in {result.precision}, a layer at a time, {result.images} {kind}\n{result.summary}")
+    print_text(f"{result.bundle} in {result.precision}, a layer at a time, {result.images_text}\n{result.summary}")
     from vitdeploy.assess.report.tables import tables
 
     print_tables("", tables(result))

@@ -92,7 +92,7 @@ class ImageAssessment(Assessment):
 
     @property
     def images_text(self) -> str:
-        return f"{self.images} {'synthetic ' if self.synthetic else ''}images"
+        return f"{self.images} {'synthetic ' if self.synthetic else ''}image{'' if self.images == 1 else 's'}"
 
 
 class ByResult:
