@@ -12,14 +12,14 @@ OURS, PEERS = "#0b6e4f", "#8a8f98"
 FLOAT32_NOISE = 1e-7  # 1 - cosine of two float32 results
 # By the name in the results: the label, and its place beside the point.
 POINTS = {
-    "transformers, torch": ("transformers (torch)", PEERS, (-6, 8), "right"),
-    "optimum, ONNX": ("optimum (ONNX Runtime)", PEERS, (6, 8), "left"),
+    "transformers, torch": ("transformers (torch)", PEERS, (-6, 10), "right"),
+    "optimum, ONNX": ("optimum (ONNX Runtime)", PEERS, (8, -14), "left"),
     "ONNX Runtime, static": ("ONNX Runtime static int8", PEERS, (-8, -3), "right"),
-    "ONNX Runtime, dynamic": ("ONNX Runtime dynamic int8", PEERS, (8, -3), "left"),
-    "NNCF": ("OpenVINO + NNCF int8", PEERS, (8, -3), "left"),
-    "fp32": ("vitdeploy fp32", OURS, (6, -14), "left"),
-    "int8, default": ("vitdeploy int8", OURS, (8, -10), "left"),
-    "int8, dynamic": ("vitdeploy int8 dynamic", OURS, (8, 4), "left"),
+    "ONNX Runtime, dynamic": ("ONNX Runtime dynamic int8", PEERS, (10, 6), "left"),
+    "NNCF": ("OpenVINO + NNCF int8", PEERS, (28, -7), "left"),
+    "fp32": ("vitdeploy fp32", OURS, (-8, -14), "right"),
+    "int8, default": ("vitdeploy int8", OURS, (10, 0), "left"),
+    "int8, dynamic": ("vitdeploy int8 dynamic", OURS, (10, -17), "left"),
 }
 
 
