@@ -112,7 +112,7 @@ def test_export_says_it_in_a_sentence(tmp_path: Path) -> None:
     printed = CliRunner().invoke(export_command, [*arguments, *images, "--min-cosine", "90%"])
     assert printed.exit_code == 0, printed.output
     text = " ".join(printed.output.split())
-    assert "onnx-int8: mean cosine " in text
+    assert "onnx-int8 against the reference: cls_token: mean cosine " in text
     assert "(16 held-out images)" in text
     assert "nearest neighbour kept" in text
     assert "honours min_cosine 0.9" in text
