@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitdeploy import predictor
 from vitdeploy.bundle.bundle import Bundle
@@ -13,9 +13,10 @@ from vitdeploy.bundle.manifest import MANIFEST
 from vitdeploy.errors import BundleError, HubError, NoReferenceError, UsageError
 from vitdeploy.predictor import Predictor, files_to_open
 from vitdeploy.runtimes.choice import choose
-from vitdeploy.sources.file_choice import Choice, Files
-from vitdeploy.sources.hub import from_hub
 from vitdeploy.system.argument_types import typed
+
+if TYPE_CHECKING:
+    from vitdeploy.sources.file_choice import Choice, Files
 
 
 @typed
@@ -61,6 +62,8 @@ def load(
                 what="revision", found=revision, hint="omit the revision",
             )  # fmt: skip
         return predictor.load(path, **opening)
+    from vitdeploy.sources.file_choice import Choice  # after the folder's way, which needs no HTTP
+    from vitdeploy.sources.hub import from_hub
 
     def choose_files(files: Files) -> Choice:
         manifest = _located(files, MANIFEST)
