@@ -57,27 +57,29 @@ def _print_candidates(artifact: Artifact) -> None:
     """Print the number of quantization candidates; with --details all of them, and the reason for the chosen one."""
     from vitdeploy.exporting.quantization.candidate_search import RULES
 
-    rows = []
     candidates = artifact.validation.get("candidates", ())
-    for candidate in candidates:
-        smooth = "none" if candidate["smooth_quant"] is None else f"{candidate['smooth_quant']:g}"
-        if candidate["multiply"] is False:
-            smooth += ", no Mul"
-        ranges = candidate["ranges"] or "of each batch"
-        if candidate["margin"]:
-            ranges += f" + {candidate['margin']:.0%}"
-        cosines = (candidate["mean_cosine"], candidate["p5_cosine"])  # a regression has none
-        error = f"{float(candidate['error']):.2%}"
-        figures = (error, *("" if cosine is None else f"{cosine:.5f}" for cosine in cosines))
-        rows.append(("chosen" if candidate["chosen"] else "", candidate["scheme"], ranges, smooth, *figures))
-    if rows and not details():
-        chosen = next(candidate for candidate in candidates if candidate["chosen"])
-        print_text(f"{artifact.name}: {chosen['scheme']}, the best of {len(rows)} candidates; --details lists them")
-    elif rows:
-        count = artifact.validation["calibration_parts"]["choice"]
-        names = ("", "scheme", "ranges", "smoothing", "relative error", "mean cosine", "5th percentile")
-        print_table(f"{artifact.name}: candidates on {count} images", names, rows)
-        print_text(RULES)
+    if not candidates:
+        return
+    if not details():
+        chosen = next(candidate["scheme"] for candidate in candidates if candidate["chosen"])
+        print_text(f"{artifact.name}: {chosen}, the best of {len(candidates)} candidates; --details lists them")
+        return
+    count = artifact.validation["calibration_parts"]["choice"]
+    names = ("", "scheme", "ranges", "smoothing", "relative error", "mean cosine", "5th percentile")
+    print_table(f"{artifact.name}: candidates on {count} images", names, [*map(_candidate_row, candidates)])
+    print_text(RULES)
+
+
+def _candidate_row(candidate: Mapping[str, Any]) -> tuple[str, ...]:
+    smooth = "none" if candidate["smooth_quant"] is None else f"{candidate['smooth_quant']:g}"
+    if candidate["multiply"] is False:
+        smooth += ", no Mul"
+    ranges = candidate["ranges"] or "of each batch"
+    if candidate["margin"]:
+        ranges += f" + {candidate['margin']:.0%}"
+    cosines = (candidate["mean_cosine"], candidate["p5_cosine"])  # a regression has none
+    figures = (f"{float(candidate['error']):.2%}", *("" if cosine is None else f"{cosine:.5f}" for cosine in cosines))
+    return ("chosen" if candidate["chosen"] else "", candidate["scheme"], ranges, smooth, *figures)
 
 
 def _honoured(accuracy: Mapping[str, Any]) -> str:
