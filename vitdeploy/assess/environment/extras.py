@@ -21,6 +21,7 @@ PURPOSES = {
     "export": "export, compare and debug",
     "report": "write HTML reports",
     "cuda": "find NVIDIA GPUs without torch",
+    "openvino": "run OpenVINO and ONNX artifacts on CPUs",
     "tensorrt": "build and run TensorRT engines",
     "tensorrt-rtx": "build and run TensorRT-RTX engines",
     "parquet": "read labelled data from Parquet files",
