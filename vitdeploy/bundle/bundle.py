@@ -209,6 +209,9 @@ class Bundle:
         for artifact in self.manifest.artifacts:
             with self.opened_artifact(artifact):
                 pass
+        if self.manifest.tuned is not None:
+            with self.opened([self.manifest.tuned.evidence]):
+                pass
 
     def _names_in_a_folder(self, artifact: Artifact, stack: contextlib.ExitStack) -> dict[str, Path]:
         """Paths of an artifact's files in one folder, valid even if the folder is renamed."""
