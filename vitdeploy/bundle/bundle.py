@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import cast
 
@@ -111,19 +111,33 @@ class Bundle:
         axes = [axis for artifact in models for spec in artifact.inputs for axis in spec.shape[1:]]
         return any(isinstance(axis, str) for axis in axes)
 
-    def artifact(self, format: str, precision: str) -> Artifact:  # noqa: A002  (the manifest's word)
-        """The artifact in that format and precision; UsageError if the bundle has none."""
-        for artifact in self.manifest.artifacts:
-            if (artifact.format, artifact.precision) == (format, precision):
+    def artifacts(self, formats: Sequence[str]) -> list[Artifact]:
+        """The artifacts in these formats; of two in the same precision, the one whose format comes first."""
+        preferred: dict[str, Artifact] = {}
+        for kind in formats:
+            for artifact in self.manifest.artifacts:
+                if artifact.format == kind:
+                    preferred.setdefault(artifact.precision, artifact)
+        return [artifact for artifact in self.manifest.artifacts if preferred.get(artifact.precision) is artifact]
+
+    def artifact(self, format: str | Sequence[str], precision: str) -> Artifact:  # noqa: A002  (the manifest's word)
+        """The artifact in that precision, and in that format or the first of these that the bundle has.
+
+        Raises:
+            UsageError: If the bundle has none.
+        """
+        formats = (format,) if isinstance(format, str) else format
+        for artifact in self.artifacts(formats):
+            if artifact.precision == precision:
                 return artifact
         names = [artifact.name for artifact in self.manifest.artifacts]
         if not isinstance(precision, str):
             message = f"{shown(precision)} is not the name of a precision"
             raise UsageError(message, what="precision", found=precision, hint=f"{self.path} has {', '.join(names)}")
         raise UsageError(
-            f"{self.path} has no artifact {format}-{precision}, only: {', '.join(names) or 'none'}",
-            what="precision", where=self.path, expected=names, found=f"{format}-{precision}",
-            hint=f"make it: {self.export_line('--to', format, '--precision', precision)}",
+            f"{self.path} has no artifact {formats[0]}-{precision}, only: {', '.join(names) or 'none'}",
+            what="precision", where=self.path, expected=names, found=f"{formats[0]}-{precision}",
+            hint=f"make it: {self.export_line('--to', formats[0], '--precision', precision)}",
         )  # fmt: skip
 
     def export_line(self, *options: object) -> str:
