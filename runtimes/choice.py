@@ -8,6 +8,7 @@ from vitdeploy.runtimes import BACKENDS
 
 if TYPE_CHECKING:
     from vitdeploy.bundle.bundle import Bundle
+    from vitdeploy.bundle.manifest import Artifact
 
 
 class Choice(NamedTuple):
@@ -19,20 +20,30 @@ class Choice(NamedTuple):
 
 
 def choose(bundle: Bundle, backend: str | None, precision: str | None) -> Choice:
-    """The artifact for a backend or precision; of several, ONNX Runtime's first, and fp32 first.
+    """The artifact for a backend or precision; of several, ONNX Runtime's, the backend's first format, and fp32 first.
 
     If the bundle has none, the choice is the requested one, which cannot be opened.
     """
     asked = Choice(backend or "onnxruntime", precision or "fp32")
-    fits = {
-        (name, artifact.precision): artifact.name
-        for artifact in bundle.manifest.artifacts
+    formats = {
+        name: row.artifact_formats[:1] if backend is None else row.artifact_formats
         for name, row in BACKENDS.items()
-        if artifact.format == row.artifact_format
-        and (row.by_default if backend is None else name == backend)
-        and precision in (None, artifact.precision)
+        if (row.by_default if backend is None else name == backend)
     }
+    runnable = {name: bundle.artifacts(kinds) for name, kinds in formats.items()}
+    fits = [
+        (name, artifact)
+        for artifact in bundle.manifest.artifacts
+        for name in formats
+        if artifact in runnable[name] and precision in (None, artifact.precision)
+    ]
     if not fits:
         return asked
-    key = min(fits, key=lambda pair: (pair[0] != asked.backend, pair[1] != asked.precision))  # the first of equals
-    return Choice(*key, others=tuple(dict.fromkeys(name for name in fits.values() if name != fits[key])))
+
+    def rank(fit: tuple[str, Artifact]) -> tuple[bool, int, bool]:
+        name, artifact = fit
+        return name != asked.backend, formats[name].index(artifact.format), artifact.precision != asked.precision
+
+    name, chosen = min(fits, key=rank)  # the first of equals
+    others = dict.fromkeys(artifact.name for _, artifact in fits if artifact.name != chosen.name)
+    return Choice(name, chosen.precision, tuple(others))

@@ -26,12 +26,14 @@ class Opened(NamedTuple):
     """An open runtime.
 
     Attributes:
+        bundle: The bundle; with the tuned artifact alone if that is open.
         backend, precision: The backend, and the precision of its artifact.
         others: Names of the other artifacts that could have been opened.
         tuned: The bundle's tuned choice, whether it is in use, and how this machine differs; None without a choice.
     """
 
     runtime: Runtime
+    bundle: Bundle
     backend: str
     precision: str
     others: tuple[str, ...]
@@ -63,12 +65,13 @@ def open_choice(
     record: dict[str, Any] | None = None
     if tuned is not None:
         choice, artifact = tuned
+        only = bundle.with_only(artifact)
         record = {
             "artifact": artifact.name, "backend": choice.backend, "options": choice.options,
             "batch_size": choice.batch_size, "in_use": True, "machine": [], "note": None,
         }  # fmt: skip
         try:
-            runtime = open_recorded(bundle, choice.backend, choice.options, precision=artifact.precision)
+            runtime = open_recorded(only, choice.backend, choice.options, precision=artifact.precision)
         except (UnavailableError, UsageError) as exc:  # also a backend or an option of another version
             _warn(record, f"its tuned choice, {choice.backend} {artifact.precision}, cannot run here: {exc}")
             record["in_use"] = False
@@ -78,10 +81,10 @@ def open_choice(
             if differences:
                 _warn(record, f"it was tuned on another machine: {'; '.join(differences)}; tune it again here")
             others = tuple(other.name for other in bundle.manifest.artifacts if other is not artifact)
-            return Opened(runtime, choice.backend, artifact.precision, others, record)
+            return Opened(runtime, only, choice.backend, artifact.precision, others, record)
     chosen = choose(bundle, backend, precision)
     runtime = open_recorded(bundle, chosen.backend, options, precision=chosen.precision, device=device)
-    return Opened(runtime, chosen.backend, chosen.precision, chosen.others, record)
+    return Opened(runtime, bundle, chosen.backend, chosen.precision, chosen.others, record)
 
 
 def differing(choice: TunedChoice, engine: str | None = None) -> list[str]:

@@ -15,7 +15,7 @@ from vitdeploy.bundle.scores import ProblemType, default_problem_type
 from vitdeploy.errors import BundleError, NotFiniteError, UsageError, check_count, shown
 from vitdeploy.images.open import image_name
 from vitdeploy.images.processor import ImageProcessor, as_batch
-from vitdeploy.runtimes import format_of
+from vitdeploy.runtimes import formats_of
 from vitdeploy.runtimes.tuned import open_choice
 from vitdeploy.specs import MOST_A_BATCH, PixelStage, Precision
 from vitdeploy.system.argument_types import typed
@@ -228,7 +228,7 @@ def load(
     except BundleError:
         runtime.close()
         raise
-    files = [record.path for record in files_to_open(bundle, opened.backend, opened.precision)]
+    files = [record.path for record in files_to_open(opened.bundle, opened.backend, opened.precision)]
     details = {
         "bundle": str(path), "task": bundle.manifest.task, "backend": opened.backend, "precision": opened.precision,
         "other_artifacts": opened.others, "files": files, **({} if opened.tuned is None else {"tuned": opened.tuned}),
@@ -238,10 +238,10 @@ def load(
 
 def files_to_open(bundle: Bundle, backend: str, precision: str) -> tuple[FileRecord, ...]:
     """Files that `load` opens with a backend; raises UsageError if the bundle has none for it."""
-    kind = format_of(backend)
-    if kind is None:
+    formats = formats_of(backend)
+    if not formats:
         return bundle.manifest.files
-    needed = bundle.needed_for(bundle.artifact(kind, precision))
+    needed = bundle.needed_for(bundle.artifact(formats, precision))
     return (*bundle.manifest.configuration, *(record for artifact in needed for record in artifact.files))
 
 

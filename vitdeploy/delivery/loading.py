@@ -74,13 +74,14 @@ def load(
     def choose_files(files: Files) -> Choice:
         manifest = _located(files, MANIFEST)
         bundle = Bundle.open(manifest.parent)
-        chosen = {choose(bundle, backend, precision)[:2]}
+        usual = choose(bundle, backend, precision)
+        records = files_to_open(bundle, usual.backend, usual.precision)
         tuned = tuned_choice(bundle, backend, precision, device, options)
         if tuned is not None and loads(tuned[0].backend):
-            first = (tuned[0].backend, tuned[1].precision)
-            chosen = {first, *(chosen if differing(tuned[0]) else ())}  # on another machine it may not run
-        records = {record.path for pair in chosen for record in files_to_open(bundle, *pair)}
-        return Choice((manifest, *(_located(files, path) for path in sorted(records))))
+            first = files_to_open(bundle.with_only(tuned[1]), tuned[0].backend, tuned[1].precision)
+            records = (*first, *(records if differing(tuned[0]) else ()))  # on another machine it may not run
+        paths = dict.fromkeys(record.path for record in records)
+        return Choice((manifest, *(_located(files, path) for path in paths)))
 
     name = os.fspath(path)
     try:
