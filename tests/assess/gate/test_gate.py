@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from raising import raises
 
+from vitdeploy.assess.benchmark.result import Benchmark, NotMeasured
 from vitdeploy.assess.data.dataset import LabelledData, open_data
 from vitdeploy.assess.evaluate.evaluate import Evaluation
 from vitdeploy.assess.gate.baseline import Baseline
@@ -23,7 +24,7 @@ from vitdeploy.assess.gate.measured import Measured
 from vitdeploy.assess.gate.plan import Planned, plan
 from vitdeploy.assess.gate.rules import GateRules, Rules
 from vitdeploy.assess.metrics.accuracy import Predictions
-from vitdeploy.assess.metrics.latency import Benchmark, Latency, NotMeasured
+from vitdeploy.assess.metrics.latency import Latency
 from vitdeploy.assess.metrics.shares import images_needed, mcnemar_power, smallest_bound
 from vitdeploy.assess.metrics.status import overall
 from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
