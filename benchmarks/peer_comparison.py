@@ -39,11 +39,12 @@ from common import (
 )
 from trained import figures
 
+from vitdeploy.assess.metrics.intervals import interval_of
 from vitdeploy.images.processor import ImageProcessor
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
 FOLDER = Path(__file__).with_name("peers")
 JPEG = [Path(sklearn.datasets.__file__).parent / "images" / name for name in ("china.jpg", "flower.jpg")]
@@ -51,12 +52,14 @@ BASE = "transformers, pipeline"
 REFERENCE = "transformers, SDPA"
 OURS = "vitdeploy"
 GROUP = 5  # tools whose processes are alive together, beside the base
+KEYS = ("jpeg", "ready")  # from JPEG files, and from prepared images
 TIMED_RUNS, PAUSE_S = 3, 0.1  # idle threads of an engine spin for some 40 ms after a run
 ENVIRONMENTS = {
     "openvino": ("openvino", "nncf"),
     "optimum": ("optimum", "optimum-onnx", "transformers", "onnxruntime"),
     "timm": ("timm", "torch", "transformers"),
 }
+Times = dict[tuple[str, int, str], list[list[float]]]  # by name, batch size and key: of each process, each turn
 TIMM = {"vit": "vit_base_patch16_224", "dinov2": "vit_small_patch14_dinov2"}
 
 
@@ -96,7 +99,7 @@ def exported(folder: Path, arguments: argparse.Namespace) -> dict[str, Peer]:
     """Files of the exporters of transformers and optimum."""
     model, python = arguments.model, arguments.openvino_python
     onnx, ir, optimum = folder / "transformers-onnx", folder / "transformers-openvino", folder / "optimum"
-    size = str(ImageProcessor.from_pretrained(model).output_size[0])
+    size = str((ImageProcessor.from_pretrained(model).output_size or (224,))[0])
     wait(start(transformers_export(model, onnx, "--image-size", size)))
     wait(start([str(python), str(FOLDER / "openvino_export.py"), str(model), str(ir), "--image-size", size]))
     task = "image-classification" if _classifies(model) else "feature-extraction"
@@ -140,13 +143,13 @@ def quantized(folder: Path, arguments: argparse.Namespace) -> dict[str, Peer]:
 
 
 def ours(folder: Path, arguments: argparse.Namespace) -> dict[str, Peer]:
-    """vitdeploy's artifacts, each in a bundle of its own."""
+    """Vitdeploy's artifacts, each in a bundle of its own."""
     calibration = ("--calibration-data", str(arguments.photographs / "calibration"), "--no-calibration-cache")
     artifacts: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "fp32": ("onnxruntime", "fp32", ()),
         "int8 dynamic": ("onnxruntime", "int8", ("--int8", "--scheme", "dynamic", *calibration)),
         "int8 static": ("onnxruntime", "int8", ("--int8", "--scheme", "static", *calibration)),
-        "fp32 ": ("openvino", "fp32", ("--to", "openvino")),
+        "fp32 in OpenVINO": ("openvino", "fp32", ("--to", "openvino")),
         "bf16": ("openvino", "bf16", ("--to", "openvino", "--bf16")),
         "int8": ("openvino", "int8", ("--to", "openvino", "--int8", *calibration)),
         "int8, rest bf16": ("openvino", "int8", ("--to", "openvino", "--int8", "--rest", "bf16", *calibration)),
@@ -173,9 +176,7 @@ def started(peers: Mapping[str, Peer], model: Path) -> Iterator[dict[str, Any]]:
             module, _, function = peer.opens.partition(":")
             worker = str(FOLDER / "worker.py")
             command = [str(peer.python), worker, module, function, str(peer.file), str(model), *peer.options]
-            process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-            )
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             stack.enter_context(process)  # at its exit the worker's input ends, and so does the worker
 
             def ask(*request: Any, process: Any = process, name: str = name) -> Any:
@@ -192,41 +193,45 @@ def started(peers: Mapping[str, Peer], model: Path) -> Iterator[dict[str, Any]]:
         yield asks
 
 
-def timed(peers: Mapping[str, Peer], arguments: argparse.Namespace) -> dict[int, dict[str, dict[str, list[Any]]]]:
-    """Times and ratios to the base of the same turn, by batch size, name, and "jpeg" or "ready"."""
+def timed(peers: Mapping[str, Peer], arguments: argparse.Namespace) -> dict[str, dict[str, dict[str, Any]]]:
+    """Median times, and ratios to the base of the same turn with 95 % intervals, by name and batch size."""
     sizes = arguments.batch_sizes
-    found: dict[int, dict[str, dict[str, list[Any]]]] = {
-        size: {name: {key: [] for key in ("jpeg", "ready", "jpeg_ratio", "ready_ratio")} for name in peers}
-        for size in sizes
-    }
+    times: Times = {(name, size, key): [] for name in peers for size in sizes for key in KEYS}
+    ratios: Times = {(name, size, key): [] for name in peers for size in sizes for key in KEYS}
     others = [name for name in peers if name != BASE]
     groups = [others[begin : begin + GROUP] for begin in range(0, len(others), GROUP)]
     for index in range(arguments.processes):
         for group in groups:
             print(f"processes {index}: {', '.join(group)}", file=sys.stderr)
-            names = [BASE, *group]
-            with started({name: peers[name] for name in names}, arguments.model) as asks:
+            with started({name: peers[name] for name in (BASE, *group)}, arguments.model) as asks:
                 for size in sizes:
-                    files = (JPEG * size)[:size]
-                    for ask in asks.values():
-                        ask("times", files, TIMED_RUNS)  # warm-up; torch.compile compiles
-                    for order in turns(names, arguments.rounds):
-                        _add_turn(found[size], asks, order, files)
+                    _add_turns(times, ratios, asks, size, arguments.rounds)
+    found: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in peers}
+    for name, size, key in times:
+        of_size = found[name].setdefault(str(size), {})
+        of_size[f"{key}_ms"] = statistics.median(np.concatenate(times[name, size, key])) / size
+        of_size[f"{key}_ratio"] = interval_of(ratios[name, size, key])
     return found
 
 
-def _add_turn(
-    to: dict[str, dict[str, list[Any]]], asks: Mapping[str, Any], order: Sequence[str], files: Sequence[Path]
-) -> None:
-    turn = {}
-    for name in order:
-        time.sleep(PAUSE_S)
-        answer = asks[name]("times", files, TIMED_RUNS)
-        turn[name] = {key: statistics.median(values) for key, values in answer.items()}
-    for name, medians in turn.items():
-        for key, median in medians.items():
-            to[name][key].append(median)
-            to[name][f"{key}_ratio"].append(median / turn[BASE][key])
+def _add_turns(times: Times, ratios: Times, asks: Mapping[str, Any], size: int, rounds: int) -> None:
+    files = (JPEG * size)[:size]
+    for ask in asks.values():
+        ask("times", files, TIMED_RUNS)  # warm-up; torch.compile compiles
+    for each in (times, ratios):
+        for name in asks:
+            for key in KEYS:
+                each[name, size, key].append([])
+    for order in turns(list(asks), rounds):
+        turn = {}
+        for name in order:
+            time.sleep(PAUSE_S)
+            turn[name] = asks[name]("times", files, TIMED_RUNS)
+        for name, answer in turn.items():
+            for key in KEYS:
+                median, base = (statistics.median(values[key]) for values in (answer, turn[BASE]))
+                times[name, size, key][-1].append(median)
+                ratios[name, size, key][-1].append(median / base)
 
 
 def accuracy(peers: Mapping[str, Peer], arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -277,12 +282,8 @@ def main() -> None:
             key: {"precision": peers[key].precision, **row} for key, row in accuracy(peers, arguments).items()
         }
         if arguments.rounds:
-            for size, by_name in timed(peers, arguments).items():
-                for key, values in by_name.items():
-                    rows[key].setdefault("batch_sizes", {})[str(size)] = {
-                        **{f"{what}_ms": statistics.median(values[what]) / size for what in ("jpeg", "ready")},
-                        "ratios": {what: values[f"{what}_ratio"] for what in ("jpeg", "ready")},
-                    }
+            for key, by_size in timed(peers, arguments).items():
+                rows[key]["batch_sizes"] = by_size
         record(arguments, {"peers": versions, "model": arguments.model.name, "rows": rows})
 
 

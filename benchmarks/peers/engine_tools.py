@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,11 @@ from worker import Tool
 
 
 def optimum_onnx(file: Path, model: Path) -> Tool:
-    """optimum's ONNX Runtime model; `file` is the folder that optimum-cli wrote."""
-    from optimum.onnxruntime import ORTModelForFeatureExtraction, ORTModelForImageClassification
-
+    """Optimum's ONNX Runtime model; `file` is the folder that optimum-cli wrote."""
+    optimum: Any = importlib.import_module("optimum.onnxruntime")
     classifier = is_classifier(model)
-    loaded = (ORTModelForImageClassification if classifier else ORTModelForFeatureExtraction).from_pretrained(file)
+    task = "ImageClassification" if classifier else "FeatureExtraction"
+    loaded = getattr(optimum, f"ORTModelFor{task}").from_pretrained(file)
 
     def infer(pixel_values: Any) -> np.ndarray:
         result = loaded(pixel_values=pixel_values)
@@ -56,8 +58,6 @@ def openvino_file(file: Path, model: Path, precision: str = "") -> Tool:
 
 def vitdeploy_bundle(file: Path, model: Path, backend: str, precision: str, **options: str) -> Tool:  # noqa: ARG001
     """A bundle of vitdeploy; `options` are its runtime's, as JSON."""
-    import json
-
     import vitdeploy
 
     predictor = vitdeploy.load(

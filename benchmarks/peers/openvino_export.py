@@ -1,4 +1,4 @@
-"""Export a checkpoint to OpenVINO IR with transformers' exporter, as in its guide; `transformers_export.py` is for ONNX."""
+"""Export a checkpoint to OpenVINO IR with transformers' exporter, as its guide says."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import argparse
 import sys
 from pathlib import Path
 
-# As if that package were not installed: OpenVINO's converter then sends no reports.
-sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
-
 import torch
 from torch_tools import is_classifier
 from transformers import AutoModel, AutoModelForImageClassification
-from transformers.exporters.exporter_openvino import OpenVINOConfig, OpenVINOExporter
+
+# As if that package were not installed: OpenVINO's converter then sends no reports.
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 
 def main() -> None:
+    from transformers.exporters.exporter_openvino import OpenVINOConfig, OpenVINOExporter
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path, help="folder of the checkpoint")
     parser.add_argument("output", type=Path, help="folder to write")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from worker import Tool
-
 
 # As in tests/golden/make_timm.py: torchvision's import looks these names up, and its operators need another torch.
 _OPERATORS = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -39,7 +39,7 @@ def processor(model: Path) -> Any:
 
 
 def transformers_model(file: Path, model: Path, attention: str = "sdpa", compiled: str = "") -> Tool:  # noqa: ARG001
-    """transformers' model, as its documentation runs it; with `compiled`, through torch.compile."""
+    """Transformers' model, as its documentation runs it; with `compiled`, through torch.compile."""
     from transformers import AutoModel, AutoModelForImageClassification
 
     classifier = is_classifier(model)
@@ -57,7 +57,7 @@ def transformers_model(file: Path, model: Path, attention: str = "sdpa", compile
 
 
 def transformers_pipeline(file: Path, model: Path) -> Tool:
-    """transformers' pipeline: image files to labels, or to pooled features."""
+    """Transformers' pipeline: image files to labels, or to pooled features."""
     from transformers import pipeline
 
     if is_classifier(model):
@@ -69,11 +69,10 @@ def transformers_pipeline(file: Path, model: Path) -> Tool:
 
 
 def timm_model(file: Path, model: Path) -> Tool:
-    """timm's model with the checkpoint's weights: `file` names its architecture, `model` has transformers' names."""
+    """Timm's model with the checkpoint's weights: `file` names its architecture, `model` has transformers' names."""
     for name in _TORCHVISION_NAMES:
         _OPERATORS.define(f"{name}() -> ()")  # type: ignore[no-untyped-call]
-    import timm
-
+    timm: Any = importlib.import_module("timm")
     size = json.loads((model / "preprocessor_config.json").read_text(encoding="utf-8")).get("crop_size", {})
     options = {"img_size": size["height"], "num_classes": 0} if not is_classifier(model) else {}
     loaded = timm.create_model(file.name, **options).eval()
@@ -83,8 +82,9 @@ def timm_model(file: Path, model: Path) -> Tool:
     loaded.load_state_dict(_timm_weights(model, loaded))
     with torch.inference_mode():
         given, wanted = loaded(example).numpy(), reference.infer(example)
-    if np.abs(given - wanted).max() > 1e-3 * np.abs(wanted).max():
-        raise SystemExit(f"timm's {file.name} must give what transformers gives, it differs by {np.abs(given - wanted).max()}")
+    difference = np.abs(given - wanted).max()
+    if difference > 1e-3 * np.abs(wanted).max():
+        raise SystemExit(f"timm's {file.name} must give what transformers gives, it differs by {difference}")
 
     @torch.inference_mode()
     def infer(pixel_values: torch.Tensor) -> np.ndarray:
