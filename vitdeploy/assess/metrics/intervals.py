@@ -64,7 +64,7 @@ class Ratio(NamedTuple):
 
     @property
     def words(self) -> str:
-        """The ratio in words, such as "69x faster" or "1.3x slower"; "as fast" or "unclear" if its interval contains 1."""
+        """Such as "69x faster" or "1.3x slower"; if the interval contains 1, "as fast", or "unclear" if it is wide."""
         if self.is_same:
             return _AS_FAST if self.is_level else _UNCLEAR
         factor = max(self.median, 1 / self.median)
