@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vitdeploy.assess.benchmark.comparison import BenchmarkComparison, Change
+from vitdeploy.assess.benchmark.recorded import Key, Recorded
 from vitdeploy.assess.benchmark.result import Benchmark, NotMeasured
 from vitdeploy.assess.compare.results import BackendComparison, Comparison
 from vitdeploy.assess.compare.worst_images import WorstImage
@@ -17,6 +20,7 @@ from vitdeploy.assess.evaluate.evaluate import Evaluation
 from vitdeploy.assess.gate.checks import Check
 from vitdeploy.assess.gate.gate import GateResult
 from vitdeploy.assess.metrics.accuracy import Predictions
+from vitdeploy.assess.metrics.intervals import Interval, Ratio
 from vitdeploy.assess.metrics.latency import Latency
 from vitdeploy.assess.metrics.logits import LogitsDifference
 from vitdeploy.assess.metrics.outputs import Difference
@@ -139,6 +143,19 @@ BENCHMARK = Benchmark(
     (NotMeasured("y-fp16", "y", "fp16", None, "no such device"), NotMeasured("x-fp32", "x", "fp32", 8, "takes one")),
     left_out=LEFT_OUT,
 )  # fmt: skip
+
+
+_KEY = Key("x-fp32", "x", "fp32", "", 1, None)
+_RECORDED = Recorded(
+    "before.json", "gone", {"cpu": "abacus"}, {"rounds": 2}, {_KEY: ((2.0, 2.1), (2.0, 2.2))}, ("hot",)
+)
+BENCHMARK_COMPARISON = BenchmarkComparison(
+    "after.json",
+    _RECORDED,
+    dataclasses.replace(_RECORDED, file="after.json", machine={"cpu": "slide rule"}),
+    (Change(_KEY, Interval(2.0, 1.9, 2.1), Interval(2.2, 2.1, 2.3), Ratio(1.1, 1.05, 1.15)),),
+    0.05,
+)
 
 
 def gate_result(baseline: Path | None = None) -> GateResult:

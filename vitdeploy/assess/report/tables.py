@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from vitdeploy.assess.benchmark.comparison import BenchmarkComparison
 from vitdeploy.assess.benchmark.result import Benchmark
 from vitdeploy.assess.debug.sensitivity import Sensitivity
 from vitdeploy.assess.evaluate.evaluate import Evaluation
@@ -34,7 +35,7 @@ _COLUMNS = (
     "steady",
 )  # fmt: skip
 
-Measured: TypeAlias = Evaluation | Benchmark | Sensitivity
+Measured: TypeAlias = Evaluation | Benchmark | BenchmarkComparison | Sensitivity
 
 
 @functools.singledispatch
@@ -81,6 +82,23 @@ def _of_benchmark(result: Benchmark) -> tuple[Table, ...]:
     started = (Table(title, ("backend", "threads", "why"), threads),) if threads else ()
     cells = tuple(tuple(row[name] for name in columns) for row in rows)
     return (Table("", tuple(columns), cells, tuple(notes)), *started)
+
+
+@tables.register
+def _of_benchmark_comparison(result: BenchmarkComparison) -> tuple[Table, ...]:
+    """A row per setting and load, and a table of the differences between machines, versions and settings."""
+    columns = ("backend", "batch", "before ms", "after ms", "after / before (95 % interval)", "verdict")
+    rows = tuple(
+        (change.key.name, change.key.load_text, f"{change.before_ms.estimate:.3f}", f"{change.after_ms.estimate:.3f}",
+         str(change.ratio), change.verdict)
+        for change in result.changes_by_setting
+    )  # fmt: skip
+    failed = tuple(
+        f"failed: {check.subject} is {check.message}" for check in result.check_results if check.status == "failed"
+    )
+    different = tuple((change,) for change in result.changes)
+    differences = (Table("", ("differences between the two",), different),) if different else ()
+    return (Table("", columns, rows, (*failed, *result.only_in_one, *result.notes)), *differences)
 
 
 @tables.register
