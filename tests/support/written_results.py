@@ -19,11 +19,12 @@ from vitdeploy.assess.debug.sensitivity import LayerEffect, Sensitivity
 from vitdeploy.assess.evaluate.evaluate import Evaluation
 from vitdeploy.assess.gate.checks import Check
 from vitdeploy.assess.gate.gate import GateResult
-from vitdeploy.assess.metrics.accuracy import Predictions
+from vitdeploy.assess.metrics.accuracy import Accuracy, Predictions
 from vitdeploy.assess.metrics.intervals import Interval, Ratio
 from vitdeploy.assess.metrics.latency import Latency
 from vitdeploy.assess.metrics.logits import LogitsDifference
 from vitdeploy.assess.metrics.outputs import Difference
+from vitdeploy.assess.metrics.pareto import Quality
 from vitdeploy.predictor import Prediction
 
 if TYPE_CHECKING:
@@ -131,14 +132,14 @@ BENCHMARK = Benchmark(
     {"cpu": "abacus"},
     {
         "batch_sizes": [1], "image_sizes": [], "processes": 1, "rounds": 2, "runs": 2, "device": "cpu", "threads": 0,
-        "images": "2", "warm_up": "short",
+        "images": "2", "accuracy": "top-1 accuracy", "warm_up": "short",
     },
     (
         Latency(
             "reference", "torch", "fp32", 1, ((4.0, 5.0), (6.0, 6.0)), ((6.0, 7.0), (8.0, 8.0)),
             1.5, 900.0, 12.0, 10**8, details={"engine": "torch 9"},
         ),
-        Latency("x-fp32", "x", "fp32", 1, ((2.0, 2.5), (3.0, 3.0)), steady=False),
+        Latency("x-fp32", "x", "fp32", 1, ((2.0, 2.5), (3.0, 3.0)), steady=False, quality=Quality(4, Accuracy(3, 4))),
     ),
     (NotMeasured("y-fp16", "y", "fp16", None, "no such device"), NotMeasured("x-fp32", "x", "fp32", 8, "takes one")),
     left_out=LEFT_OUT,

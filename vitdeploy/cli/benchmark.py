@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from vitdeploy.cli.command import command, option
-from vitdeploy.cli.number_options import TURNS, ParamType
+from vitdeploy.cli.number_options import COUNT, TURNS, ParamType
 from vitdeploy.cli.output import (
     PATH,
     backends_option,
@@ -120,8 +120,14 @@ class ImageSizes(ParamType[tuple[tuple[int, int], ...]]):
     "ORT_INTRA_OP_NUM_THREADS for ONNX Runtime; if unset, as many as CPU affinity, cgroup quota and cores allow.",
 )
 @option("--image-sizes", default=(), type=ImageSizes(), help="Image sizes, for artifacts of dynamic size.")
-@option("--images", type=PATH, help="Image folder. Default: synthetic JPEG files.")
-@option("--processes", default=5, show_default=True, type=TURNS, help="Processes of each setting, at most the rounds.")
+@option(
+    "--images",
+    type=PATH,
+    help="Image folder, also for the mean cosine with the reference (without --data). Default: synthetic JPEG files.",
+)
+@option("--data", type=PATH, help="Labelled images, as for evaluate: also measure the accuracy of each setting.")
+@option("--limit", type=COUNT, help="Most images for the accuracy, sampled. Default: all of --data, 64 of --images.")
+@option("--processes", type=TURNS, help="Processes of each setting. Default: 5, or 3 or 4 where starts take long.")
 @option(
     "--max-slowdown",
     type=MaxSlowdown(),
@@ -163,7 +169,8 @@ def benchmark(
     from vitdeploy.assess.report.tables import tables
 
     with CommandProgress("rounds") as progress:
-        result = benchmark_bundle(bundle, progress=progress, **options)
+        similarity = options["images"] is not None and options["data"] is None
+        result = benchmark_bundle(bundle, similarity=similarity, progress=progress, **options)
 
     def print_result(_: object) -> None:
         title = f"{result.bundle} on {result.settings['device']}, preprocessed input unless a column says otherwise"

@@ -28,11 +28,17 @@ class Table(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-_OPTIONAL = ("p99.9 ms", "without transfers, p50 ms", "GPU MB")  # absent if no setting has it
+_OPTIONAL = (
+    "accuracy",
+    "Pareto front",
+    "p99.9 ms",
+    "without transfers, p50 ms",
+    "GPU MB",
+)  # absent if no setting has it
 _COLUMNS = (
-    "backend", "batch", "p50 ms", "p99 ms", "images/s", "speed (time / the first's, 95 % interval)", "p90 ms", "p95 ms",
-    "p99.9 ms", "from image files, p50 ms", "without transfers, p50 ms", "load ms", "first run ms", "peak MB", "GPU MB",
-    "steady",
+    "backend", "batch", "p50 ms", "p99 ms", "images/s", "speed (time / the first's, 95 % interval)", "accuracy",
+    "Pareto front", "p90 ms", "p95 ms", "p99.9 ms", "from image files, p50 ms", "without transfers, p50 ms",
+    "load ms", "first run ms", "peak MB", "GPU MB", "steady",
 )  # fmt: skip
 
 Measured: TypeAlias = Evaluation | Benchmark | BenchmarkComparison | Sensitivity
@@ -65,7 +71,10 @@ def _of_evaluation(result: Evaluation) -> tuple[Table, ...]:
 def _of_benchmark(result: Benchmark) -> tuple[Table, ...]:
     """A row per backend and batch size, with notes on skipped ones and on threads."""
     first = {latency.load: latency for latency in reversed(result.latencies)}
-    rows = [_latency(latency, first[latency.load]) for latency in result.latencies]
+    rows = [
+        _latency(latency, first[latency.load], in_front=any(latency is item for item in result.front))
+        for latency in result.latencies
+    ]
     columns = [name for name in _COLUMNS if name not in _OPTIONAL or any(row[name] for row in rows)]
     notes = [
         f"{timed.name} at batch size {timed.load_text} was not steady when its timing began"
@@ -124,7 +133,7 @@ def _accuracies(result: Evaluation, predictions: Predictions) -> tuple[str, ...]
     )
 
 
-def _latency(latency: Latency, first: Latency) -> dict[str, str]:
+def _latency(latency: Latency, first: Latency, *, in_front: bool) -> dict[str, str]:
     """Cells by column."""
     ratio = latency.ratio(first)
     percentiles = {percent: _number(latency.percentile_ms(percent)) for percent in PERCENTILES}
@@ -135,6 +144,8 @@ def _latency(latency: Latency, first: Latency) -> dict[str, str]:
         percentiles[99],
         f"{latency.images_per_second:,.0f}",
         "first" if latency is first else f"{ratio.words} ({ratio})",
+        "" if latency.quality is None else str(latency.quality),
+        "yes" if in_front else "",
         percentiles[90],
         percentiles[95],
         percentiles[99.9],
