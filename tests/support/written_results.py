@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vitdeploy.assess.benchmark.result import Benchmark, NotMeasured
 from vitdeploy.assess.compare.results import BackendComparison, Comparison
 from vitdeploy.assess.compare.worst_images import WorstImage
 from vitdeploy.assess.data.folder_listing import LeftOut, Reason
@@ -16,7 +17,7 @@ from vitdeploy.assess.evaluate.evaluate import Evaluation
 from vitdeploy.assess.gate.checks import Check
 from vitdeploy.assess.gate.gate import GateResult
 from vitdeploy.assess.metrics.accuracy import Predictions
-from vitdeploy.assess.metrics.latency import Benchmark, Latency, NotMeasured
+from vitdeploy.assess.metrics.latency import Latency
 from vitdeploy.assess.metrics.logits import LogitsDifference
 from vitdeploy.assess.metrics.outputs import Difference
 from vitdeploy.predictor import Prediction

@@ -7,13 +7,14 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from vitdeploy.assess.benchmark.result import Benchmark
 from vitdeploy.assess.benchmark.setting import Load, settings_of
 from vitdeploy.assess.benchmark.timer import MOST_WINDOWS, WINDOW, WITHIN
 from vitdeploy.assess.benchmark.turns import PROCESSES, Request, time_settings
 from vitdeploy.assess.data.folder_listing import LeftOut, list_images
 from vitdeploy.assess.data.images import synthetic_images
+from vitdeploy.assess.environment.conditions import Conditions, moment
 from vitdeploy.assess.environment.machine import machine
-from vitdeploy.assess.metrics.latency import Benchmark
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.errors import UsageError, check_count, readable, shown
@@ -87,6 +88,7 @@ def benchmark(
     timed = settings_of(bundle, backends, settings, counts if len(counts) > 1 else ())
     load_processor(bundle)  # or raises before a process is started
     encoded, kind, left_out = _encoded(images, max(load.batch_size for load in loads))
+    before = moment()
     result = time_settings(
         bundle,
         [Request(setting, loads, optional=backends is None and setting.is_reference) for setting in timed],
@@ -115,6 +117,7 @@ def benchmark(
         },
         latencies=tuple(sorted(result.latencies, key=lambda latency: order[latency.load])),
         skipped=result.skipped,
+        conditions=Conditions.since(before, result.cpu_s),
         processor=bundle.manifest.processor,
         left_out=left_out,
     )
