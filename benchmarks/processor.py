@@ -36,12 +36,15 @@ PHOTOGRAPH = Path(sklearn.datasets.__file__).parent / "images" / "china.jpg"  # 
 SIZES = ((320, 240), (640, 427), (1920, 1080))
 FILTERS = {2: "bilinear", 3: "bicubic"}
 BATCH = 16
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 BYTES = PixelFormat(PixelStage.RESIZED, "nhwc", "uint8")  # of a model exported with --input uint8
 # Recorded on another machine, where transformers' PIL backend took 7.1 ms; torchvision is not a dependency.
 TORCHVISION_NOTE = "transformers' torchvision backend: not run here; 4.5 ms recorded beside 7.1 ms for its PIL backend"
 
 
-def interleaved_ms(candidates: dict[str, Callable[[], Any]], runs: int) -> dict[str, float]:
+def interleaved_ms(
+    candidates: dict[str, Callable[[], Any]], runs: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
     """Median time of each candidate in milliseconds.
 
     They alternate in blocks of ten: a slow phase of the machine affects all, and each reuses its own memory.
@@ -51,19 +54,20 @@ def interleaved_ms(candidates: dict[str, Callable[[], Any]], runs: int) -> dict[
         for name, call in candidates.items():
             call()
             for _ in range(10):
-                start = time.perf_counter()
+                start = clock()
                 call()
-                times[name].append((time.perf_counter() - start) * 1e3)
+                times[name].append((clock() - start) * 1e3)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def measure(runs: int, peer_folder: str) -> dict[str, Any]:
+def measure(runs: int, peer_folder: str, clock_name: str) -> dict[str, Any]:
     sys.path.append(peer_folder)
     import hf_processors_rs
 
     def peer(processor: ImageProcessor) -> Any:
         return hf_processors_rs.ImageProcessor.from_dict(processor.to_dict(), backend="pil")
 
+    clock = CLOCKS[clock_name]
     ours, theirs = ImageProcessor(), ViTImageProcessorPil()
     rust = peer(ours)
     path, encoded = str(PHOTOGRAPH), PHOTOGRAPH.read_bytes()
@@ -81,6 +85,7 @@ def measure(runs: int, peer_folder: str) -> dict[str, Any]:
             "hf_processors_rs": lambda: rust(path, num_threads=1),
         },
         runs,
+        clock,
     )
     batch = [path] * BATCH
     batch_ms = {
@@ -109,6 +114,7 @@ def measure(runs: int, peer_folder: str) -> dict[str, Any]:
                         "hf_processors_rs": functools.partial(other, file, num_threads=1),
                     },
                     max(runs // 4, 10),
+                    clock,
                 )
     return {"image_ms": image_ms, "batch16_ms": batch_ms, "settings_ms": settings_ms}
 
@@ -118,12 +124,12 @@ def check_equal(ours: np.ndarray, *others: np.ndarray) -> None:
         raise SystemExit("the processors differ: their times cannot be compared")
 
 
-def measure_in_fresh_processes(runs: int, processes: int, peer_folder: Path) -> list[dict[str, Any]]:
+def measure_in_fresh_processes(runs: int, processes: int, peer_folder: Path, clock: str) -> list[dict[str, Any]]:
     context = multiprocessing.get_context("spawn")
     results = []
     for _ in range(processes):
         with context.Pool(1) as pool:
-            results.append(pool.apply(measure, (runs, str(peer_folder))))
+            results.append(pool.apply(measure, (runs, str(peer_folder), clock)))
     return results
 
 
@@ -132,13 +138,19 @@ def main() -> None:
     options.add_argument("--runs", type=int, default=200, help="timed runs of each candidate on one image")
     options.add_argument("--processes", type=int, default=5, help="fresh processes to repeat it in")
     options.add_argument(
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="of one image; processor time where other work runs; batches: wall",
+    )
+    options.add_argument(
         "--hf-processors", type=Path, default=Path(".venvs/hf-processors"), help="folder with hf-processors-rs in it"
     )
     arguments = options.parse_args()
     versions = [found.version for found in importlib.metadata.distributions(path=[str(arguments.hf_processors)])]
     if not versions:
         raise SystemExit(f"no hf-processors-rs in {arguments.hf_processors}: run `make .venvs/hf-processors/.done`")
-    results = measure_in_fresh_processes(arguments.runs, arguments.processes, arguments.hf_processors)
+    results = measure_in_fresh_processes(arguments.runs, arguments.processes, arguments.hf_processors, arguments.clock)
     print(TORCHVISION_NOTE)
     peers = {"hf-processors-rs": versions[0]}
     record(arguments, {"processes": results, "peers": peers, "note": TORCHVISION_NOTE})

@@ -382,7 +382,9 @@ def test_bytes_are_pillows_pixels_in_either_layout(channels: int) -> None:
     expected = np.asarray(image.resize((47, 31), Image.Resampling.BICUBIC)).reshape(31, 47, channels)
     for layout in ("nchw", "nhwc"):
         actual = processor([image, image], pixels=PixelFormat(PixelStage.RESIZED, layout, "uint8"))
-        assert (actual.dtype, actual.flags.c_contiguous, actual.flags.writeable) == (np.uint8, True, True)
+        assert actual.dtype == np.uint8
+        assert actual.flags.c_contiguous
+        assert actual.flags.writeable
         for single in actual:
             np.testing.assert_array_equal(single if layout == "nhwc" else np.moveaxis(single, 0, -1), expected)
 
