@@ -33,6 +33,7 @@ class Bundle:
     path: Path
     manifest: Manifest
     _config: Configuration | None = dataclasses.field(default=None, init=False, compare=False)
+    _whole: Manifest | None = dataclasses.field(default=None, init=False, compare=False)
 
     def __repr__(self) -> str:
         names = ", ".join(artifact.name for artifact in self.manifest.artifacts)
@@ -76,6 +77,14 @@ class Bundle:
             message = f"{self.path} was replaced by the bundle of another model"
             raise BundleChangedError(message, where=self.path, hint="open it again")
         return now
+
+    def with_only(self, artifact: Artifact) -> Bundle:
+        """The bundle with that artifact and those that it needs: a backend with several formats opens it."""
+        needed = tuple(dict.fromkeys(other.name for other in self.needed_for(artifact)))
+        kept = tuple(other for other in self.manifest.artifacts if other.name in needed)
+        part = Bundle(self.path, dataclasses.replace(self.manifest, artifacts=kept).with_valid_choice())
+        object.__setattr__(part, "_whole", self._whole or self.manifest)
+        return part
 
     def read_config(self) -> Configuration:
         """Read `config.json` and the image processor's files; cached.
@@ -223,6 +232,9 @@ class Bundle:
         for artifact in self.manifest.artifacts:
             with self.opened_artifact(artifact):
                 pass
+        if self.manifest.tuned is not None:
+            with self.opened([self.manifest.tuned.evidence]):
+                pass
 
     def _names_in_a_folder(self, artifact: Artifact, stack: contextlib.ExitStack) -> dict[str, Path]:
         """Paths of an artifact's files in one folder, valid even if the folder is renamed."""
@@ -275,7 +287,7 @@ class Bundle:
     def _is_replaced(self) -> bool:
         """True if the folder now has another bundle, or none."""
         try:
-            return Bundle.open(self.path).manifest != self.manifest
+            return Bundle.open(self.path).manifest != (self._whole or self.manifest)
         except BundleError:
             return True
 
