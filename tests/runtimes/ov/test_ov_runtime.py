@@ -29,11 +29,15 @@ from vitdeploy.files.opened import OpenedFile
 from vitdeploy.models.signature import input_specs, output_specs
 from vitdeploy.runtimes import open_runtime
 from vitdeploy.runtimes.ov import model as ov_model
-from vitdeploy.runtimes.ov.model import ModelFile, ov
+from vitdeploy.runtimes.ov.model import ModelFile
 from vitdeploy.runtimes.ov.options import OpenVINOOptions
 from vitdeploy.runtimes.ov.runtime import OpenVINORuntime
 from vitdeploy.specs import TensorSpec
 from vitdeploy.system.cpu import Cpus
+from vitdeploy.system.telemetry import without_reporter
+
+with without_reporter():
+    import openvino as ov
 
 X = TensorSpec("x", "float32", ("n",))
 
@@ -191,12 +195,12 @@ def test_other_precisions_of_onnx_give_what_onnxruntime_gives(
     bundle: Bundle, tmp_path: Path, precision: str, tolerance: float
 ) -> None:
     """fp16 to its unit in the last place, 1e-3; values of 8 bits to a few steps, where two roundings differ by one."""
-    options: dict[str, Any] = {
+    by_precision: dict[str, dict[str, Any]] = {
         "fp16": {"graph": vitdeploy.GraphOptions(io_dtype="float16")},
         "int8": {},  # dynamic: MatMulInteger
         "fp8": {"quantization": vitdeploy.Quantization(vitdeploy.Calibration(held_out_images() / "7"))},
-    }[precision]
-    made = vitdeploy.export(bundle.path, output=tmp_path / "b", precision=precision, **options)
+    }
+    made = vitdeploy.export(bundle.path, output=tmp_path / "b", precision=precision, **by_precision[precision])
     feeds = make_feeds(tiny_model(), 4)
     with (
         open_runtime(made, "openvino", precision=precision) as runtime,
