@@ -16,11 +16,13 @@ from vitdeploy.assess.report.page_data import (
     details,
     headlines,
     least_accurate,
+    load_settings,
     settings,
     statuses,
 )
 from vitdeploy.assess.report.plots import accuracy_plot, calibration_plot, latency_plot, layers_plot, sensitivity_plot
 from vitdeploy.assess.report.report import Assessed, Report, report_of
+from vitdeploy.assess.report.tables import tables
 from vitdeploy.assess.report.written import write_result
 from vitdeploy.errors import ImageError, MissingDependencyError
 from vitdeploy.exporters.naming.layer_names import readable_name
@@ -55,7 +57,8 @@ def write_html(path: str | os.PathLike[str], result: Assessed | Report) -> None:
         OutputError: If the file cannot be written; an existing one is unchanged.
     """
     report = result if isinstance(result, Report) else report_of(result)
-    parts = (report.gate, report.comparison, report.layers, report.sensitivity, report.evaluation, report.benchmark)
+    parts = (report.gate, report.comparison, report.layers, report.sensitivity, report.evaluation, report.benchmark,
+             report.load)
     write_result(path, writable(_render(report)).encode(), *(part for part in parts if part is not None))
 
 
@@ -72,6 +75,8 @@ def _render(report: Report) -> str:
         "labelled": labelled,
         "readable": readable_name,
         "settings": settings,
+        "tables": tables,
+        "load_settings": load_settings,
         "details": details,
     }
     template = environment.get_template("report.html")

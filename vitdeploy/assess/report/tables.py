@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from vitdeploy.assess.benchmark.scenarios.results import ScenarioBenchmark
 from vitdeploy.assess.debug.sensitivity import Sensitivity
 from vitdeploy.assess.evaluate.evaluate import Evaluation
 from vitdeploy.assess.metrics.latency import Benchmark
+from vitdeploy.assess.report.load_table import load_columns, load_row
 
 if TYPE_CHECKING:
     from vitdeploy.assess.metrics.accuracy import Predictions
@@ -26,7 +28,7 @@ class Table(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-Measured: TypeAlias = Evaluation | Benchmark | Sensitivity
+Measured: TypeAlias = Evaluation | Benchmark | ScenarioBenchmark | Sensitivity
 
 
 @functools.singledispatch
@@ -72,6 +74,12 @@ def _of_benchmark(result: Benchmark) -> tuple[Table, ...]:
     title = f"Threads: {result.note}" if result.note else "Threads"
     started = (Table(title, ("backend", "threads", "why"), threads),) if threads else ()
     return (Table("", columns, rows, tuple(notes)), *started)
+
+
+@tables.register
+def _of_scenario(result: ScenarioBenchmark) -> tuple[Table, ...]:
+    """A row per setting and batch size, with notes on the method and on what did not pass."""
+    return (Table("", load_columns(result), tuple(map(load_row, result.results)), result.notes),)
 
 
 @tables.register
