@@ -67,10 +67,10 @@ def hostile_report(image: Path) -> Report:
     )
     latencies = (
         Latency(
-            "reference", "torch", "fp32", 1, ((4.0, 5.0, 6.0),),
+            "reference", "torch", "fp32", 1, ((4.0, 5.0, 6.0),) * 2,
             processing_ms=0.123, details={"engine": "torch 9", "providers": ["a", "b"]},
         ),
-        Latency("x", "$x^$<b>", "fp32", 1, ((2.0, 2.5, 40.0),)),
+        Latency("x", "$x^$<b>", "fp32", 1, ((2.0, 2.5, 40.0),) * 2),
         Latency("reference", "torch", "fp32", 8, ((16.0,),)),
     )  # fmt: skip
     right, wrong = Prediction(HOSTILE, 1, 0.75), Prediction("newt", 0, 0.5)

@@ -124,13 +124,16 @@ EVALUATION = Evaluation(
 BENCHMARK = Benchmark(
     "gone",
     {"cpu": "abacus"},
-    {"batch_sizes": [1], "rounds": 1, "runs": 3, "device": "cpu", "threads": 0, "images": "2", "warm_up": "short"},
+    {
+        "batch_sizes": [1], "image_sizes": [], "processes": 1, "rounds": 2, "runs": 2, "device": "cpu", "threads": 0,
+        "images": "2", "warm_up": "short",
+    },
     (
         Latency(
-            "reference", "torch", "fp32", 1, ((4.0, 5.0, 6.0),), ((6.0, 7.0, 8.0),), 1.5, 900.0, 12.0, 10**8,
-            details={"engine": "torch 9"},
+            "reference", "torch", "fp32", 1, ((4.0, 5.0), (6.0, 6.0)), ((6.0, 7.0), (8.0, 8.0)),
+            1.5, 900.0, 12.0, 10**8, details={"engine": "torch 9"},
         ),
-        Latency("x-fp32", "x", "fp32", 1, ((2.0, 2.5, 3.0),), steady=False),
+        Latency("x-fp32", "x", "fp32", 1, ((2.0, 2.5), (3.0, 3.0)), steady=False),
     ),
     (NotMeasured("y-fp16", "y", "fp16", None, "no such device"), NotMeasured("x-fp32", "x", "fp32", 8, "takes one")),
     left_out=LEFT_OUT,

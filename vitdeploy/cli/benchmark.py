@@ -21,6 +21,8 @@ from vitdeploy.cli.output import (
 from vitdeploy.cli.progress import CommandProgress
 from vitdeploy.cli.reports import Reports, conclude_with, report_options
 from vitdeploy.cli.table import details_option
+from vitdeploy.errors import UsageError
+from vitdeploy.specs import read_image_size
 from vitdeploy.system.cpu import MOST_THREADS
 
 
@@ -38,6 +40,39 @@ class BatchSizes(ParamType[tuple[int, ...]]):
         return tuple(int(part) for part in parts)
 
 
+class Threads(ParamType[tuple[int, ...]]):
+    """Comma-separated numbers of threads."""
+
+    name = "N,N,..."
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        parts = [part.strip() for part in str(value).split(",")]
+        if not all(re.fullmatch("[0-9]{1,9}", part, re.ASCII) and int(part) <= MOST_THREADS for part in parts):
+            self.fail(f"{value!r:.80} is not a list of numbers from 0 to {MOST_THREADS} such as 1,2,4", param, ctx)
+        return tuple(map(int, parts))
+
+
+class ImageSizes(ParamType[tuple[tuple[int, int], ...]]):
+    """Comma-separated image sizes."""
+
+    name = "HxW,HxW,..."
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[tuple[int, int], ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            sizes = [read_image_size(part.strip()) for part in str(value).split(",")]
+        except UsageError as exc:
+            self.fail(str(exc), param, ctx)
+        if not all(isinstance(size[0], int) for size in sizes):
+            self.fail(f"{value!r:.80} is not a list of image sizes such as 224x224,384x384", param, ctx)
+        return tuple(sizes)
+
+
 @command(
     examples=(
         "benchmark vit",
@@ -48,16 +83,26 @@ class BatchSizes(ParamType[tuple[int, ...]]):
 @click.argument("bundle", type=PATH)
 @option("--batch-sizes", default="1,8", show_default=True, type=BatchSizes(), help="Batch sizes.")
 @backends_option("Default: the reference (torch) and every artifact.")
+@option(
+    "--setting",
+    "settings",
+    multiple=True,
+    metavar="NAME[:PRECISION],OPTION=VALUE,...",
+    help="Backend with run-time options, such as onnxruntime:int8,allow_spinning=false; repeatable. The first backend "
+    "or setting is the base of the others.",
+)
 @device_option
 @option(
     "--threads",
-    default=0,
-    type=click.IntRange(0, MOST_THREADS),
-    help="Threads of each backend. Default (0): OMP_NUM_THREADS for torch, ORT_INTRA_OP_NUM_THREADS for ONNX "
-    "Runtime; if unset, as many as CPU affinity, cgroup quota and cores allow.",
+    default="0",
+    type=Threads(),
+    help="Threads of each backend; several numbers are timed each. Default (0): OMP_NUM_THREADS for torch, "
+    "ORT_INTRA_OP_NUM_THREADS for ONNX Runtime; if unset, as many as CPU affinity, cgroup quota and cores allow.",
 )
+@option("--image-sizes", default=(), type=ImageSizes(), help="Image sizes, for artifacts of dynamic size.")
 @option("--images", type=PATH, help="Image folder. Default: synthetic JPEG files.")
-@option("--rounds", default=10, show_default=True, type=TURNS, help="Rounds of each backend.")
+@option("--processes", default=5, show_default=True, type=TURNS, help="Processes of each setting, at most the rounds.")
+@option("--rounds", default=10, show_default=True, type=TURNS, help="Rounds of each setting, over all processes.")
 @option("--runs", default=10, show_default=True, type=TURNS, help="Timed runs per round.")
 @report_options("html", "markdown")
 @image_limit_option

@@ -40,15 +40,15 @@ def test_figures_of_a_comparison_and_a_benchmark_are_on_the_page(page: Page) -> 
     cells = page.text["td"]
     assert cells[cells.index("logits") + 1 :][:4] == ["5.00e-05", "0.0001", "2.00e-04", "1.00000000"]
     assert "no device" in cells
-    assert cells[cells.index("5.000") - 1 :][:8] == ["1", "5.000", "5.800", "5.980", "200", "first", "3", "0.123"]
+    assert cells[cells.index("5.000") - 1 :][:8] == ["1", "5.000", "6.000", "6.000", "200", "first", "6", "0.123"]
     assert cells[cells.index("2.500") - 1 :][:7] == [
         "1",
         "2.500",
-        "32.500",
-        "39.250",
+        "40.000",
+        "40.000",
         "400",
-        "2.0x faster (0.500)",
-        "3",
+        "2.0x faster (0.500, 0.500 to 0.500)",
+        "6",
     ]
     assert cells[cells.index("16.000") - 1 :][:7] == ["8", "16.000", "16.000", "16.000", "500", "first", "1"]
     assert {"5.0e-05", "100.00%", "75.00%", "50.00%", "block 1", "2.5 ms"} <= set(page.text["strong"])

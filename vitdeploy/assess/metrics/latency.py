@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 from vitdeploy.assess.data.folder_listing import left_out_dict
+from vitdeploy.assess.metrics.intervals import Interval, interval_of, unpaired_ratio
 from vitdeploy.assess.metrics.status import Assessment, counted, overall
 from vitdeploy.errors import UsageError
 
@@ -18,30 +20,52 @@ if TYPE_CHECKING:
     from vitdeploy.system.cpu import ThreadCount
 
 PERCENTILES = (50, 90, 99)
-_SAME_SPEED, _AS_FAST = 1.05, "as fast"
-_WHOLE = 9.95  # from here on a factor is rounded to a whole number
+_AS_FAST, _UNKNOWN = "as fast", "unclear"
+_WORDS = {_AS_FAST: "as", _UNKNOWN: "against"}
+_WHOLE, _FINE = 9.95, 1.1  # from here on a factor is rounded to a whole number; below, to two digits
 _THREAD_DETAILS = ("threads", "intra_op_threads", "threads_reason")  # by backend
 
 
 class Ratio(NamedTuple):
-    """A ratio of two times: median and quartiles over the rounds, in each of which both were measured."""
+    """A ratio of two times, with its 95 % confidence interval; see `vitdeploy.assess.metrics.intervals`."""
 
     median: float
     low: float
     high: float
 
     @property
+    def is_same(self) -> bool:
+        """True if the interval contains 1: no difference is known."""
+        return self.low <= 1 <= self.high
+
+    @property
+    def is_known(self) -> bool:
+        """False for a single round, which has no interval."""
+        return math.isfinite(self.high)
+
+    @property
     def words(self) -> str:
-        """The median in words, such as "69x faster" or "1.3x slower"; "as fast" within 5 %."""
-        factor = max(self.median, 1 / self.median)
-        if factor < _SAME_SPEED:
+        """The ratio in words, such as "69x faster" or "1.3x slower"; "as fast" if its interval contains 1."""
+        if not self.is_known:
+            return _UNKNOWN
+        if self.is_same:
             return _AS_FAST
-        return f"{factor:.{0 if factor >= _WHOLE else 1}f}x {'faster' if self.median < 1 else 'slower'}"
+        factor = max(self.median, 1 / self.median)
+        digits = 0 if factor >= _WHOLE else 1 if factor >= _FINE else 2
+        return f"{factor:.{digits}f}x {'faster' if self.median < 1 else 'slower'}"
 
     def against(self, name: str) -> str:
         """The comparison with the one of that name, such as "2.5x faster than torch fp32 (0.40 of its time)"."""
         words = self.words
-        return f"{words} {'as' if words == _AS_FAST else 'than'} {name} ({self.median:.2f} of its time)"
+        return f"{words} {_WORDS.get(words, 'than')} {name} ({self.median:.2f} of its time)"
+
+    def __str__(self) -> str:
+        """The ratio and its interval, such as "0.400, 0.391 to 0.411"."""
+        bounds = f"{self.low:.3f} to {self.high:.3f}" if self.is_known else "no interval from one round"
+        return f"{self.median:.3f}, {bounds}"
+
+    def to_dict(self) -> dict[str, float]:
+        return {"ratio": self.median, "low": self.low, "high": self.high}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +87,10 @@ class Latency:
         steady: True if times were steady at the end of the warm-up.
         threads: Number of CPU threads, with the reason; None if it uses none.
         details: Engine, device and settings that ran.
+        sessions: Session of each round: rounds of one session are of one process, and two settings with a common
+            session took turns in it. Default: all rounds are of one.
+        image_size: (height, width) in pixels; None for the model's own.
+        changes: Threads and options that differ from the defaults; see `Setting`.
     """
 
     artifact: str
@@ -78,10 +106,33 @@ class Latency:
     steady: bool = True
     threads: ThreadCount | None = None
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
+    sessions: tuple[int, ...] = ()
+    image_size: tuple[int, int] | None = None
+    changes: str = ""
 
     @property
     def name(self) -> str:
-        return f"{self.backend} {self.precision}"
+        """Backend, precision and changed options."""
+        return f"{self.backend} {self.precision} {self.changes}".rstrip()
+
+    @property
+    def load(self) -> tuple[int, tuple[int, int] | None]:
+        """Batch size and image size, which two latencies share if they can be compared."""
+        return self.batch_size, self.image_size
+
+    @property
+    def load_text(self) -> str:
+        return _load_text(self.batch_size, self.image_size)
+
+    @property
+    def processes_ms(self) -> tuple[tuple[float, ...], ...]:
+        """The median of each round, by process."""
+        return tuple(self._medians().values())
+
+    @property
+    def interval_ms(self) -> Interval:
+        """The typical time on preprocessed input, with its interval."""
+        return interval_of(self.processes_ms)
 
     @property
     def times_ms(self) -> tuple[float, ...]:
@@ -107,23 +158,39 @@ class Latency:
         return 1e3 * self.batch_size / self.percentile_ms(50)
 
     def ratio(self, base: Latency) -> Ratio:
-        """Time relative to `base`, from the medians of each round, so that a slow phase of the machine affects both.
+        """Time relative to `base`, with its interval.
+
+        It is that of rounds of the same session, so that a slow phase of the machine affects both; without any, that
+        of two independent measurements.
 
         Raises:
-            UsageError: If they were not measured in the same rounds.
+            UsageError: If the batch or image sizes differ.
         """
-        if len(self.rounds_ms) != len(base.rounds_ms) or self.batch_size != base.batch_size:
+        if self.load != base.load:
             raise UsageError(
-                f"{self.name} at {self.batch_size} and {base.name} at {base.batch_size} are not of one benchmark and "
-                f"batch size, as a ratio needs them",
-                what="base", found=(base.name, base.batch_size),
+                f"{self.name} at {self.batch_size} and {base.name} at {base.batch_size} are not of one batch and image "
+                "size, as a ratio needs them",
+                what="base", found=(base.name, *base.load),
             )  # fmt: skip
-        ratios = [
-            float(np.median(times) / np.median(others))
-            for times, others in zip(self.rounds_ms, base.rounds_ms, strict=True)
-        ]
-        low, median, high = (float(value) for value in np.percentile(ratios, (25, 50, 75)))
-        return Ratio(median, low, high)
+        times, others = self._medians(), base._medians()
+        common = [session for session in times if len(times[session]) == len(others.get(session, ()))]
+        if not common:
+            return Ratio(*unpaired_ratio(self.processes_ms, base.processes_ms))
+        return Ratio(
+            *interval_of(
+                [
+                    [time / other for time, other in zip(times[session], others[session], strict=True)]
+                    for session in common
+                ]
+            )
+        )
+
+    def _medians(self) -> dict[int, tuple[float, ...]]:
+        """The median of each round, by session."""
+        found: dict[int, tuple[float, ...]] = {}
+        for session, times in zip(self.sessions or [0] * len(self.rounds_ms), self.rounds_ms, strict=True):
+            found[session] = (*found.get(session, ()), float(np.median(times)))
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; `details` then excludes the threads and the reason for their number."""
@@ -132,8 +199,15 @@ class Latency:
             "artifact": self.artifact,
             "backend": self.backend,
             "precision": self.precision,
+            "changes": self.changes,
             "batch_size": self.batch_size,
-            "ready_input": {**_summary(self.times_ms), "images_per_second": self.images_per_second},
+            "image_size": None if self.image_size is None else list(self.image_size),
+            "ready_input": {
+                **_summary(self.times_ms),
+                "interval_ms": self.interval_ms.to_list(),
+                "images_per_second": self.images_per_second,
+            },
+            "processes_ms": [list(rounds) for rounds in self.processes_ms],
             "image_files": _summary(self.image_times_ms) if self.image_rounds_ms else None,
             "processing_ms": self.processing_ms,
             "load_ms": self.load_ms,
@@ -168,9 +242,21 @@ class NotMeasured:
     batch_size: int | None
     reason: str
     status: Literal["failed", "skipped", "left out"] = "skipped"
+    changes: str = ""
+    image_size: tuple[int, int] | None = None
+
+    @property
+    def name(self) -> str:
+        """Backend, precision and changed options."""
+        return f"{self.backend} {self.precision} {self.changes}".rstrip()
+
+    @property
+    def load_text(self) -> str:
+        return _load_text(self.batch_size, self.image_size)
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        size = None if self.image_size is None else list(self.image_size)
+        return {**dataclasses.asdict(self), "image_size": size}
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -247,3 +333,8 @@ class Benchmark(Assessment):
 
 def _threads(count: int) -> str:
     return str(count) if count else "its own number"
+
+
+def _load_text(batch_size: int | None, image_size: tuple[int, int] | None) -> str:
+    """The batch size, with the image size if it is not the model's own."""
+    return f"{batch_size}" if image_size is None else f"{batch_size} of {image_size[0]}x{image_size[1]}"

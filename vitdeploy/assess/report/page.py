@@ -119,9 +119,9 @@ def _accuracy(report: Report) -> dict[str, Any]:
 
 
 def _latency(report: Report) -> dict[str, Any]:
-    batches: dict[int, list[Latency]] = {}
+    batches: dict[str, list[Latency]] = {}
     for latency in report.benchmark.latencies if report.benchmark else ():
-        batches.setdefault(latency.batch_size, []).append(latency)
+        batches.setdefault(latency.load_text, []).append(latency)
     return {"batches": batches, "latency_plot": latency_plot(batches) if batches else None}
 
 

@@ -195,10 +195,10 @@ def _of_accuracy(report: Report) -> Iterator[Headline]:
 def _of_latency(report: Report) -> Iterator[Headline]:
     latencies = report.benchmark.latencies if report.benchmark else ()
     for first in latencies[:1]:
-        same_batch = [latency for latency in latencies if latency.batch_size == first.batch_size]
+        same_batch = [latency for latency in latencies if latency.load == first.load]
         fastest = max(same_batch, key=lambda latency: latency.images_per_second)
         note = "the fastest" if fastest is first else fastest.ratio(first).against(first.name)
-        yield Headline(f"{fastest.name}, batch {first.batch_size}", f"{fastest.percentile_ms(50):.3g} ms", note)
+        yield Headline(f"{fastest.name}, batch {first.load_text}", f"{fastest.percentile_ms(50):.3g} ms", note)
 
 
 def _of_load(report: Report) -> Iterator[Headline]:

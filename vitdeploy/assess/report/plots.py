@@ -38,8 +38,8 @@ _WIDTH = 4  # inches: on a phone, text of 10 points is then as large as the page
 _BELOW = 0.2  # a difference of 0 has no logarithm: drawn at this fraction of the smallest other
 
 
-def latency_plot(batches: Mapping[int, Sequence[Latency]]) -> Markup:
-    """A panel per batch size with a row per backend: each run as a dot, and a bar up to the median."""
+def latency_plot(batches: Mapping[str, Sequence[Latency]]) -> Markup:
+    """A panel per batch and image size with a row per backend: each run as a dot, and a bar up to the median."""
     rows = [len(latencies) for latencies in batches.values()]
 
     def draw(panels: Sequence[Axes]) -> None:

@@ -57,18 +57,19 @@ def _of_evaluation(result: Evaluation) -> tuple[Table, ...]:
 @tables.register
 def _of_benchmark(result: Benchmark) -> tuple[Table, ...]:
     """A row per backend and batch size, with notes on skipped ones and on threads."""
-    first = {latency.batch_size: latency for latency in reversed(result.latencies)}
-    columns = ("backend", "batch", "p50 ms", "p99 ms", "images/s", "speed (time / the first's, quartiles)", "p90 ms",
+    first = {latency.load: latency for latency in reversed(result.latencies)}
+    columns = ("backend", "batch", "p50 ms", "p99 ms", "images/s", "speed (time / the first's, 95 % interval)",
+               "p90 ms",
                "from image files, p50 ms", "load ms", "first run ms", "peak MB", "steady")  # fmt: skip
-    rows = tuple(_latency(latency, first[latency.batch_size]) for latency in result.latencies)
+    rows = tuple(_latency(latency, first[latency.load]) for latency in result.latencies)
     notes = [
-        f"{timed.name} at batch size {timed.batch_size} was not steady when its timing began"
+        f"{timed.name} at batch size {timed.load_text} was not steady when its timing began"
         for timed in result.latencies
         if not timed.steady
     ]
     for item in result.skipped:
-        size = "" if item.batch_size is None else f" at batch size {item.batch_size}"
-        notes.append(f"{item.backend} {item.precision}{size} was not measured: {item.reason}")
+        size = "" if item.batch_size is None else f" at batch size {item.load_text}"
+        notes.append(f"{item.name}{size} was not measured: {item.reason}")
     counts = {timed.name: timed.threads for timed in result.latencies if timed.threads is not None}
     threads = tuple((name, str(used.count), used.reason) for name, used in counts.items())
     title = f"Threads: {result.note}" if result.note else "Threads"
@@ -109,10 +110,10 @@ def _latency(latency: Latency, first: Latency) -> tuple[str, ...]:
     ratio = latency.ratio(first)
     return (
         latency.name,
-        str(latency.batch_size),
+        latency.load_text,
         *(f"{latency.percentile_ms(percent):.3f}" for percent in (50, 99)),
         f"{latency.images_per_second:,.0f}",
-        "first" if latency is first else f"{ratio.words} ({ratio.median:.3f}, {ratio.low:.3f} to {ratio.high:.3f})",
+        "first" if latency is first else f"{ratio.words} ({ratio})",
         f"{latency.percentile_ms(90):.3f}",
         f"{latency.image_percentile_ms(50):.3f}" if latency.image_rounds_ms else "",
         "" if latency.load_ms is None else f"{latency.load_ms:.0f}",

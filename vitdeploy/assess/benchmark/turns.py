@@ -1,0 +1,231 @@
+"""Time settings in turns, each in its own process, and again in new ones."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import statistics
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from vitdeploy.assess.benchmark.capacity import alive_together
+from vitdeploy.assess.benchmark.timer import Job, Opened, Round
+from vitdeploy.assess.benchmark.worker import worker
+from vitdeploy.assess.metrics.latency import Latency, NotMeasured
+from vitdeploy.errors import MissingDependencyError, NotFiniteError, UnavailableError, UsageError, check_count
+from vitdeploy.system.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from vitdeploy.assess.benchmark.setting import Load, Setting
+    from vitdeploy.bundle.bundle import Bundle
+
+PROCESSES = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Timed:
+    """Measured latencies, by setting and load in the requested order, and the settings that could not be measured."""
+
+    latencies: tuple[Latency, ...]
+    skipped: tuple[NotMeasured, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A setting to time at some loads; `optional` if it may be absent here without being counted as skipped."""
+
+    setting: Setting
+    loads: tuple[Load, ...]
+    optional: bool = False
+
+    @property
+    def any_size(self) -> bool:
+        """True if there are images of other sizes than the model's."""
+        return any(load.image_size is not None for load in self.loads)
+
+
+def time_settings(
+    bundle: Bundle,
+    requests: Sequence[Request],
+    *,
+    images: tuple[bytes, ...],
+    device: str = "cpu",
+    threads: int = 0,
+    processes: int = PROCESSES,
+    rounds: int = 10,
+    runs: int = 10,
+    from_files: bool = True,
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> Timed:
+    """Time every request in turns with the first one, the base, each in its own process.
+
+    A session is a set of processes that live at the same time and take turns, in another order in each round. Those of
+    a request are started anew in each of its `processes` sessions, because where their memory lies changes their speed
+    for their whole life. If memory does not hold all requests at a time, groups of them have sessions of their own,
+    each with the base; `Latency.ratio` compares rounds of the same session. The processes are spawned, and do not
+    outlive the call.
+
+    Args:
+        bundle: The bundle of all settings.
+        requests: Settings and loads; the first is the base of the others.
+        images: Encoded image files.
+        device: "cpu", "cuda" or "cuda:1".
+        threads: Threads of settings that state none.
+        processes: Processes per request, of the base per group; at most `rounds` are started.
+        rounds: Turns per request, over all of its processes.
+        runs: Timed runs per turn, of each kind and load.
+        from_files: True to time runs from image files too.
+        seed: Seed of the orders.
+        progress: Receives each step.
+
+    Raises:
+        UsageError: If a number is invalid, or there are no requests.
+        BundleError: If an artifact is missing or was altered.
+    """
+    if not requests:
+        raise UsageError("there is no setting to time", what="requests", found=requests)
+    for name, value in (("processes", processes), ("rounds", rounds), ("runs", runs)):
+        check_count(name, value)
+    shares = [len(part) for part in np.array_split(np.arange(rounds), min(processes, rounds))]
+    groups = alive_together(bundle, [request.setting for request in requests])
+    timings = []
+    for request in requests:
+        setting = request.setting.with_threads(threads)
+        timings.append(_Timing(request, Job(bundle, setting, device, images, from_files, request.any_size)))
+    generator = np.random.default_rng(seed)
+    session, finished, total = 0, 0, rounds * len(groups)
+    for group in groups:
+        for share in shares:
+            with contextlib.ExitStack() as stack:
+                alive = [timings[position] for position in group if timings[position].goes_on]
+                for timing in alive:
+                    timing.start(stack.enter_context(worker(timing.job)))
+                for timing in alive:
+                    progress.step(f"opening {timing.request.setting}")
+                    timing.open()
+                for _ in range(share):
+                    finished += 1
+                    progress.step(f"timing, round {finished} of {total}")
+                    for position in generator.permutation(len(alive)):
+                        alive[position].time(session, runs)
+                for timing in alive:
+                    timing.finish()
+            session += 1
+    return Timed(
+        tuple(latency for timing in timings for latency in timing.latencies()),
+        tuple(reason for timing in timings for reason in timing.skipped),
+    )
+
+
+@dataclasses.dataclass
+class _Measured:
+    """Rounds of a load, with the session of each."""
+
+    rounds: list[Round] = dataclasses.field(default_factory=list)
+    sessions: list[int] = dataclasses.field(default_factory=list)
+    steady: bool = True
+
+
+class _Timing:
+    """A request's processes, one after the other, and their measurements."""
+
+    def __init__(self, request: Request, job: Job) -> None:
+        self.job = job
+        self.skipped: list[NotMeasured] = []
+        self.request = request
+        self._ask: Callable[..., Any]
+        self._measured = {load: _Measured() for load in request.loads}
+        self._opened: list[Opened] = []
+        self._first_ms: list[float] = []
+        self._peaks: list[int] = []
+
+    @property
+    def goes_on(self) -> bool:
+        return bool(self._measured)
+
+    def start(self, ask: Callable[..., Any]) -> None:
+        self._ask = ask
+
+    def open(self) -> None:
+        try:
+            self._opened.append(self._ask("open"))
+        except MissingDependencyError as exc:
+            self._give_up(str(exc), "left out" if self.request.optional else "skipped")
+        except UnavailableError as exc:
+            self._give_up(str(exc))
+        for load in sorted(self._measured, key=lambda load: (load.batch_size, load.image_size or ())):
+            first_ms = self._at(load, "first_run", load)
+            if first_ms is not None:
+                self._first_ms.append(first_ms)
+                break
+        for load in list(self._measured):
+            steady = self._at(load, "warm_up", load)
+            if load in self._measured:
+                self._measured[load].steady &= steady
+
+    def time(self, session: int, runs: int) -> None:
+        """One turn: every load."""
+        for load in list(self._measured)[:1]:
+            self._at(load, "pause")
+        for load in list(self._measured):
+            turn = self._at(load, "time", load, runs)
+            if load in self._measured:
+                self._measured[load].rounds.append(turn)
+                self._measured[load].sessions.append(session)
+
+    def finish(self) -> None:
+        for load in list(self._measured)[:1]:
+            peak = self._at(load, "peak_memory_bytes")
+            self._peaks += [] if peak is None else [peak]
+
+    def latencies(self) -> Iterable[Latency]:
+        setting = self.request.setting
+        for load, measured in self._measured.items():
+            rounds = measured.rounds
+            processing = [value for turn in rounds for value in turn.processing_ms]
+            yield Latency(
+                *setting.selected,
+                load.batch_size,
+                rounds_ms=tuple(turn.ready_ms for turn in rounds),
+                image_rounds_ms=tuple(turn.images_ms for turn in rounds if turn.images_ms),
+                processing_ms=statistics.median(processing) if processing else None,
+                load_ms=statistics.median(opened.load_ms for opened in self._opened),
+                first_ms=statistics.median(self._first_ms),
+                peak_memory_bytes=max(self._peaks, default=None),
+                steady=measured.steady,
+                threads=self._opened[0].threads,
+                details=self._opened[0].details,
+                sessions=tuple(measured.sessions),
+                image_size=load.image_size,
+                changes=setting.changes,
+            )
+
+    def _at(self, load: Load, *request: Any) -> Any:
+        """The process's answer, unless the setting was given up; a load that cannot run is dropped."""
+        if load not in self._measured:
+            return None
+        try:
+            return self._ask(*request)
+        except UsageError as exc:  # the artifact has other sizes
+            del self._measured[load]
+            self._skip(str(exc), load)
+        except NotFiniteError as exc:
+            self._give_up(str(exc), "failed")
+        except UnavailableError as exc:
+            self._give_up(str(exc))
+        return None
+
+    def _give_up(self, reason: str, status: Literal["failed", "skipped", "left out"] = "skipped") -> None:
+        self._measured.clear()
+        self._skip(reason, None, status)
+
+    def _skip(
+        self, reason: str, load: Load | None, status: Literal["failed", "skipped", "left out"] = "skipped"
+    ) -> None:
+        setting = self.request.setting
+        batch_size, image_size = (None, None) if load is None else load
+        self.skipped.append(NotMeasured(*setting.selected, batch_size, reason, status, setting.changes, image_size))

@@ -1,0 +1,124 @@
+"""Confidence intervals of times and of their ratios, from repeated processes of repeated rounds.
+
+Runs of one process resemble each other more than runs of several: where its memory lies changes its speed for its whole
+life. Rounds and processes are therefore resampled at their own levels, as in Kalibera and Jones 2013 ("Rigorous
+benchmarking in reasonable time", ISMM, doi:10.1145/2491894.2464160).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from vitdeploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+CONFIDENCE = 0.95
+_RESAMPLES = 1000
+# Quantile 0.975 of Student's t distribution by degrees of freedom, from 1.
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+_NORMAL = 1.960
+
+
+class Interval(NamedTuple):
+    """An estimate and its 95 % confidence interval."""
+
+    estimate: float
+    low: float
+    high: float
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, (int, float)) and self.low <= value <= self.high
+
+    def to_list(self) -> list[float | None]:
+        """[low, high] for JSON, null for no bound."""
+        return [bound if math.isfinite(bound) else None for bound in (self.low, self.high)]
+
+
+def interval_of(processes: Sequence[Sequence[float]], seed: int = 0) -> Interval:
+    """The typical value of positive numbers, with its interval.
+
+    The estimate is the geometric mean, over the processes, of the median of their rounds. The interval is Student's
+    with the standard error of a hierarchical bootstrap (processes, then rounds in them), on a logarithmic scale: the
+    percentiles of a bootstrap are too narrow for few processes (Hesterberg 2015, "What teachers should know about the
+    bootstrap", doi:10.1080/00031305.2015.1089789). With one process, it is that of its rounds. A single number has no
+    finite interval.
+
+    Args:
+        processes: Numbers of each process, one for each round.
+        seed: Seed of the resampling.
+
+    Raises:
+        UsageError: If there are no numbers, or one is not positive.
+    """
+    logs = _logs(processes)
+    estimate = _centre(logs)
+    error, freedom = _standard_error(logs, np.random.default_rng(seed))
+    return _interval(estimate, error, freedom)
+
+
+def unpaired_ratio(processes: Sequence[Sequence[float]], base: Sequence[Sequence[float]], seed: int = 0) -> Interval:
+    """The ratio of the typical values of two independent measurements, such as of two machines.
+
+    Each is resampled alone; the degrees of freedom are Welch's (1947, doi:10.1093/biomet/34.1-2.28).
+
+    Raises:
+        UsageError: As `interval_of`.
+    """
+    generator = np.random.default_rng(seed)
+    sides = [_logs(processes), _logs(base)]
+    (first, one), (second, two) = (_standard_error(side, generator) for side in sides)
+    error = math.hypot(first, second)
+    parts = first**4 / max(one, 1) + second**4 / max(two, 1)
+    freedom = error**4 / parts if parts and math.isfinite(error) else min(one, two)
+    return _interval(_centre(sides[0]) - _centre(sides[1]), error, freedom)
+
+
+def _logs(processes: Sequence[Sequence[float]]) -> list[NDArray[np.float64]]:
+    logs = [np.log(np.asarray(rounds, np.float64)) for rounds in processes if len(rounds) and min(rounds) > 0]
+    if not logs or len(logs) != len(processes):
+        raise UsageError("an interval needs positive numbers of each process", what="processes", found=processes)
+    return logs
+
+
+def _centre(logs: Sequence[NDArray[np.float64]]) -> float:
+    return float(np.mean([np.median(rounds) for rounds in logs]))
+
+
+def _standard_error(logs: Sequence[NDArray[np.float64]], generator: np.random.Generator) -> tuple[float, int]:
+    """Standard error of `_centre`, and its degrees of freedom; 0 degrees for a single number."""
+    medians = np.array(
+        [np.median(rounds[generator.integers(0, len(rounds), (_RESAMPLES, len(rounds)))], axis=1) for rounds in logs]
+    )  # (processes, resamples)
+    count = len(logs)
+    if count == 1:
+        count, centres = len(logs[0]), medians[0]
+    else:
+        drawn = generator.integers(0, count, (_RESAMPLES, count))
+        centres = medians[drawn, np.arange(_RESAMPLES)[:, None]].mean(axis=1)
+    if count == 1:
+        return math.inf, 0
+    # A bootstrap divides by the count, not by the degrees of freedom.
+    return float(centres.std()) * math.sqrt(count / (count - 1)), count - 1
+
+
+def _interval(estimate: float, error: float, freedom: float) -> Interval:
+    margin = _t(freedom) * error
+    with np.errstate(over="ignore"):
+        low, high = (float(np.exp(estimate + shift)) for shift in (-margin, margin))
+    return Interval(math.exp(estimate), low, high)
+
+
+def _t(freedom: float) -> float:
+    """Quantile 0.975 of Student's t distribution, rounded up between the tabulated degrees of freedom."""
+    position = max(int(freedom), 1) - 1
+    if position < len(_T):
+        return _T[position]
+    # Cornish and Fisher's expansion: within 0.001 from 15 degrees on.
+    return _NORMAL + (_NORMAL**3 + _NORMAL) / (4 * freedom)
