@@ -10,6 +10,9 @@ from vitdeploy.system import telemetry
 if TYPE_CHECKING:
     from vitdeploy._version import __version__
     from vitdeploy.assess.benchmark.benchmark import benchmark
+    from vitdeploy.assess.benchmark.scenarios.results import ScenarioBenchmark
+    from vitdeploy.assess.benchmark.scenarios.scenario import Scenario
+    from vitdeploy.assess.benchmark.scenarios.scenario_benchmark import benchmark_scenario
     from vitdeploy.assess.compare.compare import compare
     from vitdeploy.assess.compare.results import Comparison
     from vitdeploy.assess.debug.bisection import Bisection, bisect
@@ -62,6 +65,8 @@ __all__ = [
     "Progress",
     "PushedBundle",
     "Quantization",
+    "Scenario",
+    "ScenarioBenchmark",
     "Sensitivity",
     "SourceOptions",
     "TritonModel",
@@ -69,6 +74,7 @@ __all__ = [
     "VitDeployError",
     "__version__",
     "benchmark",
+    "benchmark_scenario",
     "bisect",
     "compare",
     "evaluate",
@@ -102,6 +108,8 @@ _MODULES = {
     "Progress": "system.progress",
     "PushedBundle": "delivery.hub_upload",
     "Quantization": "exporting.options",
+    "Scenario": "assess.benchmark.scenarios.scenario",
+    "ScenarioBenchmark": "assess.benchmark.scenarios.results",
     "Sensitivity": "assess.debug.sensitivity",
     "SourceOptions": "exporting.options",
     "TritonModel": "serving.triton_repository",
@@ -109,6 +117,7 @@ _MODULES = {
     "VitDeployError": "errors",
     "__version__": "_version",
     "benchmark": "assess.benchmark.benchmark",
+    "benchmark_scenario": "assess.benchmark.scenarios.scenario_benchmark",
     "bisect": "assess.debug.bisection",
     "compare": "assess.compare.compare",
     "evaluate": "assess.evaluate.evaluate",

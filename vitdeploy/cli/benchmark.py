@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
+from vitdeploy.assess.benchmark.scenarios.scenario import Scenario
 from vitdeploy.cli.command import command, option
 from vitdeploy.cli.number_options import TURNS, ParamType
 from vitdeploy.cli.output import (
@@ -21,9 +23,12 @@ from vitdeploy.cli.output import (
 from vitdeploy.cli.progress import CommandProgress
 from vitdeploy.cli.reports import Reports, conclude_with, report_options
 from vitdeploy.cli.table import details_option
+from vitdeploy.cli.value_options import values_from_options
 from vitdeploy.errors import UsageError
 from vitdeploy.specs import read_image_size
 from vitdeploy.system.cpu import MOST_THREADS
+
+_TURNS = ("image_sizes", "processes", "rounds", "runs")  # options of measurements in turns
 
 
 class BatchSizes(ParamType[tuple[int, ...]]):
@@ -78,6 +83,7 @@ class ImageSizes(ParamType[tuple[tuple[int, int], ...]]):
         "benchmark vit",
         "benchmark vit --backend onnxruntime --batch-sizes 1,8,32 --threads 4",
         "benchmark vit --images photos --markdown times.md",
+        "benchmark vit --backend onnxruntime:int8 --scenario server --p99 50ms",
     )
 )
 @click.argument("bundle", type=PATH)
@@ -104,16 +110,22 @@ class ImageSizes(ParamType[tuple[tuple[int, int], ...]]):
 @option("--processes", default=5, show_default=True, type=TURNS, help="Processes of each setting, at most the rounds.")
 @option("--rounds", default=10, show_default=True, type=TURNS, help="Rounds of each setting, over all processes.")
 @option("--runs", default=10, show_default=True, type=TURNS, help="Timed runs per round.")
+@values_from_options(scenario=Scenario)
 @report_options("html", "markdown")
 @image_limit_option
 @details_option
 @json_option
-def benchmark(bundle: str, reports: Reports, as_json: bool, **options: Any) -> None:
+def benchmark(bundle: str, scenario: Scenario | None, reports: Reports, as_json: bool, **options: Any) -> None:
     """Time every artifact of BUNDLE and the reference, in turns, each in its own process.
 
     Percentiles are latencies of the runtime on preprocessed images. Latency from image files is measured separately.
-    Exits with 1 if a model returns NaN or infinite values, and with 3 if another measurement failed.
+    With --scenario, each is measured under load instead, from image files to outputs, one after the other.
+
+    Exits with 1 if a model returns NaN or infinite values or the bound of --p99 is missed, and with 3 if another
+    measurement failed.
     """
+    if scenario is not None:
+        _benchmark_scenario(bundle, scenario, reports, as_json, options)
     from vitdeploy.assess.benchmark.benchmark import benchmark as benchmark_bundle
     from vitdeploy.assess.report.tables import tables
 
@@ -122,6 +134,33 @@ def benchmark(bundle: str, reports: Reports, as_json: bool, **options: Any) -> N
 
     def print_result(_: object) -> None:
         title = f"{result.bundle} on {result.settings['device']}, preprocessed input unless a column says otherwise"
+        print_tables(measured_title(title, result.status), tables(result))
+
+    conclude_with(result, print_result, as_json, reports)
+
+
+def _benchmark_scenario(
+    bundle: str, scenario: Scenario, reports: Reports, as_json: bool, options: dict[str, Any]
+) -> NoReturn:
+    from vitdeploy.assess.benchmark.scenarios.scenario_benchmark import benchmark_scenario
+    from vitdeploy.assess.report.tables import tables
+
+    source = click.get_current_context().get_parameter_source
+    given = [name for name in options if source(name) is ParameterSource.COMMANDLINE]
+    for name in _TURNS:
+        if name in given:
+            flag = f"--{name.replace('_', '-')}"
+            problem = f"{flag} does not apply to --scenario"
+            raise UsageError(problem, what=flag, found=options[name], hint="leave it out, or give --duration")
+        del options[name]
+    batch_sizes = options.pop("batch_sizes")
+    with CommandProgress("replays") as progress:
+        result = benchmark_scenario(
+            bundle, scenario, batch_sizes=batch_sizes if "batch_sizes" in given else None, progress=progress, **options
+        )
+
+    def print_result(_: object) -> None:
+        title = f"{result.bundle} on {result.settings['device']}, {scenario.name}"
         print_tables(measured_title(title, result.status), tables(result))
 
     conclude_with(result, print_result, as_json, reports)

@@ -46,4 +46,4 @@ def test_an_interval_holds_the_true_percentile(percent: int, count: int) -> None
     inside = np.mean([one.low_ms <= true <= (math.inf if one.high_ms is None else one.high_ms) for one in found])
     assert inside >= 0.94  # at least 0.95, and 0.7 points of standard error
     above = [one.early_stopping_ms < true for one in found if one.early_stopping_ms is not None]
-    assert np.mean(above or [0.0]) <= 0.02  # at most 0.01
+    assert sum(above) <= 0.02 * len(draws)  # at most 0.01

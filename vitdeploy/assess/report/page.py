@@ -57,8 +57,15 @@ def write_html(path: str | os.PathLike[str], result: Assessed | Report) -> None:
         OutputError: If the file cannot be written; an existing one is unchanged.
     """
     report = result if isinstance(result, Report) else report_of(result)
-    parts = (report.gate, report.comparison, report.layers, report.sensitivity, report.evaluation, report.benchmark,
-             report.load)
+    parts = (
+        report.gate,
+        report.comparison,
+        report.layers,
+        report.sensitivity,
+        report.evaluation,
+        report.benchmark,
+        report.load,
+    )
     write_result(path, writable(_render(report)).encode(), *(part for part in parts if part is not None))
 
 

@@ -65,8 +65,12 @@ def statuses(report: Report) -> dict[str, str]:
     A gate's outcome is the page's: other parts are then listed only if they did not pass.
     """
     judged = {"Gate": report.gate, "Comparison": report.comparison, "Layers": report.layers}
-    measured = {"Sensitivity": report.sensitivity, "Accuracy": report.evaluation, "Latency": report.benchmark,
-                "Load": report.load}
+    measured = {
+        "Sensitivity": report.sensitivity,
+        "Accuracy": report.evaluation,
+        "Latency": report.benchmark,
+        "Load": report.load,
+    }
     found = {name: part.status for name, part in (judged | measured).items() if part is not None}
     verdicts = ("Gate",) if report.gate is not None else tuple(judged)
     return {name: status for name, status in found.items() if name in verdicts or status != "passed"}

@@ -23,7 +23,9 @@ from vitdeploy.errors import BundleError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-Assessed: TypeAlias = "Comparison | LayerComparison | Sensitivity | Evaluation | Benchmark | ScenarioBenchmark | GateResult"
+Assessed: TypeAlias = (
+    "Comparison | LayerComparison | Sensitivity | Evaluation | Benchmark | ScenarioBenchmark | GateResult"
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import threading
 import time
@@ -71,12 +72,12 @@ class LoadGenerator(Timer):
         """
         return answered(
             arrivals,
-            [lambda query, session=session: self._answer(session, query, load) for session in self._sessions],
+            [functools.partial(self._answer, session, load) for session in self._sessions],
             self._threads,
             patience,
         )
 
-    def _answer(self, session: Runtime, query: int, load: Load) -> None:
+    def _answer(self, session: Runtime, load: Load, query: int) -> None:
         images, processor = self._job.images, self._processor(load.image_size)
         if load.batch_size > 1 and (session.pixels.stage is PixelStage.DECODED or processor.output_size is None):
             images = images[:1]  # others may have other sizes

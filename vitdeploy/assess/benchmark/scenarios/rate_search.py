@@ -87,7 +87,7 @@ class RateSearch:
         replay: Answers queries at given arrival times, seconds.
         sessions: Number of sessions that answer.
         bound_s: Bound on the 99th percentile of the latency.
-        duration_s: Least duration of a replay; at least 20 bounds.
+        duration_s: Least duration of a replay; a search takes at least 20 bounds, for queues to build up.
         seed: Seed of the first replay's arrivals.
         progress: Receives a step per replay.
     """
@@ -103,7 +103,7 @@ class RateSearch:
         progress: Progress = SILENT,
     ) -> None:
         self._replay, self._sessions, self._bound_s = replay, sessions, bound_s
-        self._duration_s, self._seed, self._progress = max(duration_s, _BOUNDS * bound_s), seed, progress
+        self._duration_s, self._seed, self._progress = duration_s, seed, progress
         self._invalid: float | None = None
         self._replays: list[Replay] = []
 
@@ -117,23 +117,33 @@ class RateSearch:
 
     def find(self, services_s: np.ndarray) -> FoundRate:
         """Search, from service times that were measured at capacity."""
+        self._duration_s = max(self._duration_s, _BOUNDS * self._bound_s)
         capacity = self._sessions / float(services_s.mean())
         rate = self._bisected(self._predicted([services_s], capacity), capacity)
-        seed = self._seed
-        for _ in range(MOST_ATTEMPTS if rate is not None else 0):
-            assert rate is not None
-            seeds = range(seed + 1, seed + 1 + CONFIRMATIONS)
-            seed = seeds[-1]
-            confirming = self._confirming(rate, seeds)
-            near = [found for found in self._replays if not found.answers.stopped and 1 / _NEAR < found.rate / rate < _NEAR]
-            if len(confirming) == CONFIRMATIONS:
-                holds = self._model([found.answers.services_s for found in near]).holds(rate, self._count(rate))
-                if holds >= HOLD:
-                    return FoundRate(rate, self._invalid, holds, tuple(confirming), tuple(self._replays))
-            self._is_invalid(rate)
-            predicted = self._predicted([found.answers.services_s for found in near], rate) if near else 0.0
-            rate = min(max(predicted, rate / _LARGEST_DROP), rate / RESOLUTION)
+        for attempt in range(MOST_ATTEMPTS):
+            if rate is None:
+                break
+            first = self._seed + 1 + attempt * CONFIRMATIONS
+            rate, found = self._confirmed(rate, range(first, first + CONFIRMATIONS))
+            if found is not None:
+                return found
         return FoundRate(None, self._invalid, None, (), tuple(self._replays))
+
+    def _confirmed(self, rate: float, seeds: Sequence[int]) -> tuple[float, FoundRate | None]:
+        """The outcome if the rate is confirmed, and else None and a lower rate."""
+        confirming = self._confirming(rate, seeds)
+        near = [
+            found.answers.services_s
+            for found in self._replays
+            if not found.answers.stopped and 1 / _NEAR < found.rate / rate < _NEAR
+        ]
+        if len(confirming) == CONFIRMATIONS:
+            holds = self._model(near).holds(rate, self._count(rate))
+            if holds >= HOLD:
+                return rate, FoundRate(rate, self._invalid, holds, tuple(confirming), tuple(self._replays))
+        self._is_invalid(rate)
+        predicted = self._predicted(near, rate) if near else 0.0
+        return min(max(predicted, rate / _LARGEST_DROP), rate / RESOLUTION), None
 
     def _bisected(self, first: float, capacity: float) -> float | None:
         """The highest valid rate within the resolution; None if none was found."""
@@ -155,7 +165,9 @@ class RateSearch:
 
     def _is_valid(self, rate: float) -> bool:
         found = self.replay(rate, self._seed)
-        valid = found.meets(self._bound_s) and self._model([found.answers.services_s]).holds(rate, found.queries) >= HOLD
+        valid = (
+            found.meets(self._bound_s) and self._model([found.answers.services_s]).holds(rate, found.queries) >= HOLD
+        )
         if not valid:
             self._is_invalid(rate)
         return valid

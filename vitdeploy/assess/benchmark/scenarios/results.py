@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,8 +33,6 @@ class Measured:
         sessions: Sessions that answered.
         threads: Number of CPU threads of a session, with the reason; None if it uses none.
         details: Engine, device and settings that ran.
-        status: "passed"; "failed" if a bound is missed; "skipped" if the measurement is not valid.
-        reason: Why it did not pass; else empty.
     """
 
     artifact: str
@@ -45,8 +43,16 @@ class Measured:
     sessions: int = 1
     threads: ThreadCount | None = None
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
-    status: ClassVar[str] = "passed"
-    reason: ClassVar[str] = ""
+
+    @property
+    def status(self) -> str:
+        """Outcome: "passed"; "failed" if a bound is missed; "skipped" if the measurement is not valid."""
+        return "passed"
+
+    @property
+    def reason(self) -> str:
+        """Why it did not pass; else empty."""
+        return ""
 
     @property
     def name(self) -> str:
@@ -213,14 +219,14 @@ class ServerResult(Measured):
         return float(np.percentile(self.latencies_ms, percent, method="inverted_cdf"))
 
     @property
-    def status(self) -> str:  # type: ignore[override]
-        """"failed" if the bound is missed, "skipped" if the load was late."""
+    def status(self) -> str:
+        """Outcome: "failed" if the bound is missed, "skipped" if the load was late."""
         if self.rate is None or self.held < len(self.replays):
             return "failed"
         return "skipped" if self.lateness_ms > MOST_LATENESS * self.bound_ms else "passed"
 
     @property
-    def reason(self) -> str:  # type: ignore[override]
+    def reason(self) -> str:
         """Why it did not pass; else empty."""
         if self.status == "passed":
             return ""
@@ -234,8 +240,8 @@ class ServerResult(Measured):
             return f"no rate was found whose 99th percentile stays within {self.bound_ms:g} ms when it is replayed"
         ended = ", stopped early" if any(replay.answers.stopped for replay in self.replays) else ""
         return (
-            f"at {self.rate:g} queries/s the 99th percentile exceeds {self.bound_ms:g} ms: {self.late_share:.1%} of the "
-            f"queries were late{ended}, 1% allowed"
+            f"at {self.rate:g} queries/s the 99th percentile exceeds {self.bound_ms:g} ms: {self.late_share:.1%} of "
+            f"the queries were late{ended}, 1% allowed"
         )
 
     def _figures(self) -> dict[str, Any]:
@@ -319,8 +325,8 @@ def _not_measured(skipped: NotMeasured) -> str:
 
 
 _STREAM = (
-    "the interval of a percentile is one of order statistics, for independent latencies; early stopping: the estimate of "
-    "MLPerf's rules, which the true percentile exceeds with a probability of at most 1%"
+    "the interval of a percentile is one of order statistics, for independent latencies; early stopping: the estimate "
+    "of MLPerf's rules, which the true percentile exceeds with a probability of at most 1%"
 )
 _METHOD = {
     OFFLINE: ("MLPerf runs at least 24,576 images",),

@@ -89,7 +89,9 @@ class Scenario:
         return {SINGLE_STREAM: 90, OFFLINE: None}.get(self.name, 99)
 
     def batch_sizes(self, given: tuple[int, ...] | None) -> tuple[int, ...]:
-        """Images per query, or per run of offline; UsageError if the scenario has queries of one image only."""
+        """Images per query, or per run of offline; UsageError for none, or for several images where a query has one."""
+        if given == ():
+            raise UsageError("batch_sizes is empty", what="batch_sizes", found=given, hint="give one or more sizes")
         if self.name in (MULTI_STREAM, OFFLINE):
             return (_BATCH_SIZE,) if given is None else given
         if given not in (None, (1,)):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from vitdeploy.assess.benchmark.benchmark import _encoded
+from vitdeploy.assess.benchmark.image_files import image_files
 from vitdeploy.assess.benchmark.scenarios.arrivals import Answers
 from vitdeploy.assess.benchmark.scenarios.load_generator import LoadGenerator, Patience
 from vitdeploy.assess.benchmark.scenarios.queue_model import QueueModel
@@ -22,7 +22,7 @@ from vitdeploy.assess.benchmark.scenarios.results import (
     StreamResult,
 )
 from vitdeploy.assess.benchmark.scenarios.scenario import OFFLINE, SERVER, Scenario
-from vitdeploy.assess.benchmark.setting import Load, Setting, settings_of
+from vitdeploy.assess.benchmark.setting import Load, settings_of
 from vitdeploy.assess.benchmark.timer import Job, Opened
 from vitdeploy.assess.benchmark.worker import worker
 from vitdeploy.assess.environment.machine import machine
@@ -51,7 +51,7 @@ def benchmark_scenario(
     backends: Sequence[str] | None = None,
     settings: Sequence[str] = (),
     device: str = "cpu",
-    threads: Sequence[int] = (0,),
+    threads: int | Sequence[int] = 0,
     images: str | os.PathLike[str] | None = None,
     progress: Progress = SILENT,
 ) -> ScenarioBenchmark:
@@ -78,14 +78,17 @@ def benchmark_scenario(
     for size in sizes:
         check_batch_size(size)
     bundle = Bundle.of(bundle)
-    chosen = settings_of(bundle, backends, settings, threads)
+    counts = tuple(dict.fromkeys([threads] if isinstance(threads, int) else threads))
+    chosen = settings_of(bundle, backends, settings, counts if len(counts) > 1 else ())
+    if len(counts) == 1:  # a setting may state its own number
+        chosen = [setting.with_threads(counts[0]) for setting in chosen]
     load_processor(bundle)  # or raises before a process is started
-    encoded, kind, left_out = _encoded(images, _IMAGES)
+    files = image_files(images, _IMAGES)
     measured: list[Measured] = []
     skipped: list[NotMeasured] = []
     for setting in chosen:
         optional = not (backends or settings) and setting.is_reference
-        found = _Measurement(scenario, Job(bundle, setting, device, encoded), optional, progress)
+        found = _Measurement(scenario, Job(bundle, setting, device, files.encoded), optional, progress)
         found.measure(sizes)
         measured += found.results
         skipped += found.skipped
@@ -96,13 +99,13 @@ def benchmark_scenario(
         settings={
             "batch_sizes": list(sizes),
             "device": device,
-            "threads": list(threads),
-            "images": kind,
+            "threads": list(counts),
+            "images": files.kind,
         },
         results=tuple(measured),
         skipped=tuple(skipped),
         processor=bundle.manifest.processor,
-        left_out=left_out,
+        left_out=files.left_out,
     )
 
 
