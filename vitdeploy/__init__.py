@@ -10,6 +10,7 @@ from vitdeploy.system import telemetry
 if TYPE_CHECKING:
     from vitdeploy._version import __version__
     from vitdeploy.assess.benchmark.benchmark import benchmark
+    from vitdeploy.assess.benchmark.result import Benchmark
     from vitdeploy.assess.benchmark.scenarios.results import ScenarioBenchmark
     from vitdeploy.assess.benchmark.scenarios.scenario import Scenario
     from vitdeploy.assess.benchmark.scenarios.scenario_benchmark import benchmark_scenario
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from vitdeploy.assess.debug.sensitivity import Sensitivity, sensitivity
     from vitdeploy.assess.evaluate.evaluate import Evaluation, evaluate
     from vitdeploy.assess.gate.gate import GateResult, gate
-    from vitdeploy.assess.metrics.latency import Benchmark
     from vitdeploy.bundle.bundle import Bundle
     from vitdeploy.delivery.hub_upload import PushedBundle, push
     from vitdeploy.delivery.loading import load
@@ -89,7 +89,7 @@ __all__ = [
 
 # Imported on first use: `import vitdeploy` is cheap, and a name loads only its own dependencies.
 _MODULES = {
-    "Benchmark": "assess.metrics.latency",
+    "Benchmark": "assess.benchmark.result",
     "Bisection": "assess.debug.bisection",
     "Bundle": "bundle.bundle",
     "Calibration": "exporting.options",

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from written_results import EVALUATION, LAYERS, SENSITIVITY
 
+from vitdeploy.assess.benchmark.result import Benchmark
 from vitdeploy.assess.compare.results import BackendComparison, Comparison
-from vitdeploy.assess.metrics.latency import Benchmark, Latency
+from vitdeploy.assess.metrics.latency import Latency
 from vitdeploy.assess.metrics.outputs import compare_outputs
 from vitdeploy.assess.report.example_images import ExampleImage
 from vitdeploy.assess.report.page import write_html

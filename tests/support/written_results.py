@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitdeploy.assess.benchmark.result import Benchmark, NotMeasured
 from vitdeploy.assess.benchmark.scenarios.arrivals import Answers
 from vitdeploy.assess.benchmark.scenarios.rate_search import Replay
 from vitdeploy.assess.benchmark.scenarios.results import OfflineResult, ScenarioBenchmark, ServerResult, StreamResult
@@ -20,7 +21,7 @@ from vitdeploy.assess.evaluate.evaluate import Evaluation
 from vitdeploy.assess.gate.checks import Check
 from vitdeploy.assess.gate.gate import GateResult
 from vitdeploy.assess.metrics.accuracy import Predictions
-from vitdeploy.assess.metrics.latency import Benchmark, Latency, NotMeasured
+from vitdeploy.assess.metrics.latency import Latency
 from vitdeploy.assess.metrics.logits import LogitsDifference
 from vitdeploy.assess.metrics.order_statistics import Percentile
 from vitdeploy.assess.metrics.outputs import Difference

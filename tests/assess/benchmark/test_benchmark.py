@@ -80,6 +80,7 @@ class Slow:
 
     inputs = ()
     pixels = PixelFormat()
+    gpu = None
 
     def __init__(self, *times: float) -> None:
         self.times = list(times)

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from raising import raises
 
-from vitdeploy.assess.metrics.latency import Benchmark, Latency, NotMeasured, Ratio
+from vitdeploy.assess.benchmark.result import Benchmark, NotMeasured
+from vitdeploy.assess.metrics.intervals import Ratio
+from vitdeploy.assess.metrics.latency import Latency
 from vitdeploy.assess.report.tables import tables
 from vitdeploy.errors import UsageError
 from vitdeploy.system.cpu import ThreadCount
@@ -24,7 +26,7 @@ def benchmark(*latencies: Latency, skipped: tuple[NotMeasured, ...] = ()) -> Ben
 def test_percentiles_and_images_per_second() -> None:
     times = tuple(float(time) for time in range(1, 102))
     found = latency("torch", times[:50], times[50:], image_rounds_ms=((200.0, 202.0), (204.0,)), processing_ms=3.0)
-    assert (found.times_ms, found.percentile_ms(50), found.image_percentile_ms(50)) == (times, 51, 202)
+    assert (found.times_ms, found.p50_ms, found.image_p50_ms) == (times, 51, 202)
     assert found.images_per_second == pytest.approx(8 / 0.051)
     assert found.to_dict() == {
         "artifact": "onnx-fp32",
@@ -35,16 +37,19 @@ def test_percentiles_and_images_per_second() -> None:
         "image_size": None,
         "processes_ms": [[25.5, 76.0]],
         "ready_input": {
-            "runs": 101, "p50_ms": 51, "p90_ms": 91, "p99_ms": 100, "interval_ms": found.interval_ms.to_list(),
+            "runs": 101, "p50_ms": 51, "p90_ms": 91, "p95_ms": 96, "p99_ms": 100, "p99.9_ms": None,
+            "interval_ms": found.interval_ms.to_list(),
             "images_per_second": pytest.approx(156.86, abs=0.01),
         },
         "image_files": {
-            "runs": 3, "p50_ms": 202, "p90_ms": pytest.approx(203.6), "p99_ms": pytest.approx(203.96),
+            "runs": 3, "p50_ms": 202, "p90_ms": None, "p95_ms": None, "p99_ms": None, "p99.9_ms": None,
         },
+        "without_transfers": None,
         "processing_ms": 3.0,
         "load_ms": None,
         "first_ms": None,
         "peak_memory_bytes": None,
+        "gpu_memory_bytes": None,
         "steady": True,
         "threads": None,
         "details": {},
@@ -87,10 +92,11 @@ def test_a_ratio_in_words(median: float, words: str) -> None:
 
 
 def test_words_follow_from_the_interval() -> None:
-    assert Ratio(0.9, 0.8, 1.01).words == "as fast"
+    assert Ratio(0.99, 0.97, 1.01).words == "as fast"
+    assert Ratio(0.9, 0.8, 1.01).words == "unclear"
     assert Ratio(0.99, 0.985, 0.995).words == "1.01x faster"
     single = latency("torch", (2.0,)).ratio(latency("onnxruntime", (1.0,)))
-    assert (single.median, single.words, single.is_known) == (2, "unclear", False)
+    assert (single.median, single.words, single.is_level) == (2, "unclear", False)
     assert str(single) == "2.000, no interval from one round"
 
 

@@ -6,11 +6,12 @@ import os
 from collections.abc import Sequence
 
 from vitdeploy.assess.benchmark.image_files import image_files
+from vitdeploy.assess.benchmark.result import Benchmark
 from vitdeploy.assess.benchmark.setting import Load, settings_of
 from vitdeploy.assess.benchmark.timer import MOST_WINDOWS, WINDOW, WITHIN
 from vitdeploy.assess.benchmark.turns import PROCESSES, Request, time_settings
+from vitdeploy.assess.environment.conditions import Conditions, moment
 from vitdeploy.assess.environment.machine import machine
-from vitdeploy.assess.metrics.latency import Benchmark
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.errors import UsageError, check_count, shown
@@ -74,6 +75,7 @@ def benchmark(
     timed = settings_of(bundle, backends, settings, counts if len(counts) > 1 else ())
     load_processor(bundle)  # or raises before a process is started
     files = image_files(images, max(load.batch_size for load in loads))
+    before = moment()
     result = time_settings(
         bundle,
         [Request(setting, loads, optional=backends is None and setting.is_reference) for setting in timed],
@@ -102,6 +104,7 @@ def benchmark(
         },
         latencies=tuple(sorted(result.latencies, key=lambda latency: order[latency.load])),
         skipped=result.skipped,
+        conditions=Conditions.since(before, result.cpu_s),
         processor=bundle.manifest.processor,
         left_out=files.left_out,
     )

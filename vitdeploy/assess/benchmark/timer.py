@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import itertools
 import os
 import statistics
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitdeploy.assess.data.images import feeds
+from vitdeploy.assess.environment.gpu_memory import gpu_memory_bytes
 from vitdeploy.errors import NotFiniteError, UsageError
 from vitdeploy.predictor import load_processor
 from vitdeploy.runtimes import BACKENDS, runtime_class
@@ -69,11 +71,28 @@ class Opened:
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """Milliseconds of each run on preprocessed input; of each from image files; and of preprocessing in the latter."""
+    """Times of a turn, in milliseconds.
+
+    Attributes:
+        ready_ms: Each run on preprocessed input.
+        images_ms: Each run from image files.
+        processing_ms: Preprocessing in these.
+        device_ms: Each run on arrays of the GPU.
+    """
 
     ready_ms: tuple[float, ...]
     images_ms: tuple[float, ...]
     processing_ms: tuple[float, ...]
+    device_ms: tuple[float, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Usage:
+    """Resources of a process so far: see `Latency`, and its CPU time in seconds."""
+
+    peak_memory_bytes: int | None
+    gpu_memory_bytes: int | None
+    cpu_s: float
 
 
 class Timer:
@@ -82,6 +101,7 @@ class Timer:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._ready: dict[Load, Mapping[str, np.ndarray]] = {}
+        self._on_device: dict[Load, tuple[dict[str, Any], dict[str, Any]]] = {}
         self._processors: dict[tuple[int, int] | None, ImageProcessor] = {}
 
     def open(self) -> Opened:
@@ -130,7 +150,13 @@ class Timer:
         inputs = self._inputs(load)
         ready = [self._run_ms(inputs) for _ in range(runs + 1)]
         images = [self._images_ms(load) for _ in range(runs + 1 if self._job.from_files else 0)]
-        return Round(tuple(ready[1:]), tuple(total for total, _ in images[1:]), tuple(part for _, part in images[1:]))
+        device = self._device_ms(load, runs + 1)
+        totals, parts = (tuple(pair[side] for pair in images[1:]) for side in (0, 1))
+        return Round(tuple(ready[1:]), totals, parts, tuple(device[1:]))
+
+    def usage(self) -> Usage:
+        gpu = None if self._runtime.gpu is None else gpu_memory_bytes(self._runtime.gpu)
+        return Usage(self.peak_memory_bytes(), gpu, time.process_time())
 
     def peak_memory_bytes(self) -> int | None:
         """Peak resident memory so far."""
@@ -178,6 +204,37 @@ class Timer:
         processing = _since(begin)
         self._runtime.run(inputs)
         return _since(begin), processing
+
+    def _device_ms(self, load: Load, runs: int) -> list[float]:
+        """Times without transfers; none if the backend has no GPU, or torch has no arrays there."""
+        gpu, inputs = self._runtime.gpu, self._inputs(load)
+        if gpu is None or not _torch_has(gpu):
+            return []
+        import torch
+
+        if load not in self._on_device:
+            feeds_there = {name: torch.from_numpy(array).to(f"cuda:{gpu}") for name, array in inputs.items()}
+            outputs = {
+                name: torch.empty(value.shape, dtype=torch.from_numpy(value).dtype, device=f"cuda:{gpu}")
+                for name, value in self._runtime.run(inputs).items()
+            }
+            self._on_device[load] = feeds_there, outputs
+        feeds_there, outputs = self._on_device[load]
+        times = []
+        for _ in range(runs):
+            begin = time.perf_counter()
+            self._runtime.run_device(feeds_there, outputs)  # which returns when its work is complete
+            times.append(_since(begin))
+        return times
+
+
+def _torch_has(gpu: int) -> bool:
+    """True if torch is installed and can hold arrays on the GPU."""
+    if importlib.util.find_spec("torch") is None:
+        return False
+    import torch
+
+    return gpu < torch.cuda.device_count()
 
 
 def _set_torch_threads(wanted: int) -> None:

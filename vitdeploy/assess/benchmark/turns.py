@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from vitdeploy.assess.benchmark.capacity import alive_together
+from vitdeploy.assess.benchmark.result import NotMeasured
 from vitdeploy.assess.benchmark.timer import Job, Opened, Round
 from vitdeploy.assess.benchmark.worker import worker
-from vitdeploy.assess.metrics.latency import Latency, NotMeasured
+from vitdeploy.assess.metrics.latency import Latency
 from vitdeploy.errors import MissingDependencyError, NotFiniteError, UnavailableError, UsageError, check_count
 from vitdeploy.system.progress import SILENT, Progress
 
@@ -27,10 +28,14 @@ PROCESSES = 5
 
 @dataclasses.dataclass(frozen=True)
 class Timed:
-    """Measured latencies, by setting and load in the requested order, and the settings that could not be measured."""
+    """Measured latencies, by setting and load in the requested order, and the settings that could not be measured.
+
+    `cpu_s` is the CPU time of all processes in seconds.
+    """
 
     latencies: tuple[Latency, ...]
     skipped: tuple[NotMeasured, ...]
+    cpu_s: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +123,7 @@ def time_settings(
     return Timed(
         tuple(latency for timing in timings for latency in timing.latencies()),
         tuple(reason for timing in timings for reason in timing.skipped),
+        sum(timing.cpu_s for timing in timings),
     )
 
 
@@ -142,6 +148,8 @@ class _Timing:
         self._opened: list[Opened] = []
         self._first_ms: list[float] = []
         self._peaks: list[int] = []
+        self._gpu_peaks: list[int] = []
+        self.cpu_s = 0.0
 
     @property
     def goes_on(self) -> bool:
@@ -179,8 +187,11 @@ class _Timing:
 
     def finish(self) -> None:
         for load in list(self._measured)[:1]:
-            peak = self._at(load, "peak_memory_bytes")
-            self._peaks += [] if peak is None else [peak]
+            usage = self._at(load, "usage")
+            if usage is not None:
+                self.cpu_s += usage.cpu_s
+                self._peaks += [] if usage.peak_memory_bytes is None else [usage.peak_memory_bytes]
+                self._gpu_peaks += [] if usage.gpu_memory_bytes is None else [usage.gpu_memory_bytes]
 
     def latencies(self) -> Iterable[Latency]:
         setting = self.request.setting
@@ -200,6 +211,8 @@ class _Timing:
                 threads=self._opened[0].threads,
                 details=self._opened[0].details,
                 sessions=tuple(measured.sessions),
+                device_rounds_ms=tuple(turn.device_ms for turn in rounds if turn.device_ms),
+                gpu_memory_bytes=max(self._gpu_peaks, default=None),
                 image_size=load.image_size,
                 changes=setting.changes,
             )

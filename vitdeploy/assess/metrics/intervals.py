@@ -24,6 +24,10 @@ _RESAMPLES = 1000
 # Quantile 0.975 of Student's t distribution by degrees of freedom, from 1.
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 _NORMAL = 1.960
+_AS_FAST, _UNCLEAR = "as fast", "unclear"
+_WORDS = {_AS_FAST: "as", _UNCLEAR: "against"}
+_LEVEL = 1.1  # upper bound over lower bound; wider intervals tell too little to call two times equal
+_WHOLE, _FINE = 9.95, 1.1  # from here on a factor is rounded to a whole number; below, to two digits
 
 
 class Interval(NamedTuple):
@@ -39,6 +43,46 @@ class Interval(NamedTuple):
     def to_list(self) -> list[float | None]:
         """[low, high] for JSON, null for no bound."""
         return [bound if math.isfinite(bound) else None for bound in (self.low, self.high)]
+
+
+class Ratio(NamedTuple):
+    """A ratio of two times, with its 95 % confidence interval."""
+
+    median: float
+    low: float
+    high: float
+
+    @property
+    def is_same(self) -> bool:
+        """True if the interval contains 1: no difference is known."""
+        return self.low <= 1 <= self.high
+
+    @property
+    def is_level(self) -> bool:
+        """True if the interval contains 1 and is narrow: a difference is small, if there is one."""
+        return self.is_same and self.high <= _LEVEL * self.low
+
+    @property
+    def words(self) -> str:
+        """Such as "69x faster" or "1.3x slower"; if the interval contains 1, "as fast", or "unclear" if it is wide."""
+        if self.is_same:
+            return _AS_FAST if self.is_level else _UNCLEAR
+        factor = max(self.median, 1 / self.median)
+        digits = 0 if factor >= _WHOLE else 1 if factor >= _FINE else 2
+        return f"{factor:.{digits}f}x {'faster' if self.median < 1 else 'slower'}"
+
+    def against(self, name: str) -> str:
+        """The comparison with the one of that name, such as "2.5x faster than torch fp32 (0.40 of its time)"."""
+        words = self.words
+        return f"{words} {_WORDS.get(words, 'than')} {name} ({self.median:.2f} of its time)"
+
+    def __str__(self) -> str:
+        """The ratio and its interval, such as "0.400, 0.391 to 0.411"."""
+        bounds = f"{self.low:.3f} to {self.high:.3f}" if math.isfinite(self.high) else "no interval from one round"
+        return f"{self.median:.3f}, {bounds}"
+
+    def to_dict(self) -> dict[str, float]:
+        return {"ratio": self.median, "low": self.low, "high": self.high}
 
 
 def interval_of(processes: Sequence[Sequence[float]], seed: int = 0) -> Interval:

@@ -11,10 +11,11 @@ from vitdeploy.exporters.naming.layer_names import readable_name
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from vitdeploy.assess.benchmark.result import Benchmark
     from vitdeploy.assess.benchmark.scenarios.results import Measured, ScenarioBenchmark
     from vitdeploy.assess.evaluate.evaluate import Evaluation
     from vitdeploy.assess.metrics.accuracy import Accuracy, Predictions
-    from vitdeploy.assess.metrics.latency import Benchmark, Latency
+    from vitdeploy.assess.metrics.latency import Latency
     from vitdeploy.assess.report.report import Report
 
 MATRIX_CLASSES = 25  # larger confusion matrices are unreadable, and grow with the square
@@ -202,7 +203,7 @@ def _of_latency(report: Report) -> Iterator[Headline]:
         same_batch = [latency for latency in latencies if latency.load == first.load]
         fastest = max(same_batch, key=lambda latency: latency.images_per_second)
         note = "the fastest" if fastest is first else fastest.ratio(first).against(first.name)
-        yield Headline(f"{fastest.name}, batch {first.load_text}", f"{fastest.percentile_ms(50):.3g} ms", note)
+        yield Headline(f"{fastest.name}, batch {first.load_text}", f"{fastest.p50_ms:.3g} ms", note)
 
 
 def _of_load(report: Report) -> Iterator[Headline]:

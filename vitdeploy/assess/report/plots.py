@@ -148,10 +148,10 @@ def _log_bars(axes: Axes, values: Sequence[float], colours: Sequence[str], line:
 
 def _latencies(axes: Axes, latencies: Sequence[Latency]) -> None:
     # A few runs may take many times the median because of other processes: they are counted, not drawn.
-    limit = 2 * max(latency.percentile_ms(50) for latency in latencies)
+    limit = 2 * max(latency.p50_ms for latency in latencies)
     generator = np.random.default_rng(0)
     for row, latency in enumerate(latencies):
-        colour, median = _SERIES[row % len(_SERIES)], latency.percentile_ms(50)
+        colour, median = _SERIES[row % len(_SERIES)], latency.p50_ms
         times = np.array([time for time in latency.times_ms if time <= limit])
         beyond = len(latency.times_ms) - len(times)
         label = f"{latency.name}: median {median:.3g} ms" + (

@@ -90,7 +90,11 @@ def test_a_run_that_misses_its_bound_for_certain_ends(threads: ThreadPoolExecuto
 
 def test_sessions_answer_at_a_time(threads: ThreadPoolExecutor) -> None:
     together = threading.Barrier(2, timeout=30)  # broken if one session answers all
-    found = answered(np.zeros(6), [lambda _: together.wait() and None] * 2, threads)
+
+    def answer(_: int) -> None:
+        together.wait()
+
+    found = answered(np.zeros(6), [answer, answer], threads)
     assert len(found.latencies_s) == 6
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vitdeploy.assess.benchmark.image_files import image_files
+from vitdeploy.assess.benchmark.result import NotMeasured
 from vitdeploy.assess.benchmark.scenarios.arrivals import Answers
 from vitdeploy.assess.benchmark.scenarios.load_generator import LoadGenerator, Patience
 from vitdeploy.assess.benchmark.scenarios.queue_model import QueueModel
@@ -26,7 +27,6 @@ from vitdeploy.assess.benchmark.setting import Load, settings_of
 from vitdeploy.assess.benchmark.timer import Job, Opened
 from vitdeploy.assess.benchmark.worker import worker
 from vitdeploy.assess.environment.machine import machine
-from vitdeploy.assess.metrics.latency import NotMeasured
 from vitdeploy.assess.metrics.order_statistics import Percentile, queries_needed
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.retry import retry_if_changed
