@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from vitdeploy._version import __version__
     from vitdeploy.assess.benchmark.benchmark import benchmark
     from vitdeploy.assess.benchmark.result import Benchmark
+    from vitdeploy.assess.benchmark.scenarios.options import Scenario
     from vitdeploy.assess.benchmark.scenarios.results import ScenarioBenchmark
-    from vitdeploy.assess.benchmark.scenarios.scenario import Scenario
     from vitdeploy.assess.benchmark.scenarios.scenario_benchmark import benchmark_scenario
     from vitdeploy.assess.compare.compare import compare
     from vitdeploy.assess.compare.results import Comparison
@@ -108,7 +108,7 @@ _MODULES = {
     "Progress": "system.progress",
     "PushedBundle": "delivery.hub_upload",
     "Quantization": "exporting.options",
-    "Scenario": "assess.benchmark.scenarios.scenario",
+    "Scenario": "assess.benchmark.scenarios.options",
     "ScenarioBenchmark": "assess.benchmark.scenarios.results",
     "Sensitivity": "assess.debug.sensitivity",
     "SourceOptions": "exporting.options",

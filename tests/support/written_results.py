@@ -9,9 +9,9 @@ import numpy as np
 
 from vitdeploy.assess.benchmark.result import Benchmark, NotMeasured
 from vitdeploy.assess.benchmark.scenarios.arrivals import Answers
+from vitdeploy.assess.benchmark.scenarios.options import Scenario
 from vitdeploy.assess.benchmark.scenarios.rate_search import Replay
 from vitdeploy.assess.benchmark.scenarios.results import OfflineResult, ScenarioBenchmark, ServerResult, StreamResult
-from vitdeploy.assess.benchmark.scenarios.scenario import Scenario
 from vitdeploy.assess.compare.results import BackendComparison, Comparison
 from vitdeploy.assess.compare.worst_images import WorstImage
 from vitdeploy.assess.data.folder_listing import LeftOut, Reason

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import click
 from click.core import ParameterSource
 
-from vitdeploy.assess.benchmark.scenarios.scenario import Scenario
+from vitdeploy.assess.benchmark.scenarios.options import Scenario
 from vitdeploy.cli.command import command, option
 from vitdeploy.cli.number_options import TURNS, ParamType
 from vitdeploy.cli.output import (
@@ -83,7 +83,7 @@ class ImageSizes(ParamType[tuple[tuple[int, int], ...]]):
         "benchmark vit",
         "benchmark vit --backend onnxruntime --batch-sizes 1,8,32 --threads 4",
         "benchmark vit --images photos --markdown times.md",
-        "benchmark vit --backend onnxruntime:int8 --scenario server --p99 50ms",
+        "benchmark vit --backend onnxruntime --scenario server --p99 50ms",
     )
 )
 @click.argument("bundle", type=PATH)

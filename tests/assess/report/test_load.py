@@ -24,8 +24,8 @@ def test_rows_of_streams() -> None:
     enough, few = rows(STREAM)
     assert (enough["backend"], enough["images/query"], enough["p99 ms"]) == ("x fp32", "8", "990.000")
     assert enough["95 % interval of p99"] == "983.000 to 997.000"
-    assert (enough["p99 ms, early stopping"], enough["images/s"]) == ("998.000", "400.0")
-    assert (few["backend"], few["95 % interval of p99"]) == ("x fp32 threads=1", "3.000 to too few queries")
+    assert (enough["p99 ms, early stopping"], enough["images/s"]) == ("999.000", "400.0")
+    assert (few["backend"], few["95 % interval of p99"]) == ("x fp32 threads=1", "4.000 to too few queries")
     assert (few["p99 ms, early stopping"], few["queries"], few["queries needed"]) == ("too few queries", "2", "662")
 
 

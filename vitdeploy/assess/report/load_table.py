@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
+from vitdeploy.assess.benchmark.scenarios.options import OFFLINE, SERVER
 from vitdeploy.assess.benchmark.scenarios.results import Measured, OfflineResult, ServerResult, StreamResult
-from vitdeploy.assess.benchmark.scenarios.scenario import OFFLINE, SERVER
 
 if TYPE_CHECKING:
     from vitdeploy.assess.benchmark.scenarios.results import ScenarioBenchmark

@@ -81,7 +81,7 @@ def test_it_finds_the_rate_of_an_m_d_1_queue() -> None:
 
 @pytest.mark.parametrize(("sessions", "drift"), [(1, 0.02), (2, 0.01)])
 def test_the_rate_holds_on_a_machine_whose_speed_changes(sessions: int, drift: float) -> None:
-    search = RateSearch(system(sessions, drift), sessions=sessions, bound_s=BOUND_S, duration_s=2.0)
+    search = RateSearch(system(sessions, drift), sessions=sessions, bound_s=BOUND_S, duration_s=1.0)
     result = found(search)
     assert result.rate is not None
     assert sum(search.replay(result.rate, seed).meets(BOUND_S) for seed in range(1000, 1020)) >= 19
@@ -89,7 +89,7 @@ def test_the_rate_holds_on_a_machine_whose_speed_changes(sessions: int, drift: f
 
 def test_two_sessions_bear_more_than_twice_the_rate_of_one() -> None:
     one, two = (
-        found(RateSearch(system(count), sessions=count, bound_s=BOUND_S, duration_s=2.0)).rate for count in (1, 2)
+        found(RateSearch(system(count), sessions=count, bound_s=BOUND_S, duration_s=1.0)).rate for count in (1, 2)
     )
     assert one is not None
     assert two is not None

@@ -13,8 +13,11 @@ from told import Told
 
 import vitdeploy
 from vitdeploy.assess.benchmark.scenarios import rate_search
+from vitdeploy.assess.benchmark.scenarios.load_generator import LoadGenerator
+from vitdeploy.assess.benchmark.scenarios.options import Scenario
 from vitdeploy.assess.benchmark.scenarios.results import OfflineResult, ServerResult, StreamResult
-from vitdeploy.assess.benchmark.scenarios.scenario import Scenario
+from vitdeploy.assess.benchmark.scenarios.scenario_benchmark import _Measurement
+from vitdeploy.assess.benchmark.worker import worker
 from vitdeploy.assets import held_out_images
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.errors import InputError, UsageError
@@ -77,17 +80,33 @@ def test_a_rate_that_is_too_high_fails(digits: Bundle) -> None:
 
 
 def test_a_rate_is_found(digits: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rate_search, "MIN_QUERIES", 100)
-    monkeypatch.setattr(rate_search, "_BOUNDS", 0)
+    few = {"MIN_QUERIES": 100, "_BOUNDS": 0, "RESOLUTION": 1.5, "CONFIRMATIONS": 2, "MOST_ATTEMPTS": 1}
+    for name, value in few.items():
+        monkeypatch.setattr(rate_search, name, value)
     (result,) = vitdeploy.benchmark_scenario(
         digits.path, Scenario("server", p99_ms=2e3, duration_s=0.2), **ONNX
     ).results
     assert isinstance(result, ServerResult)
     if result.rate is not None:  # other work on this machine may leave none
-        assert (len(result.replays), result.held, result.searched) == (5, 5, True)
+        assert (len(result.replays), result.held, result.searched) == (2, 2, True)
         assert result.invalid_rate is not None
         assert 1 < result.rate < result.invalid_rate < 1e6
     assert result.measured >= len(result.replays) >= 1
+
+
+def test_an_interrupt_ends_every_process(digits: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Measurement, "_answers_of_a_new_process", interrupted_in_a_new_process)
+    for name, value in {"MIN_QUERIES": 20, "_BOUNDS": 0, "RESOLUTION": 100.0}.items():
+        monkeypatch.setattr(rate_search, name, value)
+    with pytest.raises(KeyboardInterrupt):
+        vitdeploy.benchmark_scenario(digits.path, Scenario("server", p99_ms=9e3, duration_s=0.01), **ONNX)
+
+
+def interrupted_in_a_new_process(self: _Measurement, *_: object) -> None:
+    """Of two processes, the second has just been started."""
+    with worker(self._job, LoadGenerator):
+        assert len(multiprocessing.active_children()) == 2
+        raise KeyboardInterrupt
 
 
 def test_what_cannot_be_measured_is_told(digits: Bundle) -> None:

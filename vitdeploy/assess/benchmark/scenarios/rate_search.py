@@ -80,11 +80,13 @@ class RateSearch:
        a valid rate. A rate is valid if a measured replay meets the bound, and at least 98 % of the replays that are
        modelled from its service times do.
     2. Bisect until the two differ by 3 %.
-    3. Confirm: replay the highest valid rate five times with other arrivals. It is confirmed if all meet the bound, and
-       98 % of the replays modelled from them, with the differences between the runs, do. Else repeat at a lower rate.
+    3. Confirm: replay the highest valid rate five times with other arrivals, if possible in other processes. It is
+       confirmed if all meet the bound, and 98 % of the replays modelled from them, with the differences between the
+       runs, do. Else repeat at a lower rate.
 
     Args:
         replay: Answers queries at given arrival times, seconds.
+        confirm: The same for confirmations, such as in a new process. Default: `replay`.
         sessions: Number of sessions that answer.
         bound_s: Bound on the 99th percentile of the latency.
         duration_s: Least duration of a replay; a search takes at least 20 bounds, for queues to build up.
@@ -96,22 +98,24 @@ class RateSearch:
         self,
         replay: Callable[[np.ndarray], Answers],
         *,
+        confirm: Callable[[np.ndarray], Answers] | None = None,
         sessions: int,
         bound_s: float,
         duration_s: float,
         seed: int = 0,
         progress: Progress = SILENT,
     ) -> None:
-        self._replay, self._sessions, self._bound_s = replay, sessions, bound_s
+        self._replay, self._confirm, self._sessions, self._bound_s = replay, confirm or replay, sessions, bound_s
         self._duration_s, self._seed, self._progress = duration_s, seed, progress
         self._invalid: float | None = None
         self._replays: list[Replay] = []
 
-    def replay(self, rate: float, seed: int) -> Replay:
+    def replay(self, rate: float, seed: int, *, confirm: bool = False) -> Replay:
         """Measure a rate once."""
+        answer = self._confirm if confirm else self._replay
         self._progress.step(f"replaying {rate:.4g} queries a second")
         count = self._count(rate)
-        found = Replay(rate, seed, count, self._replay(poisson_arrivals(rate, count, seed)))
+        found = Replay(rate, seed, count, answer(poisson_arrivals(rate, count, seed)))
         self._replays.append(found)
         return found
 
@@ -132,16 +136,16 @@ class RateSearch:
     def _confirmed(self, rate: float, seeds: Sequence[int]) -> tuple[float, FoundRate | None]:
         """The outcome if the rate is confirmed, and else None and a lower rate."""
         confirming = self._confirming(rate, seeds)
+        if len(confirming) == CONFIRMATIONS:
+            holds = self._model([found.answers.services_s for found in confirming]).holds(rate, self._count(rate))
+            if holds >= HOLD:
+                return rate, FoundRate(rate, self._invalid, holds, tuple(confirming), tuple(self._replays))
+        self._is_invalid(rate)
         near = [
             found.answers.services_s
             for found in self._replays
             if not found.answers.stopped and 1 / _NEAR < found.rate / rate < _NEAR
         ]
-        if len(confirming) == CONFIRMATIONS:
-            holds = self._model(near).holds(rate, self._count(rate))
-            if holds >= HOLD:
-                return rate, FoundRate(rate, self._invalid, holds, tuple(confirming), tuple(self._replays))
-        self._is_invalid(rate)
         predicted = self._predicted(near, rate) if near else 0.0
         return min(max(predicted, rate / _LARGEST_DROP), rate / RESOLUTION), None
 
@@ -179,7 +183,7 @@ class RateSearch:
         """Replays that meet the bound; the first that does not ends them."""
         confirming: list[Replay] = []
         for seed in seeds:
-            found = self.replay(rate, seed)
+            found = self.replay(rate, seed, confirm=True)
             if not found.meets(self._bound_s):
                 break
             confirming.append(found)

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitdeploy.assess.benchmark.scenarios.options import MLPERF_SECONDS, OFFLINE, SERVER
 from vitdeploy.assess.benchmark.scenarios.rate_search import MIN_QUERIES
-from vitdeploy.assess.benchmark.scenarios.scenario import MLPERF_SECONDS, OFFLINE, SERVER
 from vitdeploy.assess.data.folder_listing import left_out_dict
 from vitdeploy.assess.metrics.status import Assessment, counted, overall
 
 if TYPE_CHECKING:
     from vitdeploy.assess.benchmark.result import NotMeasured
+    from vitdeploy.assess.benchmark.scenarios.options import Scenario
     from vitdeploy.assess.benchmark.scenarios.rate_search import Replay
-    from vitdeploy.assess.benchmark.scenarios.scenario import Scenario
     from vitdeploy.assess.metrics.order_statistics import Percentile
     from vitdeploy.system.cpu import ThreadCount
 

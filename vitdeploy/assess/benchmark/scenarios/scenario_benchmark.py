@@ -13,6 +13,7 @@ from vitdeploy.assess.benchmark.image_files import image_files
 from vitdeploy.assess.benchmark.result import NotMeasured
 from vitdeploy.assess.benchmark.scenarios.arrivals import Answers
 from vitdeploy.assess.benchmark.scenarios.load_generator import LoadGenerator, Patience
+from vitdeploy.assess.benchmark.scenarios.options import OFFLINE, SERVER, Scenario
 from vitdeploy.assess.benchmark.scenarios.queue_model import QueueModel
 from vitdeploy.assess.benchmark.scenarios.rate_search import RateSearch
 from vitdeploy.assess.benchmark.scenarios.results import (
@@ -22,7 +23,6 @@ from vitdeploy.assess.benchmark.scenarios.results import (
     ServerResult,
     StreamResult,
 )
-from vitdeploy.assess.benchmark.scenarios.scenario import OFFLINE, SERVER, Scenario
 from vitdeploy.assess.benchmark.setting import Load, settings_of
 from vitdeploy.assess.benchmark.timer import Job, Opened
 from vitdeploy.assess.benchmark.worker import worker
@@ -123,8 +123,7 @@ class _Measurement:
         with worker(self._job, LoadGenerator) as self._ask:
             try:
                 self._progress.step(f"opening {setting}")
-                self._ask("open")
-                opened = self._ask("add_sessions", self._scenario.sessions)
+                opened = self._opened()
                 for size in batch_sizes:
                     try:
                         self.results.append(self._measured(Load(size), opened))
@@ -137,13 +136,22 @@ class _Measurement:
             except UnavailableError as exc:
                 self._skip(str(exc))
 
+    def _opened(self) -> Opened:
+        self._ask("open")
+        opened: Opened = self._ask("add_sessions", self._scenario.sessions)
+        return opened
+
+    def _warmed_up(self, load: Load) -> float:
+        """Mean seconds of a query, with every session at work."""
+        self._ask("first_run", load)
+        self._ask("warm_up", load)
+        pilot = self._answers(np.zeros(_PILOT_QUERIES * self._scenario.sessions), load)
+        return float(pilot.services_s.mean())
+
     def _measured(self, load: Load, opened: Opened) -> Measured:
         scenario, setting = self._scenario, self._job.setting
         self._progress.step(f"warming up {setting}")
-        self._ask("first_run", load)
-        self._ask("warm_up", load)
-        pilot = self._answers(np.zeros(_PILOT_QUERIES * scenario.sessions), load)
-        about_s = float(pilot.services_s.mean())
+        about_s = self._warmed_up(load)
         artifact, backend, precision = setting.selected
         common: dict[str, Any] = {
             "artifact": artifact, "backend": backend, "precision": precision, "changes": setting.changes,
@@ -176,6 +184,7 @@ class _Measurement:
         patience = Patience(bound_s, 0.0 if scenario.rate is None else _PATIENCE * bound_s)
         search = RateSearch(
             lambda arrivals: self._answers(arrivals, load, patience),
+            confirm=lambda arrivals: self._answers_of_a_new_process(arrivals, load, patience),
             sessions=scenario.sessions, bound_s=bound_s, duration_s=scenario.duration_s, seed=scenario.seed,
             progress=self._progress,
         )  # fmt: skip
@@ -192,6 +201,16 @@ class _Measurement:
             "bound_ms": scenario.p99_ms, "rate": found.rate, "invalid_rate": found.invalid_rate, "searched": True,
             "holds": found.holds, "replays": found.confirmations or found.replays, "measured": len(found.replays),
         }  # fmt: skip
+
+    def _answers_of_a_new_process(self, arrivals: np.ndarray, load: Load, patience: Patience) -> Answers:
+        """The place of memory differs between processes, and with it their speed: a rate must hold in each."""
+        before = self._ask
+        with worker(self._job, LoadGenerator) as self._ask:
+            self._opened()
+            self._warmed_up(load)
+            answers = self._answers(arrivals, load, patience)
+        self._ask = before
+        return answers
 
     def _answers(self, arrivals: np.ndarray, load: Load, patience: Patience | None = None) -> Answers:
         answers: Answers = self._ask("answer", arrivals, load, patience)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from raising import raises
 
-from vitdeploy.assess.benchmark.scenarios.scenario import SCENARIOS, Scenario
+from vitdeploy.assess.benchmark.scenarios.options import SCENARIOS, Scenario
 from vitdeploy.errors import UsageError
 
 
