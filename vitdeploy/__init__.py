@@ -10,6 +10,7 @@ from vitdeploy.system import telemetry
 if TYPE_CHECKING:
     from vitdeploy._version import __version__
     from vitdeploy.assess.benchmark.benchmark import benchmark
+    from vitdeploy.assess.benchmark.comparison import BenchmarkComparison, compare_benchmarks
     from vitdeploy.assess.benchmark.result import Benchmark
     from vitdeploy.assess.benchmark.scenarios.options import Scenario
     from vitdeploy.assess.benchmark.scenarios.results import ScenarioBenchmark
@@ -47,6 +48,7 @@ telemetry.disable()  # here, because every module of the package is imported aft
 
 __all__ = [
     "Benchmark",
+    "BenchmarkComparison",
     "Bisection",
     "Bundle",
     "Calibration",
@@ -77,6 +79,7 @@ __all__ = [
     "benchmark_scenario",
     "bisect",
     "compare",
+    "compare_benchmarks",
     "evaluate",
     "export",
     "gate",
@@ -90,6 +93,7 @@ __all__ = [
 # Imported on first use: `import vitdeploy` is cheap, and a name loads only its own dependencies.
 _MODULES = {
     "Benchmark": "assess.benchmark.result",
+    "BenchmarkComparison": "assess.benchmark.comparison",
     "Bisection": "assess.debug.bisection",
     "Bundle": "bundle.bundle",
     "Calibration": "exporting.options",
@@ -120,6 +124,7 @@ _MODULES = {
     "benchmark_scenario": "assess.benchmark.scenarios.scenario_benchmark",
     "bisect": "assess.debug.bisection",
     "compare": "assess.compare.compare",
+    "compare_benchmarks": "assess.benchmark.comparison",
     "evaluate": "assess.evaluate.evaluate",
     "export": "exporting.workflow",
     "gate": "assess.gate.gate",

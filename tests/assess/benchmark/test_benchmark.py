@@ -330,7 +330,9 @@ class Die(Progress):
             threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGKILL)).start()  # in the middle of the runs
 
 if __name__ == "__main__":
-    benchmark(sys.argv[1], batch_sizes=(1,), backends=["onnxruntime"], processes=1, rounds=1, runs=100000, progress=Die())
+    benchmark(
+        sys.argv[1], batch_sizes=(1,), backends=["onnxruntime"], processes=1, rounds=1, runs=100000, progress=Die()
+    )
 """
 
 

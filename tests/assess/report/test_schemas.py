@@ -13,6 +13,7 @@ from jsonschema import Draft202012Validator
 from schemas import FOLDER, schema, validated, validator
 from written_results import (
     BENCHMARK,
+    BENCHMARK_COMPARISON,
     COMPARISON,
     EVALUATION,
     LAYERS,
@@ -36,6 +37,7 @@ RESULTS = [
     ("compare", SENSITIVITY),
     ("evaluate", EVALUATION),
     ("benchmark", BENCHMARK),
+    ("benchmark_comparison", BENCHMARK_COMPARISON),
     ("benchmark_scenario", STREAM),
     ("benchmark_scenario", OFFLINE_RUN),
     ("benchmark_scenario", SERVER_RUN),
@@ -61,7 +63,7 @@ def objects(value: Any, name: str = "") -> Iterator[dict[str, Any]]:
 
 def test_they_are_schemas_of_the_draft_that_they_name() -> None:
     names = [path.stem for path in sorted(FOLDER.iterdir())]
-    assert names == ["benchmark", "benchmark_scenario", "compare", "evaluate", "gate"]
+    assert names == ["benchmark", "benchmark_comparison", "benchmark_scenario", "compare", "evaluate", "gate"]
     for name in names:
         assert schema(name)["$schema"] == "https://json-schema.org/draft/2020-12/schema"
         assert schema(name)["$id"].endswith(f":{name}")
@@ -94,6 +96,7 @@ def test_no_key_may_be_missing_or_another(command: str, result: Any, capsys: pyt
         ("evaluate", EVALUATION, ("results", 0, "top1", "accuracy"), 1.5),
         ("evaluate", EVALUATION, ("data_sha256",), "0"),
         ("benchmark", BENCHMARK, ("latencies", 0, "steady"), 1),
+        ("benchmark_comparison", BENCHMARK_COMPARISON, ("settings", 0, "verdict"), "as fast"),
         ("benchmark_scenario", SERVER_RUN, ("results", 0, "late_share"), 2),
         ("benchmark_scenario", STREAM, ("scenario", "name"), "stream"),
         ("gate", gate_result(), ("evaluation", "images"), 0),

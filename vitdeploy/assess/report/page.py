@@ -20,7 +20,14 @@ from vitdeploy.assess.report.page_data import (
     settings,
     statuses,
 )
-from vitdeploy.assess.report.plots import accuracy_plot, calibration_plot, latency_plot, layers_plot, sensitivity_plot
+from vitdeploy.assess.report.plots import (
+    accuracy_plot,
+    calibration_plot,
+    latency_plot,
+    layers_plot,
+    pareto_plot,
+    sensitivity_plot,
+)
 from vitdeploy.assess.report.report import Assessed, Report, report_of
 from vitdeploy.assess.report.tables import tables
 from vitdeploy.assess.report.written import write_result
@@ -129,7 +136,12 @@ def _latency(report: Report) -> dict[str, Any]:
     batches: dict[str, list[Latency]] = {}
     for latency in report.benchmark.latencies if report.benchmark else ():
         batches.setdefault(latency.load_text, []).append(latency)
-    return {"batches": batches, "latency_plot": latency_plot(batches) if batches else None}
+    front = report.benchmark.front if report.benchmark else ()
+    return {
+        "batches": batches,
+        "latency_plot": latency_plot(batches) if batches else None,
+        "pareto_plot": pareto_plot(batches, front) if front else None,
+    }
 
 
 def labelled(rows: Markup, columns: Sequence[str]) -> Markup:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from vitdeploy.assess.benchmark.comparison import BenchmarkComparison
 from vitdeploy.assess.benchmark.result import Benchmark
 from vitdeploy.assess.benchmark.scenarios.results import ScenarioBenchmark
 from vitdeploy.assess.debug.sensitivity import Sensitivity
@@ -29,14 +30,20 @@ class Table(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-_OPTIONAL = ("p99.9 ms", "without transfers, p50 ms", "GPU MB")  # absent if no setting has it
+_OPTIONAL = (
+    "accuracy",
+    "Pareto front",
+    "p99.9 ms",
+    "without transfers, p50 ms",
+    "GPU MB",
+)  # absent if no setting has it
 _COLUMNS = (
-    "backend", "batch", "p50 ms", "p99 ms", "images/s", "speed (time / the first's, 95 % interval)", "p90 ms", "p95 ms",
-    "p99.9 ms", "from image files, p50 ms", "without transfers, p50 ms", "load ms", "first run ms", "peak MB", "GPU MB",
-    "steady",
+    "backend", "batch", "p50 ms", "p99 ms", "images/s", "speed (time / the first's, 95 % interval)", "accuracy",
+    "Pareto front", "p90 ms", "p95 ms", "p99.9 ms", "from image files, p50 ms", "without transfers, p50 ms",
+    "load ms", "first run ms", "peak MB", "GPU MB", "steady",
 )  # fmt: skip
 
-Measured: TypeAlias = Evaluation | Benchmark | ScenarioBenchmark | Sensitivity
+Measured: TypeAlias = Evaluation | Benchmark | BenchmarkComparison | ScenarioBenchmark | Sensitivity
 
 
 @functools.singledispatch
@@ -66,7 +73,10 @@ def _of_evaluation(result: Evaluation) -> tuple[Table, ...]:
 def _of_benchmark(result: Benchmark) -> tuple[Table, ...]:
     """A row per backend and batch size, with notes on skipped ones and on threads."""
     first = {latency.load: latency for latency in reversed(result.latencies)}
-    rows = [_latency(latency, first[latency.load]) for latency in result.latencies]
+    rows = [
+        _latency(latency, first[latency.load], in_front=any(latency is item for item in result.front))
+        for latency in result.latencies
+    ]
     columns = [name for name in _COLUMNS if name not in _OPTIONAL or any(row[name] for row in rows)]
     notes = [
         f"{timed.name} at batch size {timed.load_text} was not steady when its timing began"
@@ -83,6 +93,23 @@ def _of_benchmark(result: Benchmark) -> tuple[Table, ...]:
     started = (Table(title, ("backend", "threads", "why"), threads),) if threads else ()
     cells = tuple(tuple(row[name] for name in columns) for row in rows)
     return (Table("", tuple(columns), cells, tuple(notes)), *started)
+
+
+@tables.register
+def _of_benchmark_comparison(result: BenchmarkComparison) -> tuple[Table, ...]:
+    """A row per setting and load, and a table of the differences between machines, versions and settings."""
+    columns = ("backend", "batch", "before ms", "after ms", "after / before (95 % interval)", "verdict")
+    rows = tuple(
+        (change.key.name, change.key.load_text, f"{change.before_ms.estimate:.3f}", f"{change.after_ms.estimate:.3f}",
+         str(change.ratio), change.verdict)
+        for change in result.changes_by_setting
+    )  # fmt: skip
+    failed = tuple(
+        f"failed: {check.subject} is {check.message}" for check in result.check_results if check.status == "failed"
+    )
+    different = tuple((change,) for change in result.changes)
+    differences = (Table("", ("differences between the two",), different),) if different else ()
+    return (Table("", columns, rows, (*failed, *result.only_in_one, *result.notes)), *differences)
 
 
 @tables.register
@@ -114,7 +141,7 @@ def _accuracies(result: Evaluation, predictions: Predictions) -> tuple[str, ...]
     )
 
 
-def _latency(latency: Latency, first: Latency) -> dict[str, str]:
+def _latency(latency: Latency, first: Latency, *, in_front: bool) -> dict[str, str]:
     """Cells by column."""
     ratio = latency.ratio(first)
     percentiles = {percent: _number(latency.percentile_ms(percent)) for percent in PERCENTILES}
@@ -125,6 +152,8 @@ def _latency(latency: Latency, first: Latency) -> dict[str, str]:
         percentiles[99],
         f"{latency.images_per_second:,.0f}",
         "first" if latency is first else f"{ratio.words} ({ratio})",
+        "" if latency.quality is None else str(latency.quality),
+        "yes" if in_front else "",
         percentiles[90],
         percentiles[95],
         percentiles[99.9],
