@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vitdeploy.assess.benchmark.scenarios.options import Scenario
     from vitdeploy.assess.benchmark.scenarios.results import ScenarioBenchmark
     from vitdeploy.assess.benchmark.scenarios.scenario_benchmark import benchmark_scenario
+    from vitdeploy.assess.benchmark.tuning import Tuning
     from vitdeploy.assess.compare.compare import compare
     from vitdeploy.assess.compare.results import Comparison
     from vitdeploy.assess.debug.bisection import Bisection, bisect
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from vitdeploy.serving.triton_repository import TritonModel, write_triton_model
     from vitdeploy.system.progress import Progress
     from vitdeploy.trt.options import EngineOptions
+    from vitdeploy.tuning.tune import tune
 
 telemetry.disable()  # here, because every module of the package is imported after it
 
@@ -72,6 +74,7 @@ __all__ = [
     "Sensitivity",
     "SourceOptions",
     "TritonModel",
+    "Tuning",
     "ValidationOptions",
     "VitDeployError",
     "__version__",
@@ -87,6 +90,7 @@ __all__ = [
     "pack",
     "push",
     "sensitivity",
+    "tune",
     "write_triton_model",
 ]
 
@@ -117,6 +121,7 @@ _MODULES = {
     "Sensitivity": "assess.debug.sensitivity",
     "SourceOptions": "exporting.options",
     "TritonModel": "serving.triton_repository",
+    "Tuning": "assess.benchmark.tuning",
     "ValidationOptions": "exporting.options",
     "VitDeployError": "errors",
     "__version__": "_version",
@@ -132,6 +137,7 @@ _MODULES = {
     "pack": "delivery.packing",
     "push": "delivery.hub_upload",
     "sensitivity": "assess.debug.sensitivity",
+    "tune": "tuning.tune",
     "write_triton_model": "serving.triton_repository",
 }
 

@@ -21,6 +21,7 @@ from written_results import (
     SENSITIVITY,
     SERVER_RUN,
     STREAM,
+    TUNING,
     gate_result,
 )
 
@@ -41,11 +42,12 @@ RESULTS = [
     ("benchmark_scenario", STREAM),
     ("benchmark_scenario", OFFLINE_RUN),
     ("benchmark_scenario", SERVER_RUN),
+    ("tune", TUNING),
     ("gate", gate_result()),
     ("gate", gate_result(Path("baseline.json"))),
 ]
 # Objects whose keys are a runtime's, a machine's or a data set's own.
-FREE = {"details", "machine", "per_class"}
+FREE = {"details", "machine", "options", "per_class"}
 
 
 def objects(value: Any, name: str = "") -> Iterator[dict[str, Any]]:
@@ -63,7 +65,7 @@ def objects(value: Any, name: str = "") -> Iterator[dict[str, Any]]:
 
 def test_they_are_schemas_of_the_draft_that_they_name() -> None:
     names = [path.stem for path in sorted(FOLDER.iterdir())]
-    assert names == ["benchmark", "benchmark_comparison", "benchmark_scenario", "compare", "evaluate", "gate"]
+    assert names == ["benchmark", "benchmark_comparison", "benchmark_scenario", "compare", "evaluate", "gate", "tune"]
     for name in names:
         assert schema(name)["$schema"] == "https://json-schema.org/draft/2020-12/schema"
         assert schema(name)["$id"].endswith(f":{name}")

@@ -72,6 +72,7 @@ def write_html(path: str | os.PathLike[str], result: Assessed | Report) -> None:
         report.evaluation,
         report.benchmark,
         report.load,
+        report.tuning,
     )
     write_result(path, writable(_render(report)).encode(), *(part for part in parts if part is not None))
 
@@ -102,6 +103,7 @@ def _render(report: Report) -> str:
         **_sensitivity(report),
         **_accuracy(report),
         **_latency(report),
+        tuning_tables=() if report.tuning is None else tables(report.tuning),
     )
 
 

@@ -71,6 +71,7 @@ def statuses(report: Report) -> dict[str, str]:
         "Accuracy": report.evaluation,
         "Latency": report.benchmark,
         "Load": report.load,
+        "Tuning": report.tuning,
     }
     found = {name: part.status for name, part in (judged | measured).items() if part is not None}
     verdicts = ("Gate",) if report.gate is not None else tuple(judged)
@@ -87,6 +88,7 @@ def headlines(report: Report) -> list[Headline]:
         *_of_accuracy(report),
         *_of_latency(report),
         *_of_load(report),
+        *_of_tuning(report),
     ]
 
 
@@ -209,6 +211,16 @@ def _of_latency(report: Report) -> Iterator[Headline]:
 def _of_load(report: Report) -> Iterator[Headline]:
     for result in report.load.results if report.load else ():
         yield Headline(f"{result.name}, {result.measures}", *result.figure)
+
+
+def _of_tuning(report: Report) -> Iterator[Headline]:
+    tuning = report.tuning
+    if tuning is not None and tuning.chosen is not None and tuning.chosen.ms is not None:
+        chosen, ms = tuning.chosen, tuning.chosen.ms
+        yield Headline("Fastest within the bound", f"{ms.estimate:.3g} ms", f"an image, {chosen}")
+    if tuning is not None and tuning.gain is not None:
+        gain, low, high = tuning.gain
+        yield Headline("Time of the choice", f"{gain:.2f}", f"({low:.2f} to {high:.2f}) of that of {tuning.usual}")
 
 
 def _exponential(value: float) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from vitdeploy.assess.benchmark.result import Benchmark
 from vitdeploy.assess.benchmark.scenarios.results import ScenarioBenchmark
+from vitdeploy.assess.benchmark.tuning import Tuning
 from vitdeploy.assess.compare.results import Comparison
 from vitdeploy.assess.debug.layer_results import LayerComparison
 from vitdeploy.assess.debug.sensitivity import Sensitivity
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Assessed: TypeAlias = (
-    "Comparison | LayerComparison | Sensitivity | Evaluation | Benchmark | ScenarioBenchmark | GateResult"
+    "Comparison | LayerComparison | Sensitivity | Evaluation | Benchmark | ScenarioBenchmark | GateResult | Tuning"
 )
 
 
@@ -43,6 +44,7 @@ class Report:
         evaluation: Accuracy on labelled images.
         benchmark: Latencies; the first of each batch size is the baseline of the others.
         load: Figures under load.
+        tuning: The fastest setting within an accuracy bound.
         examples: Images with predictions, in groups by heading.
     """
 
@@ -56,10 +58,11 @@ class Report:
     evaluation: Evaluation | None = None
     benchmark: Benchmark | None = None
     load: ScenarioBenchmark | None = None
+    tuning: Tuning | None = None
     examples: Mapping[str, Sequence[ExampleImage]] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        names = ("gate", "comparison", "layers", "sensitivity", "evaluation", "benchmark", "load")
+        names = ("gate", "comparison", "layers", "sensitivity", "evaluation", "benchmark", "load", "tuning")
         parts = {name: getattr(self, name) for name in names}
         return {
             "title": self.title,
@@ -83,6 +86,7 @@ def report_of(result: Assessed) -> Report:
         Benchmark: ("benchmark", "Latency"),
         ScenarioBenchmark: ("load", "Load"),
         GateResult: ("gate", "Gate"),
+        Tuning: ("tuning", "Tuning"),
     }
     if type(result) not in kinds:
         names, name = [kind.__name__ for kind in kinds], type(result).__name__
@@ -92,7 +96,7 @@ def report_of(result: Assessed) -> Report:
     parts: dict[str, Any] = {part: result}
     if isinstance(result, GateResult):
         parts |= {"evaluation": result.evaluation, "benchmark": result.benchmark}
-    evaluation, timed = parts.get("evaluation"), parts.get("benchmark") or parts.get("load")
+    evaluation, timed = parts.get("evaluation"), parts.get("benchmark") or parts.get("load") or parts.get("tuning")
     examples = {} if evaluation is None else worst_images(evaluation)
     if isinstance(result, Comparison):
         examples = furthest_images(result)
