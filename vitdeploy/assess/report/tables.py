@@ -39,6 +39,7 @@ _OPTIONAL = (
     "without transfers, p50 ms",
     "GPU MB",
 )  # absent if no setting has it
+_AFTER_ACCURACY = ("p99 ms", "images/s")  # a table has six columns without --details
 _COLUMNS = (
     "backend", "batch", "p50 ms", "p99 ms", "images/s", "speed (time / the first's, 95 % interval)", "accuracy",
     "Pareto front", "p90 ms", "p95 ms", "p99.9 ms", "from image files, p50 ms", "without transfers, p50 ms",
@@ -79,7 +80,8 @@ def _of_benchmark(result: Benchmark) -> tuple[Table, ...]:
         _latency(latency, first[latency.load], in_front=any(latency is item for item in result.front))
         for latency in result.latencies
     ]
-    columns = [name for name in _COLUMNS if name not in _OPTIONAL or any(row[name] for row in rows)]
+    order = sorted(_COLUMNS, key=_AFTER_ACCURACY.__contains__) if result.front else _COLUMNS
+    columns = [name for name in order if name not in _OPTIONAL or any(row[name] for row in rows)]
     notes = [
         f"{timed.name} at batch size {timed.load_text} was not steady when its timing began"
         for timed in result.latencies
