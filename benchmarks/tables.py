@@ -371,6 +371,25 @@ def readme(document: Document) -> str:
     return markdown(["", "time / vitdeploy fp32's, batch 1", "batch 8", "mean cosine", "5th percentile"], rows)
 
 
+def server_replay(document: Document) -> str:
+    rows = []
+    for name, found in document["models"].items():
+        search, replays = found["search"], found["replays"]
+        percentiles = sorted(replay["p99_ms"] for replay in replays)
+        rows.append([
+            name, f"{search['bound_ms']:g}",
+            "none" if search["queries_per_second"] is None else f"{search['queries_per_second']:.4g}",
+            "" if search["invalid_queries_per_second"] is None else f"{search['invalid_queries_per_second']:.4g}",
+            str(search["replays_measured"]),
+            f"{sum(replay['held'] for replay in replays)} of {len(replays)}",
+            f"{statistics.median(percentiles):.1f} ({percentiles[0]:.1f} to {percentiles[-1]:.1f})" if replays else "",
+            f"{max(replay['lateness_p99_ms'] for replay in replays):.2f}" if replays else "",
+        ])  # fmt: skip
+    header = ["", "bound (ms)", "rate found (queries/s)", "not valid at", "replays of the search", "later replays held",
+              "their 99th percentile (ms, median and range)", "load late by at most (ms)"]  # fmt: skip
+    return markdown(header, rows)
+
+
 def growth(document: Document) -> str:
     results = document["results"]
     points = [(f"{each['minute']:g} min", each) for each in results["points"]]
@@ -424,6 +443,7 @@ TABLES: dict[str, Callable[[Document], str]] = {
         processor,
         intervals,
         readme,
+        server_replay,
         peer_comparison,
         trained,
         trips,
