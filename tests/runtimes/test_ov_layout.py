@@ -12,7 +12,7 @@ import pytest
 from bundles import export_graph, make_feeds, tiny_model, worst_difference
 from small_graphs import graph_of
 
-from vitdeploy.exporters.openvino_layout import convolve_tokens, transpose_keys_in_product
+from vitdeploy.runtimes.ov_layout import convolve_tokens, transpose_keys_in_product
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Rewrite the products of an OpenVINO model for the faster kernels of its CPU device, with the same results."""
+"""Rewrite a model for the faster kernels of OpenVINO's CPU device, with the same results."""
 
 from __future__ import annotations
 
@@ -13,6 +13,28 @@ if TYPE_CHECKING:
 
 _ELEMENTWISE = frozenset({"Add", "Convert", "FakeQuantize", "Gelu", "Multiply", "Subtract"})
 _AFTER_PRODUCT = frozenset({"Add", "Gelu", "Multiply"})  # the kernel of a convolution includes them
+
+
+def fix_to_one_image(model: ov.Model) -> bool:
+    """Fix the first axis of every input and output to 1, in place, if it is the only dynamic one.
+
+    OpenVINO merges transpositions into its kernels for fixed sizes only. A batch is then several runs, which give an image
+    the same result whatever the others are.
+
+    Returns:
+        True if each run takes one image; False if the model keeps its shapes.
+    """
+    shapes = {port: port.get_partial_shape() for port in model.inputs}
+    free = [*shapes.values(), *(port.get_partial_shape() for port in model.outputs)]
+    if not shapes or not all(len(shape) and shape[0].is_dynamic for shape in free):
+        return False
+    if any(axis.is_dynamic for shape in shapes.values() for axis in list(shape)[1:]):
+        return False
+    model.reshape({port: [1, *list(shape)[1:]] for port, shape in shapes.items()})
+    if all(port.get_partial_shape().is_static and port.get_shape()[0] == 1 for port in model.outputs):
+        return True
+    model.reshape(shapes)
+    return False
 
 
 def transpose_keys_in_product(model: ov.Model) -> None:
@@ -46,9 +68,10 @@ def convolve_tokens(model: ov.Model) -> None:
     images: dict[ov.Output, ov.Output] = {}  # by tokens: the same values as an image
     for product in _products(model):
         tokens, weight = product.input_values()
-        attributes = product.get_attributes()
-        ranks = [value.get_partial_shape().rank for value in (tokens, weight)]
-        if attributes["transpose_a"] or _is_computed(weight, computed) or [rank.get_length() for rank in ranks] != [3, 2]:
+        attributes, shapes = product.get_attributes(), [value.get_partial_shape() for value in (tokens, weight)]
+        if attributes["transpose_a"] or _is_computed(weight, computed):
+            continue
+        if any(shape.is_dynamic for shape in shapes) or [len(shape) for shape in shapes] != [3, 2]:
             continue
         image = images.get(tokens) or _image_of_chain(tokens, images, computed)
         if image is None:
