@@ -10,7 +10,9 @@ from vitdeploy.system import telemetry
 if TYPE_CHECKING:
     from vitdeploy._version import __version__
     from vitdeploy.assess.benchmark.benchmark import benchmark
+    from vitdeploy.assess.benchmark.comparison import BenchmarkComparison, compare_benchmarks
     from vitdeploy.assess.benchmark.result import Benchmark
+    from vitdeploy.assess.benchmark.tuning import Tuning
     from vitdeploy.assess.compare.compare import compare
     from vitdeploy.assess.compare.results import Comparison
     from vitdeploy.assess.debug.bisection import Bisection, bisect
@@ -39,11 +41,13 @@ if TYPE_CHECKING:
     from vitdeploy.serving.triton_repository import TritonModel, write_triton_model
     from vitdeploy.system.progress import Progress
     from vitdeploy.trt.options import EngineOptions
+    from vitdeploy.tuning.tune import tune
 
 telemetry.disable()  # here, because every module of the package is imported after it
 
 __all__ = [
     "Benchmark",
+    "BenchmarkComparison",
     "Bisection",
     "Bundle",
     "Calibration",
@@ -65,12 +69,14 @@ __all__ = [
     "Sensitivity",
     "SourceOptions",
     "TritonModel",
+    "Tuning",
     "ValidationOptions",
     "VitDeployError",
     "__version__",
     "benchmark",
     "bisect",
     "compare",
+    "compare_benchmarks",
     "evaluate",
     "export",
     "gate",
@@ -78,12 +84,14 @@ __all__ = [
     "pack",
     "push",
     "sensitivity",
+    "tune",
     "write_triton_model",
 ]
 
 # Imported on first use: `import vitdeploy` is cheap, and a name loads only its own dependencies.
 _MODULES = {
     "Benchmark": "assess.benchmark.result",
+    "BenchmarkComparison": "assess.benchmark.comparison",
     "Bisection": "assess.debug.bisection",
     "Bundle": "bundle.bundle",
     "Calibration": "exporting.options",
@@ -105,12 +113,14 @@ _MODULES = {
     "Sensitivity": "assess.debug.sensitivity",
     "SourceOptions": "exporting.options",
     "TritonModel": "serving.triton_repository",
+    "Tuning": "assess.benchmark.tuning",
     "ValidationOptions": "exporting.options",
     "VitDeployError": "errors",
     "__version__": "_version",
     "benchmark": "assess.benchmark.benchmark",
     "bisect": "assess.debug.bisection",
     "compare": "assess.compare.compare",
+    "compare_benchmarks": "assess.benchmark.comparison",
     "evaluate": "assess.evaluate.evaluate",
     "export": "exporting.workflow",
     "gate": "assess.gate.gate",
@@ -118,6 +128,7 @@ _MODULES = {
     "pack": "delivery.packing",
     "push": "delivery.hub_upload",
     "sensitivity": "assess.debug.sensitivity",
+    "tune": "tuning.tune",
     "write_triton_model": "serving.triton_repository",
 }
 

@@ -51,6 +51,7 @@ def test_percentiles_and_images_per_second() -> None:
         "peak_memory_bytes": None,
         "gpu_memory_bytes": None,
         "steady": True,
+        "quality": None,
         "threads": None,
         "details": {},
     }  # fmt: skip

@@ -7,10 +7,11 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from vitdeploy.assess.benchmark.accuracy import measure_quality, open_source
 from vitdeploy.assess.benchmark.result import Benchmark
 from vitdeploy.assess.benchmark.setting import Load, settings_of
 from vitdeploy.assess.benchmark.timer import MOST_WINDOWS, WINDOW, WITHIN
-from vitdeploy.assess.benchmark.turns import PROCESSES, Request, time_settings
+from vitdeploy.assess.benchmark.turns import Request, time_settings
 from vitdeploy.assess.data.folder_listing import LeftOut, list_images
 from vitdeploy.assess.data.images import synthetic_images
 from vitdeploy.assess.environment.conditions import Conditions, moment
@@ -47,7 +48,10 @@ def benchmark(
     device: str = "cpu",
     threads: int | Sequence[int] = 0,
     images: str | os.PathLike[str] | None = None,
-    processes: int = PROCESSES,
+    data: str | os.PathLike[str] | None = None,
+    similarity: bool = False,
+    limit: int | None = None,
+    processes: int | None = None,
     rounds: int = 10,
     runs: int = 10,
     progress: Progress = SILENT,
@@ -70,7 +74,12 @@ def benchmark(
         threads: Threads per backend, up to 1024, or several numbers to time each; 0 for the default:
             `vitdeploy.system.cpu.session_threads` for ONNX Runtime, torch's choice within the cgroup quota for torch.
         images: Folder of images, searched recursively. Default: synthetic JPEG files of 640x480 pixels.
-        processes: Processes per setting, one after the other; at most `rounds` are started.
+        data: Labelled images, see `vitdeploy.assess.data.dataset.open_data`, to measure the top-1 accuracy of each
+            setting too, and its agreement with the reference.
+        similarity: True to measure the mean cosine of each setting with the reference on at most 64 of `images`.
+        limit: Most images for these, sampled.
+        processes: Processes per setting, one after the other; at most `rounds` are started. Default: 5, or fewer, but
+            3, if the start of more would take over a fifth of the time of the rounds.
         rounds: Turns per setting, over all of its processes.
         runs: Timed runs per turn, of each kind, batch size and image size.
         progress: Receives each step and its progress.
@@ -82,12 +91,22 @@ def benchmark(
     """
     loads = _loads(batch_sizes, image_sizes)
     for name, value in (("processes", processes), ("rounds", rounds), ("runs", runs)):
-        check_count(name, value)
+        if value is not None:
+            check_count(name, value)
+    if limit is not None:
+        check_count("limit", limit)
     counts = tuple(dict.fromkeys([threads] if isinstance(threads, int) else threads))
     bundle = Bundle.of(bundle)
     timed = settings_of(bundle, backends, settings, counts if len(counts) > 1 else ())
     load_processor(bundle)  # or raises before a process is started
     encoded, kind, left_out = _encoded(images, max(load.batch_size for load in loads))
+    if similarity and images is None:
+        raise UsageError("similarity needs images", what="similarity", found=similarity, hint="name a folder of images")
+    source = open_source(bundle, data, images if similarity else None, limit)
+    quality = None
+    if source is not None:
+        sizes = list(dict.fromkeys(load.image_size for load in loads))
+        quality = measure_quality(bundle, timed, sizes, source, device=device, progress=progress)
     before = moment()
     result = time_settings(
         bundle,
@@ -98,6 +117,7 @@ def benchmark(
         processes=processes,
         rounds=rounds,
         runs=runs,
+        qualities=None if quality is None else quality.by_setting,
         progress=progress,
     )
     order = {tuple(load): position for position, load in enumerate(loads)}
@@ -107,12 +127,13 @@ def benchmark(
         settings={
             "batch_sizes": list(dict.fromkeys(load.batch_size for load in loads)),
             "image_sizes": [list(size) for size in dict.fromkeys(load.image_size for load in loads) if size],
-            "processes": min(processes, rounds),
+            "processes": min((len(item.rounds_by_session) for item in result.latencies), default=0),
             "rounds": rounds,
             "runs": runs,
             "device": device,
             "threads": counts[0] if len(counts) == 1 else list(counts),
             "images": kind,
+            "accuracy": None if quality is None else quality.text,
             "warm_up": f"until the medians of {WINDOW} runs are within {WITHIN:.0%}, at most {MOST_WINDOWS} times",
         },
         latencies=tuple(sorted(result.latencies, key=lambda latency: order[latency.load])),

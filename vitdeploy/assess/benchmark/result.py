@@ -11,6 +11,7 @@ from vitdeploy.assess.data.folder_listing import left_out_dict
 from vitdeploy.assess.environment.conditions import Conditions
 from vitdeploy.assess.metrics.intervals import Ratio
 from vitdeploy.assess.metrics.latency import Latency, load_text
+from vitdeploy.assess.metrics.pareto import pareto_front
 from vitdeploy.assess.metrics.status import Assessment, counted, overall
 from vitdeploy.errors import UsageError
 
@@ -70,6 +71,16 @@ class Benchmark(Assessment):
         """Warnings: drift, throttling, other work, too few runs."""
         return notes_of(self.latencies, self.conditions)
 
+    @functools.cached_property
+    def front(self) -> tuple[Latency, ...]:
+        """The settings that no other of their batch and image size beats in time and accuracy; none without it."""
+        chosen: list[Latency] = []
+        for load in dict.fromkeys(latency.load for latency in self.latencies):
+            rated = [latency for latency in self.latencies if latency.load == load and latency.quality is not None]
+            points = [(item.interval_ms.estimate, item.quality.value) for item in rated if item.quality is not None]
+            chosen += [item for item, best in zip(rated, pareto_front(points), strict=True) if best]
+        return tuple(chosen)
+
     @property
     def brief(self) -> str:
         """The result in a few words."""
@@ -120,6 +131,9 @@ class Benchmark(Assessment):
         """Ratio of the times of two backends; see `Latency.ratio`."""
         return self.latency(name, batch_size).ratio(self.latency(base, batch_size))
 
+    def _in_front(self, latency: Latency) -> bool | None:
+        return None if latency.quality is None else any(latency is item for item in self.front)
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "bundle": self.bundle,
@@ -130,7 +144,7 @@ class Benchmark(Assessment):
             "conditions": None if self.conditions is None else self.conditions.to_dict(),
             "notes": list(self.notes),
             "left_out": left_out_dict(self.left_out),
-            "latencies": [latency.to_dict() for latency in self.latencies],
+            "latencies": [{**latency.to_dict(), "pareto": self._in_front(latency)} for latency in self.latencies],
             "skipped": [skipped.to_dict() for skipped in self.skipped],
         }
 

@@ -16,6 +16,8 @@ import numpy as np
 
 from vitdeploy.assess.data.images import feeds
 from vitdeploy.assess.environment.gpu_memory import gpu_memory_bytes
+from vitdeploy.assess.metrics.features import vectors
+from vitdeploy.assess.runs.reference import Batches, run_batches
 from vitdeploy.errors import NotFiniteError, UsageError
 from vitdeploy.predictor import load_processor
 from vitdeploy.runtimes import BACKENDS, runtime_class
@@ -37,6 +39,7 @@ WINDOW, WITHIN, MOST_WINDOWS = 3, 0.05, 10
 # ONNX Runtime's idle threads spin for 40 ms after a run, torch's for 10 ms (1.32 and 2.13, by their processes' CPU
 # time): the next process waits until the cores are free.
 PAUSE_S = 0.1
+_BATCH = 8  # images per run where time does not matter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +156,11 @@ class Timer:
         device = self._device_ms(load, runs + 1)
         totals, parts = (tuple(pair[side] for pair in images[1:]) for side in (0, 1))
         return Round(tuple(ready[1:]), totals, parts, tuple(device[1:]))
+
+    def vectors(self, files: tuple[bytes, ...], image_size: tuple[int, int] | None) -> dict[str, np.ndarray]:
+        """Vectors (N, D) of N image files by output; see `vitdeploy.assess.metrics.features.vectors`."""
+        batches = Batches(self._processor(image_size), files, _BATCH)
+        return run_batches(self._runtime, batches.feeds(self._runtime), keep=vectors)
 
     def usage(self) -> Usage:
         gpu = None if self._runtime.gpu is None else gpu_memory_bytes(self._runtime.gpu)

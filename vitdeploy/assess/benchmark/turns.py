@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import statistics
+import time
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -18,12 +19,14 @@ from vitdeploy.errors import MissingDependencyError, NotFiniteError, Unavailable
 from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from vitdeploy.assess.benchmark.setting import Load, Setting
+    from vitdeploy.assess.metrics.pareto import Quality
     from vitdeploy.bundle.bundle import Bundle
 
-PROCESSES = 5
+PROCESSES, FEWEST = 5, 3  # by default: an interval from two is seven times as wide as from five
+_OPENING = 0.2  # of the time of the rounds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +62,12 @@ def time_settings(
     images: tuple[bytes, ...],
     device: str = "cpu",
     threads: int = 0,
-    processes: int = PROCESSES,
+    processes: int | None = None,
     rounds: int = 10,
     runs: int = 10,
     from_files: bool = True,
     seed: int = 0,
+    qualities: Mapping[tuple[Setting, tuple[int, int] | None], Quality] | None = None,
     progress: Progress = SILENT,
 ) -> Timed:
     """Time every request in turns with the first one, the base, each in its own process.
@@ -80,11 +84,13 @@ def time_settings(
         images: Encoded image files.
         device: "cpu", "cuda" or "cuda:1".
         threads: Threads of settings that state none.
-        processes: Processes per request, of the base per group; at most `rounds` are started.
+        processes: Processes per request, of the base per group; at most `rounds` are started. Default: 5, or fewer, but
+            3, if the start of more would take over a fifth of the time of the rounds.
         rounds: Turns per request, over all of its processes.
         runs: Timed runs per turn, of each kind and load.
         from_files: True to time runs from image files too.
         seed: Seed of the orders.
+        qualities: Measured quality by setting and image size, for the latencies.
         progress: Receives each step.
 
     Raises:
@@ -94,37 +100,74 @@ def time_settings(
     if not requests:
         raise UsageError("there is no setting to time", what="requests", found=requests)
     for name, value in (("processes", processes), ("rounds", rounds), ("runs", runs)):
-        check_count(name, value)
-    shares = [len(part) for part in np.array_split(np.arange(rounds), min(processes, rounds))]
+        if value is not None:
+            check_count(name, value)
     groups = alive_together(bundle, [request.setting for request in requests])
     timings = []
     for request in requests:
         setting = request.setting.with_threads(threads)
         timings.append(_Timing(request, Job(bundle, setting, device, images, from_files, request.any_size)))
-    generator = np.random.default_rng(seed)
-    session, finished, total = 0, 0, rounds * len(groups)
+    sessions = _Sessions(np.random.default_rng(seed), runs, rounds * len(groups), progress)
     for group in groups:
-        for share in shares:
-            with contextlib.ExitStack() as stack:
-                alive = [timings[position] for position in group if timings[position].goes_on]
-                for timing in alive:
-                    timing.start(stack.enter_context(worker(timing.job)))
-                for timing in alive:
-                    progress.step(f"opening {timing.request.setting}")
-                    timing.open()
-                for _ in range(share):
-                    finished += 1
-                    progress.step(f"timing, round {finished} of {total}")
-                    for position in generator.permutation(len(alive)):
-                        alive[position].time(session, runs)
-                for timing in alive:
-                    timing.finish()
-            session += 1
+        alive = [timings[position] for position in group]
+        shares = _shares(rounds, processes or PROCESSES)
+        first, *later = shares
+        opening_s, timing_s = sessions.run(alive, first)
+        if processes is None and later:
+            later = _shares(sum(later), _affordable(opening_s, timing_s * rounds / first) - 1)
+        for share in later:
+            sessions.run(alive, share)
     return Timed(
-        tuple(latency for timing in timings for latency in timing.latencies()),
+        tuple(latency for timing in timings for latency in timing.latencies(qualities or {})),
         tuple(reason for timing in timings for reason in timing.skipped),
         sum(timing.cpu_s for timing in timings),
     )
+
+
+def _shares(rounds: int, processes: int) -> list[int]:
+    """Rounds of each process."""
+    return [len(part) for part in np.array_split(np.arange(rounds), min(processes, rounds))]
+
+
+def _affordable(opening_s: float, timing_s: float) -> int:
+    """Processes whose start, except the first's, takes at most a share of the time of all rounds; at least three."""
+    return next(
+        (count for count in range(PROCESSES, FEWEST, -1) if (count - 1) * opening_s <= _OPENING * timing_s), FEWEST
+    )
+
+
+@dataclasses.dataclass
+class _Sessions:
+    """Sessions, one after the other; `finished` and `total` count rounds."""
+
+    generator: np.random.Generator
+    runs: int
+    total: int
+    progress: Progress
+    finished: int = 0
+    session: int = 0
+
+    def run(self, timings: Sequence[_Timing], rounds: int) -> tuple[float, float]:
+        """One session of some rounds; seconds until all had started, and of the rounds."""
+        begin = time.monotonic()
+        with contextlib.ExitStack() as stack:
+            alive = [timing for timing in timings if timing.goes_on]
+            for timing in alive:
+                timing.start(stack.enter_context(worker(timing.job)))
+            for timing in alive:
+                self.progress.step(f"opening {timing.request.setting}")
+                timing.open()
+            opened = time.monotonic()
+            for _ in range(rounds):
+                self.finished += 1
+                self.progress.step(f"timing, round {self.finished} of {self.total}")
+                for position in self.generator.permutation(len(alive)):
+                    alive[position].time(self.session, self.runs)
+            ended = time.monotonic()
+            for timing in alive:
+                timing.finish()
+        self.session += 1
+        return opened - begin, ended - opened
 
 
 @dataclasses.dataclass
@@ -193,7 +236,7 @@ class _Timing:
                 self._peaks += [] if usage.peak_memory_bytes is None else [usage.peak_memory_bytes]
                 self._gpu_peaks += [] if usage.gpu_memory_bytes is None else [usage.gpu_memory_bytes]
 
-    def latencies(self) -> Iterable[Latency]:
+    def latencies(self, qualities: Mapping[tuple[Setting, tuple[int, int] | None], Quality]) -> Iterable[Latency]:
         setting = self.request.setting
         for load, measured in self._measured.items():
             rounds = measured.rounds
@@ -215,6 +258,7 @@ class _Timing:
                 gpu_memory_bytes=max(self._gpu_peaks, default=None),
                 image_size=load.image_size,
                 changes=setting.changes,
+                quality=qualities.get((setting, load.image_size)),
             )
 
     def _at(self, load: Load, *request: Any) -> Any:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 _SIGNIFICANT = 2.2  # of a normal deviate: 3 % by chance; with five rounds, every one above the one before
 _RELEVANT = 0.02  # of the time
+_MOST = 100  # points of a series; of more, medians of neighbours, because all pairs are compared
 
 
 class Trend(NamedTuple):
@@ -40,6 +41,8 @@ def trend(series: Sequence[Sequence[float]]) -> Trend:
     total, variance, slopes = 0.0, 0.0, []
     for values in series:
         logs = np.log(np.asarray(values, np.float64))
+        if len(logs) > _MOST:
+            logs = np.array([np.median(part) for part in np.array_split(logs, _MOST)])
         count = len(logs)
         first, second = np.triu_indices(count, 1)
         total += float(np.sign(logs[second] - logs[first]).sum())
@@ -48,5 +51,5 @@ def trend(series: Sequence[Sequence[float]]) -> Trend:
     if not variance:
         return Trend(0.0, 0.0)
     deviate = math.copysign(max(abs(total) - 1, 0.0), total) / math.sqrt(variance)
-    steps = max(len(values) for values in series) - 1
+    steps = min(max(len(values) for values in series), _MOST) - 1
     return Trend(deviate, math.expm1(float(np.median(np.concatenate(slopes))) * steps))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
-_RESAMPLES = 1000
+_RESAMPLES, _MOST_NUMBERS = 1000, 2**22  # the latter at a time
 # Quantile 0.975 of Student's t distribution by degrees of freedom, from 1.
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 _NORMAL = 1.960
@@ -137,9 +137,7 @@ def _centre(logs: Sequence[NDArray[np.float64]]) -> float:
 
 def _standard_error(logs: Sequence[NDArray[np.float64]], generator: np.random.Generator) -> tuple[float, int]:
     """Standard error of `_centre`, and its degrees of freedom; 0 degrees for a single number."""
-    medians = np.array(
-        [np.median(rounds[generator.integers(0, len(rounds), (_RESAMPLES, len(rounds)))], axis=1) for rounds in logs]
-    )  # (processes, resamples)
+    medians = np.array([_medians(rounds, generator) for rounds in logs])  # (processes, resamples)
     count = len(logs)
     if count == 1:
         count, centres = len(logs[0]), medians[0]
@@ -150,6 +148,14 @@ def _standard_error(logs: Sequence[NDArray[np.float64]], generator: np.random.Ge
         return math.inf, 0
     # A bootstrap divides by the count, not by the degrees of freedom.
     return float(centres.std()) * math.sqrt(count / (count - 1)), count - 1
+
+
+def _medians(rounds: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.float64]:
+    """Medians of resamples, (resamples,), in parts that fit into memory."""
+    count = len(rounds)
+    parts = np.array_split(np.arange(_RESAMPLES), math.ceil(_RESAMPLES * count / _MOST_NUMBERS))
+    drawn = (generator.integers(0, count, (len(part), count)) for part in parts if len(part))
+    return np.concatenate([np.median(rounds[positions], axis=1) for positions in drawn])
 
 
 def _interval(estimate: float, error: float, freedom: float) -> Interval:

@@ -14,11 +14,12 @@ from vitdeploy.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vitdeploy.assess.metrics.pareto import Quality
     from vitdeploy.system.cpu import ThreadCount
 
 _MEDIAN = 50
 PERCENTILES = (_MEDIAN, 90, 95, 99, 99.9)
-_THREAD_DETAILS = ("threads", "intra_op_threads", "threads_reason")  # by backend
+_THREAD_DETAILS = ("threads", "intra_op_threads", "inference_threads", "threads_reason")  # by backend
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Latency:
         image_size: (height, width) in pixels; None for the model's own.
         device_rounds_ms: Times of `Runtime.run_device` on arrays of the GPU, by round: without transfers.
         gpu_memory_bytes: Most memory of the process on its GPU; None if it has none, or the driver does not tell.
+        quality: Accuracy, or similarity with the reference; None if not measured.
         changes: Threads and options that differ from the defaults; see `Setting`.
     """
 
@@ -66,6 +68,7 @@ class Latency:
     changes: str = ""
     device_rounds_ms: tuple[tuple[float, ...], ...] = ()
     gpu_memory_bytes: int | None = None
+    quality: Quality | None = None
 
     @property
     def name(self) -> str:
@@ -190,6 +193,7 @@ class Latency:
             "peak_memory_bytes": self.peak_memory_bytes,
             "gpu_memory_bytes": self.gpu_memory_bytes,
             "steady": self.steady,
+            "quality": None if self.quality is None else self.quality.to_dict(),
             "threads": None if self.threads is None else self.threads.to_dict(),
             "details": self.details if self.threads is None else details,
         }

@@ -19,8 +19,16 @@ from vitdeploy.assess.report.page_data import (
     settings,
     statuses,
 )
-from vitdeploy.assess.report.plots import accuracy_plot, calibration_plot, latency_plot, layers_plot, sensitivity_plot
+from vitdeploy.assess.report.plots import (
+    accuracy_plot,
+    calibration_plot,
+    latency_plot,
+    layers_plot,
+    pareto_plot,
+    sensitivity_plot,
+)
 from vitdeploy.assess.report.report import Assessed, Report, report_of
+from vitdeploy.assess.report.tables import tables
 from vitdeploy.assess.report.written import write_result
 from vitdeploy.errors import ImageError, MissingDependencyError
 from vitdeploy.exporters.naming.layer_names import readable_name
@@ -55,7 +63,15 @@ def write_html(path: str | os.PathLike[str], result: Assessed | Report) -> None:
         OutputError: If the file cannot be written; an existing one is unchanged.
     """
     report = result if isinstance(result, Report) else report_of(result)
-    parts = (report.gate, report.comparison, report.layers, report.sensitivity, report.evaluation, report.benchmark)
+    parts = (
+        report.gate,
+        report.comparison,
+        report.layers,
+        report.sensitivity,
+        report.evaluation,
+        report.benchmark,
+        report.tuning,
+    )
     write_result(path, writable(_render(report)).encode(), *(part for part in parts if part is not None))
 
 
@@ -83,6 +99,7 @@ def _render(report: Report) -> str:
         **_sensitivity(report),
         **_accuracy(report),
         **_latency(report),
+        tuning_tables=() if report.tuning is None else tables(report.tuning),
     )
 
 
@@ -117,7 +134,12 @@ def _latency(report: Report) -> dict[str, Any]:
     batches: dict[str, list[Latency]] = {}
     for latency in report.benchmark.latencies if report.benchmark else ():
         batches.setdefault(latency.load_text, []).append(latency)
-    return {"batches": batches, "latency_plot": latency_plot(batches) if batches else None}
+    front = report.benchmark.front if report.benchmark else ()
+    return {
+        "batches": batches,
+        "latency_plot": latency_plot(batches) if batches else None,
+        "pareto_plot": pareto_plot(batches, front) if front else None,
+    }
 
 
 def labelled(rows: Markup, columns: Sequence[str]) -> Markup:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from vitdeploy.assess.benchmark.comparison import BenchmarkComparison
 from vitdeploy.assess.benchmark.result import Benchmark
+from vitdeploy.assess.benchmark.tuning import Tuning
 from vitdeploy.assess.debug.sensitivity import Sensitivity
 from vitdeploy.assess.evaluate.evaluate import Evaluation
 from vitdeploy.assess.metrics.latency import PERCENTILES
 
 if TYPE_CHECKING:
+    from vitdeploy.assess.benchmark.tuning import Candidate, TimedSetting
     from vitdeploy.assess.metrics.accuracy import Predictions
     from vitdeploy.assess.metrics.latency import Latency
 
@@ -27,14 +30,20 @@ class Table(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-_OPTIONAL = ("p99.9 ms", "without transfers, p50 ms", "GPU MB")  # absent if no setting has it
+_OPTIONAL = (
+    "accuracy",
+    "Pareto front",
+    "p99.9 ms",
+    "without transfers, p50 ms",
+    "GPU MB",
+)  # absent if no setting has it
 _COLUMNS = (
-    "backend", "batch", "p50 ms", "p99 ms", "images/s", "speed (time / the first's, 95 % interval)", "p90 ms", "p95 ms",
-    "p99.9 ms", "from image files, p50 ms", "without transfers, p50 ms", "load ms", "first run ms", "peak MB", "GPU MB",
-    "steady",
+    "backend", "batch", "p50 ms", "p99 ms", "images/s", "speed (time / the first's, 95 % interval)", "accuracy",
+    "Pareto front", "p90 ms", "p95 ms", "p99.9 ms", "from image files, p50 ms", "without transfers, p50 ms",
+    "load ms", "first run ms", "peak MB", "GPU MB", "steady",
 )  # fmt: skip
 
-Measured: TypeAlias = Evaluation | Benchmark | Sensitivity
+Measured: TypeAlias = Evaluation | Benchmark | BenchmarkComparison | Sensitivity | Tuning
 
 
 @functools.singledispatch
@@ -64,7 +73,10 @@ def _of_evaluation(result: Evaluation) -> tuple[Table, ...]:
 def _of_benchmark(result: Benchmark) -> tuple[Table, ...]:
     """A row per backend and batch size, with notes on skipped ones and on threads."""
     first = {latency.load: latency for latency in reversed(result.latencies)}
-    rows = [_latency(latency, first[latency.load]) for latency in result.latencies]
+    rows = [
+        _latency(latency, first[latency.load], in_front=any(latency is item for item in result.front))
+        for latency in result.latencies
+    ]
     columns = [name for name in _COLUMNS if name not in _OPTIONAL or any(row[name] for row in rows)]
     notes = [
         f"{timed.name} at batch size {timed.load_text} was not steady when its timing began"
@@ -84,11 +96,77 @@ def _of_benchmark(result: Benchmark) -> tuple[Table, ...]:
 
 
 @tables.register
+def _of_benchmark_comparison(result: BenchmarkComparison) -> tuple[Table, ...]:
+    """A row per setting and load, and a table of the differences between machines, versions and settings."""
+    columns = ("backend", "batch", "before ms", "after ms", "after / before (95 % interval)", "verdict")
+    rows = tuple(
+        (change.key.name, change.key.load_text, f"{change.before_ms.estimate:.3f}", f"{change.after_ms.estimate:.3f}",
+         str(change.ratio), change.verdict)
+        for change in result.changes_by_setting
+    )  # fmt: skip
+    failed = tuple(
+        f"failed: {check.subject} is {check.message}" for check in result.check_results if check.status == "failed"
+    )
+    different = tuple((change,) for change in result.changes)
+    differences = (Table("", ("differences between the two",), different),) if different else ()
+    return (Table("", columns, rows, (*failed, *result.only_in_one, *result.notes)), *differences)
+
+
+@tables.register
 def _of_sensitivity(result: Sensitivity) -> tuple[Table, ...]:
     """A row per layer, the most sensitive first."""
     columns = ("layer, as --keep-fp32 takes it", "operator", "relative error")
     rows = tuple((layer.layer, layer.op_type, f"{layer.error:.2e}") for layer in result.ranked)
     return (Table(result.summary, columns, rows),)
+
+
+@tables.register
+def _of_tuning(result: Tuning) -> tuple[Table, ...]:
+    """A row per setting, the chosen one first; and a row per candidate."""
+    timed = Table(
+        "",
+        ("artifact", "backend", "options", "batch", "ms an image", "time / the fastest's", "status", "95 % interval",
+         "images/s", "p99 ms a run", "preprocessed, ms an image", "runs", "Pareto front", "reason"),
+        tuple(map(_timed, result.timed)),
+        result.notes,
+    )  # fmt: skip
+    candidates = Table(
+        f"Candidates: {result.settings['accuracy']} on {result.data['held_out_images']} held-out images",
+        ("artifact", "backend", "bound", "accuracy", "95 % interval", "MB", "required", "reason"),
+        tuple(map(_candidate, result.candidates)),
+        tuple(f"{item.variant}: {item.reason}" for item in result.candidates if item.status == "not made"),
+    )
+    return (timed, candidates) if result.timed else (candidates,)
+
+
+def _timed(row: TimedSetting) -> tuple[str, ...]:
+    head = (row.variant, row.backend, row.options_text, str(row.batch_size))
+    if row.ms is None:
+        return (*head, "", "", row.status, *[""] * 6, row.reason or "")
+    low, high = row.ms.to_list()
+    return (
+        *head,
+        f"{row.ms.estimate:.3f}",
+        "" if row.ratio is None else f"{row.ratio.estimate:.2f}",
+        row.status,
+        "" if low is None or high is None else f"{low:.3f} to {high:.3f}",
+        f"{row.images_per_second:,.1f}",
+        f"{row.p99_ms:.3f}",
+        f"{row.ready_ms:.3f}",
+        str(row.runs),
+        "yes" if row.front else "",
+        row.reason or "",
+    )
+
+
+def _candidate(item: Candidate) -> tuple[str, ...]:
+    accuracy = item.accuracy
+    size = "" if item.size_bytes is None else f"{item.size_bytes / 1e6:.1f}"
+    figures = ("", "", size, "")
+    if accuracy is not None:
+        interval = f"{accuracy.low:.4f} to {accuracy.high:.4f}"
+        figures = (f"{accuracy.value:.4f}", interval, size, f"{accuracy.required:.4f}")
+    return (item.variant, item.backend, item.status, *figures, item.reason or "")
 
 
 def _accuracies(result: Evaluation, predictions: Predictions) -> tuple[str, ...]:
@@ -106,7 +184,7 @@ def _accuracies(result: Evaluation, predictions: Predictions) -> tuple[str, ...]
     )
 
 
-def _latency(latency: Latency, first: Latency) -> dict[str, str]:
+def _latency(latency: Latency, first: Latency, *, in_front: bool) -> dict[str, str]:
     """Cells by column."""
     ratio = latency.ratio(first)
     percentiles = {percent: _number(latency.percentile_ms(percent)) for percent in PERCENTILES}
@@ -117,6 +195,8 @@ def _latency(latency: Latency, first: Latency) -> dict[str, str]:
         percentiles[99],
         f"{latency.images_per_second:,.0f}",
         "first" if latency is first else f"{ratio.words} ({ratio})",
+        "" if latency.quality is None else str(latency.quality),
+        "yes" if in_front else "",
         percentiles[90],
         percentiles[95],
         percentiles[99.9],
