@@ -8,6 +8,7 @@ from typing import Any
 
 from vitdeploy.errors import BundleError, DeviceError, check_utf_8, first_line
 from vitdeploy.files.opened import OpenedFile
+from vitdeploy.runtimes.ov.layout import rewrite
 from vitdeploy.runtimes.ov.options import OpenVINOOptions
 from vitdeploy.specs import TensorSpec
 from vitdeploy.system.cpu import ThreadCount, session_threads
@@ -50,9 +51,15 @@ class ModelFile:
 
 @dataclasses.dataclass(frozen=True)
 class OpenModel:
-    """A compiled model, the name of its device, its number of threads, and the element types its layers compute in."""
+    """A compiled model.
+
+    Attributes:
+        one_image: True if the model takes one image a run, whatever the artifact's batch size.
+        computes_in: Element types that its layers compute in.
+    """
 
     compiled: Any
+    one_image: bool
     device_name: str
     threads: ThreadCount
     computes_in: list[str]
@@ -93,6 +100,7 @@ def open_model(source: ModelFile, options: OpenVINOOptions) -> OpenModel:
         **({"INFERENCE_NUM_THREADS": asked.count} if asked.count else {}),
     }
     try:
+        one_image = rewrite(model)
         compiled = core.compile_model(model, DEVICE, properties)
     except ENGINE_ERRORS as exc:
         raise _refusal(exc, source) from exc
@@ -109,7 +117,7 @@ def open_model(source: ModelFile, options: OpenVINOOptions) -> OpenModel:
             what="precision", where=path, expected="f32", found=computes_in,
         )  # fmt: skip
     device_name = core.get_property(DEVICE, "FULL_DEVICE_NAME")
-    return OpenModel(compiled, device_name, _threads(compiled, asked), computes_in)
+    return OpenModel(compiled, one_image, device_name, _threads(compiled, asked), computes_in)
 
 
 def _read(core: Any, source: ModelFile, options: OpenVINOOptions) -> Any:

@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import openvino as ov
-from openvino import opset13 as opset
+
+from vitdeploy.system.telemetry import without_reporter
+
+with without_reporter():
+    import openvino as ov
+    from openvino import opset13 as opset
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -15,11 +19,19 @@ _ELEMENTWISE = frozenset({"Add", "Convert", "FakeQuantize", "Gelu", "Multiply", 
 _AFTER_PRODUCT = frozenset({"Add", "Gelu", "Multiply"})  # the kernel of a convolution includes them
 
 
+def rewrite(model: ov.Model) -> bool:
+    """Apply all rewrites below, in place; True if each run takes one image."""
+    one_image = fix_to_one_image(model)
+    transpose_keys_in_product(model)
+    convolve_tokens(model)
+    return one_image
+
+
 def fix_to_one_image(model: ov.Model) -> bool:
     """Fix the first axis of every input and output to 1, in place, if it is the only dynamic one.
 
-    OpenVINO merges transpositions into its kernels for fixed sizes only. A batch is then several runs, which give an image
-    the same result whatever the others are.
+    OpenVINO merges transpositions into its kernels for fixed sizes only. A batch is then several runs, and an image has
+    the same result in every batch.
 
     Returns:
         True if each run takes one image; False if the model keeps its shapes.
@@ -40,8 +52,8 @@ def fix_to_one_image(model: ov.Model) -> bool:
 def transpose_keys_in_product(model: ov.Model) -> None:
     """Let attention's first product transpose the keys, in place.
 
-    OpenVINO fuses attention to one kernel that takes keys (N, H, L, D) as they are; keys (N, H, D, L) it writes to memory
-    first, which takes a quarter of the kernel's own time. (See `ExplicitTransposeMatMulInputs` in its snippets.)
+    OpenVINO fuses attention to one kernel, which takes keys (N, H, L, D). It writes keys (N, H, D, L) to memory first,
+    which takes a quarter of the kernel's own time.
     """
     for product in _products(model):
         transpose = product.input_value(1).get_node()
@@ -57,12 +69,12 @@ def transpose_keys_in_product(model: ov.Model) -> None:
 
 
 def convolve_tokens(model: ov.Model) -> None:
-    """Replace the products of tokens (N, L, C) with weights by convolutions of 1 x 1 pixels, (N, C, 1, L), in place.
+    """Replace products of tokens (N, L, C) of fixed size with weights by convolutions of 1 x 1 pixels, in place.
 
-    Tokens in memory are an image whose channels come last, which OpenVINO's integer convolutions take: nothing is moved.
-    oneDNN divides a product among threads by blocks of 64 tokens, so that two threads get 128 and 69 of a ViT's 197, and
-    each reads all weights for each block; a convolution it divides evenly. Biases, Gelu and the quantization between two
-    products are computed on the convolution's image, as part of its kernel.
+    Tokens in memory are an image (N, C, 1, L) whose channels come last, as OpenVINO's convolutions take it: nothing is
+    moved. oneDNN divides a product among threads by blocks of 64 tokens: two threads get 128 and 69 of ViT's 197, and
+    each reads all weights for each block. A convolution is divided evenly. Biases, Gelu and the quantization between
+    two products are computed on the image, in the convolution's kernel.
     """
     computed = _computed(model)
     images: dict[ov.Output, ov.Output] = {}  # by tokens: the same values as an image
@@ -107,9 +119,7 @@ def _is_computed(value: ov.Output, computed: set[str]) -> bool:
     return value.get_node().get_name() in computed
 
 
-def _image_of_chain(
-    tokens: ov.Output, images: Mapping[ov.Output, ov.Output], computed: set[str]
-) -> ov.Output | None:
+def _image_of_chain(tokens: ov.Output, images: Mapping[ov.Output, ov.Output], computed: set[str]) -> ov.Output | None:
     """Move the elementwise operators between an earlier convolution and `tokens` to the convolution's image.
 
     Returns:

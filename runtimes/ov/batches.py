@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import openvino as ov
+from vitdeploy.system.telemetry import without_reporter
+
+with without_reporter():
+    import openvino as ov
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import numpy as np
 
 _QUEUED = 2  # runs a stream: one that it computes, and one that waits, so that it never waits for Python
 
 
 def run_images(compiled: Any, arrays: Sequence[np.ndarray], results: Sequence[np.ndarray]) -> None:
-    """Run on each image of `arrays`, the inputs (N, ...), and write to `results`, the outputs (N, ...); C-contiguous."""
+    """Run on each image of `arrays`, the inputs, and write to `results`, the outputs: C-contiguous, (N, ...)."""
     count = len(arrays[0])
     if count == 1:
         request = compiled.create_infer_request()

@@ -10,8 +10,8 @@ import pytest
 from bundles import export_graph, make_feeds, tiny_model
 from openvino import opset13 as opset
 
-from vitdeploy.runtimes.ov_images import run_images
-from vitdeploy.runtimes.ov_layout import fix_to_one_image
+from vitdeploy.runtimes.ov.batches import run_images
+from vitdeploy.runtimes.ov.layout import fix_to_one_image
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
