@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from vitdeploy.assess.benchmark.comparison import BenchmarkComparison
 from vitdeploy.assess.benchmark.result import Benchmark
+from vitdeploy.assess.benchmark.scenarios.results import ScenarioBenchmark
 from vitdeploy.assess.benchmark.tuning import Tuning
 from vitdeploy.assess.debug.sensitivity import Sensitivity
 from vitdeploy.assess.evaluate.evaluate import Evaluation
 from vitdeploy.assess.metrics.latency import PERCENTILES
+from vitdeploy.assess.report.load_table import load_columns, load_row
 
 if TYPE_CHECKING:
     from vitdeploy.assess.benchmark.tuning import Candidate, TimedSetting
@@ -37,13 +39,14 @@ _OPTIONAL = (
     "without transfers, p50 ms",
     "GPU MB",
 )  # absent if no setting has it
+_AFTER_ACCURACY = ("p99 ms", "images/s")  # a table has six columns without --details
 _COLUMNS = (
     "backend", "batch", "p50 ms", "p99 ms", "images/s", "speed (time / the first's, 95 % interval)", "accuracy",
     "Pareto front", "p90 ms", "p95 ms", "p99.9 ms", "from image files, p50 ms", "without transfers, p50 ms",
     "load ms", "first run ms", "peak MB", "GPU MB", "steady",
 )  # fmt: skip
 
-Measured: TypeAlias = Evaluation | Benchmark | BenchmarkComparison | Sensitivity | Tuning
+Measured: TypeAlias = Evaluation | Benchmark | BenchmarkComparison | ScenarioBenchmark | Sensitivity | Tuning
 
 
 @functools.singledispatch
@@ -77,7 +80,8 @@ def _of_benchmark(result: Benchmark) -> tuple[Table, ...]:
         _latency(latency, first[latency.load], in_front=any(latency is item for item in result.front))
         for latency in result.latencies
     ]
-    columns = [name for name in _COLUMNS if name not in _OPTIONAL or any(row[name] for row in rows)]
+    order = sorted(_COLUMNS, key=_AFTER_ACCURACY.__contains__) if result.front else _COLUMNS
+    columns = [name for name in order if name not in _OPTIONAL or any(row[name] for row in rows)]
     notes = [
         f"{timed.name} at batch size {timed.load_text} was not steady when its timing began"
         for timed in result.latencies
@@ -110,6 +114,12 @@ def _of_benchmark_comparison(result: BenchmarkComparison) -> tuple[Table, ...]:
     different = tuple((change,) for change in result.changes)
     differences = (Table("", ("differences between the two",), different),) if different else ()
     return (Table("", columns, rows, (*failed, *result.only_in_one, *result.notes)), *differences)
+
+
+@tables.register
+def _of_scenario(result: ScenarioBenchmark) -> tuple[Table, ...]:
+    """A row per setting and batch size, with notes on the method and on what did not pass."""
+    return (Table("", load_columns(result), tuple(map(load_row, result.results)), result.notes),)
 
 
 @tables.register
