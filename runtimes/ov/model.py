@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ ENGINE_ERRORS = (RuntimeError, ValueError, TypeError, MemoryError)  # OpenVINO's
 VERSION = ov.__version__.partition("-")[0]
 PRECISIONS = {"f32": ov.Type.f32, "bf16": ov.Type.bf16}
 _XML = b"<?xml"
+_LACKING = re.compile("No conversion rule found for|Unsupported operation|does not support the following")  # operators
 _BRANCHES = frozenset({"If", "Loop", "TensorIterator"})
 # Types that float32 layers are not to compute in, as the names of the runtime graph's precisions.
 _LOWER = frozenset({"bf16", "f16"})
@@ -164,8 +166,9 @@ def _refusal(exc: Exception, source: ModelFile) -> BundleError | DeviceError:
     path = source.file.path
     check_exhaustion(exc, f"loading {path}")
     lines = [line for line in str(exc).splitlines() if line and not line.startswith(("Exception from", "Check '"))]
-    reason = source.file.named(lines[0] if lines else first_line(exc))
-    if "support" in reason:
+    lacking = [line for line in lines if _LACKING.search(line)]
+    reason = source.file.named((lacking or lines or [first_line(exc)])[0].strip())
+    if lacking:
         return DeviceError(
             f"OpenVINO {VERSION} does not run {path}: {reason}",
             what="openvino", where=path, found=reason, hint="choose another backend or precision",

@@ -96,10 +96,8 @@ class ImageSizes(ParamType[tuple[tuple[int, int], ...]]):
 
 @command(
     examples=(
-        "benchmark vit",
         "benchmark vit --backend onnxruntime --batch-sizes 1,8,32 --threads 4",
         "benchmark vit --setting onnxruntime:int8,allow_spinning=false",
-        "benchmark vit --images photos --markdown times.md",
         "benchmark vit --backend onnxruntime --scenario server --p99 50ms",
         "benchmark before.json after.json --max-slowdown 5%",
     )

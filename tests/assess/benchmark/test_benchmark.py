@@ -33,6 +33,7 @@ from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import MANIFEST
 from vitdeploy.errors import BundleError, ImageError, InputError, UsageError
 from vitdeploy.images.processor import ImageProcessor
+from vitdeploy.runtimes import BACKENDS
 from vitdeploy.specs import PixelFormat
 from vitdeploy.system.cpu import Cpus, ThreadCount
 
@@ -271,8 +272,9 @@ def test_an_interrupt_of_all_while_workers_start_is_quiet(single: Bundle, sent: 
 
 
 def test_threads_are_for_backends_that_heed_them(monkeypatch: pytest.MonkeyPatch, single: Bundle) -> None:
-    monkeypatch.setattr("vitdeploy.assess.benchmark.setting._THREAD_OPTIONS", {"torch": ""})
-    with raises(UsageError, what="threads", expected=["torch", "torchscript"], found="onnxruntime"):
+    monkeypatch.setitem(BACKENDS, "onnxruntime", BACKENDS["onnxruntime"]._replace(threads_option=None))
+    heeding = ["torch", "torchscript", "onnxruntime-tensorrt", "openvino"]
+    with raises(UsageError, what="threads", expected=heeding, found="onnxruntime"):
         benchmark(single, backends=ONNX, threads=2)
 
 
