@@ -178,9 +178,19 @@ def _refusal(exc: Exception, source: ModelFile) -> BundleError | DeviceError:
 
 def _computes_in(compiled: Any) -> list[str]:
     """Element types that layers compute in, without the integers of shapes."""
-    notes = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
-    computing = [note for note in notes if note["layerType"].astype(str) not in _MOVING]
-    return sorted({note["runtimePrecision"].astype(str) for note in computing} & _FLOATING_OR_QUANTIZED)
+    layers = [node for node in compiled.get_runtime_model().get_ops() if _note(node, "layerType") not in _MOVING]
+    return sorted({_computing_type(layer) for layer in layers} & _FLOATING_OR_QUANTIZED)
+
+
+def _computing_type(layer: Any) -> str:
+    """The type that OpenVINO notes is the input's, which an elementwise layer ("Subgraph") on a model input converts."""
+    sources = {_note(value.get_node(), "layerType") for value in layer.input_values()}
+    converts = _note(layer, "layerType") == "Subgraph" and sources - {"Const"} == {"Input"}
+    return _note(layer, "outputPrecisions" if converts else "runtimePrecision")
+
+
+def _note(layer: Any, name: str) -> str:
+    return str(layer.get_rt_info()[name].astype(str))
 
 
 def _threads(compiled: Any, asked: ThreadCount) -> ThreadCount:
