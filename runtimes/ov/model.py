@@ -178,15 +178,16 @@ def _refusal(exc: Exception, source: ModelFile) -> BundleError | DeviceError:
 
 def _computes_in(compiled: Any) -> list[str]:
     """Element types that layers compute in, without the integers of shapes."""
-    layers = [node for node in compiled.get_runtime_model().get_ops() if _note(node, "layerType") not in _MOVING]
-    return sorted({_computing_type(layer) for layer in layers} & _FLOATING_OR_QUANTIZED)
+    layers = [layer for layer in compiled.get_runtime_model().get_ops() if not _only_moves(layer)]
+    return sorted({_note(layer, "runtimePrecision") for layer in layers} & _FLOATING_OR_QUANTIZED)
 
 
-def _computing_type(layer: Any) -> str:
-    """The type that OpenVINO notes is the input's, which an elementwise layer ("Subgraph") on a model input converts."""
+def _only_moves(layer: Any) -> bool:
+    """True also for a fused elementwise layer on float16 inputs: the type that OpenVINO notes is that of the inputs."""
+    kind = _note(layer, "layerType")
     sources = {_note(value.get_node(), "layerType") for value in layer.input_values()}
-    converts = _note(layer, "layerType") == "Subgraph" and sources - {"Const"} == {"Input"}
-    return _note(layer, "outputPrecisions" if converts else "runtimePrecision")
+    on_inputs = kind == "Subgraph" and sources - {"Const"} == {"Input"} and _note(layer, "runtimePrecision") == "f16"
+    return kind in _MOVING or on_inputs
 
 
 def _note(layer: Any, name: str) -> str:
