@@ -234,6 +234,8 @@ def intervals(document: Document) -> str:
     rows = []
     for burning in (False, True):
         found = [row for row in document["experiments"] if row["burner"] == burning]
+        if not found:
+            continue
         contained = sum(row["identical"]["low"] <= 1 <= row["identical"]["high"] for row in found)
         seen = sum(row["slowed"]["low"] > 1 for row in found)
         widths = [(row["identical"]["high"] - row["identical"]["low"]) / 2 for row in found]
