@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 HALF = ("fp16", "bf16")
 QUANTIZED = ("int8", "fp8")  # of engines; speed does not depend on the images
 IMAGES = vitdeploy.Quantization(vitdeploy.Calibration(held_out_images(), count=2, cache=False))
-ENGINES = [name for name, row in BACKENDS.items() if row.artifact_format == name and row.device == "cuda"]
+ENGINES = [name for name, row in BACKENDS.items() if row.artifact_formats == (name,) and row.device == "cuda"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,14 +126,14 @@ class Measurement:
     def _make(self, configuration: Configuration) -> None:
         """Create the artifact unless the bundle has it."""
         backend, precision = configuration.backend, configuration.precision
-        made_as = BACKENDS[backend].artifact_format
-        if made_as is None or any(each.name == f"{made_as}-{precision}" for each in self.bundle.manifest.artifacts):
+        formats = BACKENDS[backend].artifact_formats
+        if not formats or any(each.precision == precision for each in self.bundle.artifacts(formats)):
             return
         self.bundle = vitdeploy.export(
-            to=made_as,
+            to=formats[0],
             precision=precision,
             output=self.bundle.path,
-            engine=EngineOptions(batch=(self.batch,)) if made_as in ENGINES else None,
+            engine=EngineOptions(batch=(self.batch,)) if formats[0] in ENGINES else None,
             source=vitdeploy.SourceOptions(random_weights=self.preset),
             quantization=IMAGES if precision in QUANTIZED else None,
         )

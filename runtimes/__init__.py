@@ -21,14 +21,14 @@ class Backend(NamedTuple):
 
     Attributes:
         target: "module:class" of the runtime.
-        artifact_format: Artifact format that it runs; None for the reference, which every bundle has unless it was
-            packed.
+        artifact_formats: Artifact formats that it runs, the preferred first: of two artifacts in the same precision, it
+            opens that one. Empty for the reference, which every bundle has unless it was packed.
         extra: vitdeploy extra that installs its engine.
-        by_default: True if artifacts of its format are assessed with it unless backends are named.
+        by_default: True if artifacts of its first format are assessed with it unless backends are named.
     """
 
     target: str
-    artifact_format: str | None
+    artifact_formats: tuple[str, ...]
     extra: str
     package: str
     device: str = "cpu"
@@ -36,20 +36,24 @@ class Backend(NamedTuple):
 
 
 BACKENDS: dict[str, Backend] = {
-    "torch": Backend("vitdeploy.runtimes.pytorch:PyTorchRuntime", None, "torch", "torch"),
-    "torchscript": Backend("vitdeploy.runtimes.torchscript:TorchScriptRuntime", "torchscript", "torch", "torch"),
-    "onnxruntime": Backend("vitdeploy.runtimes.onnxrt:OnnxRuntime", "onnx", "onnxruntime", "onnxruntime"),
+    "torch": Backend("vitdeploy.runtimes.pytorch:PyTorchRuntime", (), "torch", "torch"),
+    "torchscript": Backend("vitdeploy.runtimes.torchscript:TorchScriptRuntime", ("torchscript",), "torch", "torch"),
+    "onnxruntime": Backend("vitdeploy.runtimes.onnxrt:OnnxRuntime", ("onnx",), "onnxruntime", "onnxruntime"),
     "onnxruntime-tensorrt": Backend(
         "vitdeploy.runtimes.onnxrt_tensorrt:TensorRTOnnxRuntime",
-        "onnx",
+        ("onnx",),
         "onnxruntime-gpu",
         "onnxruntime",
         "cuda",
         by_default=False,
     ),
-    "tensorrt": Backend("vitdeploy.runtimes.engine.trt:TensorRTRuntime", "tensorrt", "tensorrt", "tensorrt", "cuda"),
+    "tensorrt": Backend("vitdeploy.runtimes.engine.trt:TensorRTRuntime", ("tensorrt",), "tensorrt", "tensorrt", "cuda"),
     "tensorrt-rtx": Backend(
-        "vitdeploy.runtimes.engine.trt_rtx:TensorRTRTXRuntime", "tensorrt-rtx", "tensorrt-rtx", "tensorrt_rtx", "cuda"
+        "vitdeploy.runtimes.engine.trt_rtx:TensorRTRTXRuntime",
+        ("tensorrt-rtx",),
+        "tensorrt-rtx",
+        "tensorrt_rtx",
+        "cuda",
     ),
 }
 
@@ -67,9 +71,9 @@ def runtime_class(backend: str) -> type[Runtime]:
     return cls
 
 
-def format_of(backend: str) -> str | None:
-    """The format that a backend runs; None for the reference. UsageError if there is no such backend."""
-    return _row(backend).artifact_format
+def formats_of(backend: str) -> tuple[str, ...]:
+    """The formats that a backend runs, the preferred first; UsageError if there is no such backend."""
+    return _row(backend).artifact_formats
 
 
 def check_reference(bundle: Bundle) -> None:
@@ -145,14 +149,14 @@ def open_recorded(
         UsageError, UnavailableError, BundleError: As `open_runtime`.
     """
     row = _row(backend)
-    if row.artifact_format is None:
+    if not row.artifact_formats:
         check_reference(bundle)  # before the check for torch, which would not help
     cls = runtime_class(backend)
     value = cls.options_type.of(backend, options)
     runtime = cls.from_bundle(bundle, value, precision=precision, device=row.device if device is None else device)
     runtime.precision = precision
-    if row.artifact_format is not None:
-        artifact = bundle.artifact(row.artifact_format, precision)
+    if row.artifact_formats:
+        artifact = bundle.artifact(row.artifact_formats, precision)
         if (runtime.inputs, runtime.outputs) != (artifact.inputs, artifact.outputs):
             runtime.close()
             path = bundle.path / artifact.files[0].path

@@ -15,8 +15,8 @@ from vitdeploy.bundle.scores import ProblemType, default_problem_type
 from vitdeploy.errors import BundleError, NotFiniteError, UsageError, check_count, shown
 from vitdeploy.images.open import image_name
 from vitdeploy.images.processor import ImageProcessor, as_batch
-from vitdeploy.runtimes import format_of, open_recorded
-from vitdeploy.runtimes.choice import choose
+from vitdeploy.runtimes import formats_of
+from vitdeploy.runtimes.choice import open_choice
 from vitdeploy.specs import MOST_A_BATCH, PixelStage, Precision
 from vitdeploy.system.argument_types import typed
 from vitdeploy.system.typed_lines import typed_line
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from vitdeploy.images.open import ImageSource
     from vitdeploy.runtimes.base import Runtime
 
-DEFAULT_TOP_K = 5
+DEFAULT_TOP_K, DEFAULT_BATCH_SIZE = 5, 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +63,10 @@ class Predictor:
         labels: Class names, in the order of the logits.
         problem_type: How logits become scores. Default, as in transformers' pipeline if `config.json` states none:
             sigmoid for one label, softmax for more.
+        batch_size: Images per run unless `predict` is told otherwise: 8, or that of the tuned choice in use.
         details: The bundle, its commit on the Hub, task, backend, precision, the other artifacts that could have been
-            opened, and the files in use. Empty for a predictor assembled from parts.
+            opened, and the files in use; for a tuned bundle, `tuned`: its choice, whether it is in use, and how this
+            machine differs from the one measured. Empty for a predictor assembled from parts.
     """
 
     def __init__(
@@ -81,9 +83,15 @@ class Predictor:
         self.labels = tuple(labels)
         self.problem_type = _problem_type(problem_type, len(self.labels))
         self.details = dict(details or {})
+        tuned = self.details.get("tuned")
+        self.batch_size: int = tuned["batch_size"] if tuned and tuned["in_use"] else DEFAULT_BATCH_SIZE
 
     def predict(
-        self, images: ImageSource | Sequence[ImageSource], *, top_k: int | None = None, batch_size: int = 8
+        self,
+        images: ImageSource | Sequence[ImageSource],
+        *,
+        top_k: int | None = None,
+        batch_size: int | None = None,
     ) -> list[list[Prediction]]:
         """Predict the top classes of each image, best first; or a regression's values, in the order of its outputs.
 
@@ -93,7 +101,7 @@ class Predictor:
         Args:
             images: See `ImageProcessor`; an empty list gives no predictions.
             top_k: Classes per image, at least 1. Default: 5, or all if there are fewer. Not for a regression.
-            batch_size: Images per run, at least 1.
+            batch_size: Images per run, at least 1. Default: the attribute of that name.
 
         Raises:
             UsageError: If the model is not a classifier, or an argument is invalid.
@@ -112,6 +120,7 @@ class Predictor:
             hint = "leave it out for all values"
             raise UsageError("top_k ranks classes, this model is a regression", what="top_k", found=top_k, hint=hint)
         top_k = DEFAULT_TOP_K if top_k is None else top_k
+        batch_size = self.batch_size if batch_size is None else batch_size
         for name, value in (("top_k", top_k), ("batch_size", batch_size)):
             check_count(name, value)
         batch_size = batch_size_for(self.processor, self.runtime, batch_size)
@@ -191,10 +200,15 @@ def load(
     Args:
         path: The bundle's folder.
         backend: "onnxruntime", "torch", ...
-        precision: The artifact's precision. If backend or precision is not given, the only matching artifact is opened;
-            of several, ONNX Runtime's first, and fp32 first.
+        precision: The artifact's precision. Without backend, precision and options, the tuned choice of the bundle is
+            opened (see `vitdeploy.tune`). Otherwise, or without one, it is the only matching artifact; of several,
+            ONNX Runtime's first, and fp32 first.
         device: "cpu", "cuda" or "cuda:1". Default: "cpu", or "cuda" for an engine.
         options: Runtime options of the backend, such as `intra_op_threads` for onnxruntime.
+
+    Warns:
+        TunedElsewhereWarning: If the bundle was tuned on a machine that differs from this one, or the tuned choice
+            cannot run here and the usual one is opened instead; the reason is in `Predictor.details`.
 
     Raises:
         BundleError: If there is no bundle, or one of its files was altered.
@@ -205,8 +219,8 @@ def load(
     bundle = Bundle.open(path)
     config, processor = bundle.read_config(), load_processor(bundle)
     labels, problem_type = config.labels, config.problem_type
-    backend, precision, others = choose(bundle, backend, precision)
-    runtime = open_recorded(bundle, backend, options, precision=precision, device=device)
+    opened = open_choice(bundle, backend, precision, device, options)
+    runtime = opened.runtime
     try:
         check_fit(bundle, processor, runtime)
         if labels:
@@ -214,20 +228,20 @@ def load(
     except BundleError:
         runtime.close()
         raise
-    files = [record.path for record in files_to_open(bundle, backend, precision)]
+    files = [record.path for record in files_to_open(opened.bundle, opened.backend, opened.precision)]
     details = {
-        "bundle": str(path), "task": bundle.manifest.task, "backend": backend, "precision": precision,
-        "other_artifacts": others, "files": files,
+        "bundle": str(path), "task": bundle.manifest.task, "backend": opened.backend, "precision": opened.precision,
+        "other_artifacts": opened.others, "files": files, **({} if opened.tuned is None else {"tuned": opened.tuned}),
     }  # fmt: skip
     return Predictor(processor, runtime, labels, problem_type, details=details)
 
 
 def files_to_open(bundle: Bundle, backend: str, precision: str) -> tuple[FileRecord, ...]:
     """Files that `load` opens with a backend; raises UsageError if the bundle has none for it."""
-    kind = format_of(backend)
-    if kind is None:
+    formats = formats_of(backend)
+    if not formats:
         return bundle.manifest.files
-    needed = bundle.needed_for(bundle.artifact(kind, precision))
+    needed = bundle.needed_for(bundle.artifact(formats, precision))
     return (*bundle.manifest.configuration, *(record for artifact in needed for record in artifact.files))
 
 

@@ -48,7 +48,7 @@ def test_table_and_json_of_the_embedded_model(digits: Bundle, tmp_path: Path) ->
 
 
 def test_a_skipped_backend_exits_with_3(digits: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(BACKENDS, "torch", Backend("not_there:X", None, "torch", "torch"))
+    monkeypatch.setitem(BACKENDS, "torch", Backend("not_there:X", (), "torch", "torch"))
     code, out, _ = run("evaluate", digits.path, "--data", held_out_images(), "--limit", 10)
     assert code == 3
     assert "skipped: the torch backend needs a package that is not installed" in out

@@ -23,7 +23,6 @@ import vitdeploy
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import MANIFEST
 from vitdeploy.delivery.model_card import model_card
-from vitdeploy.delivery.packing import records_of
 from vitdeploy.errors import BundleError, HubError, InputError, MissingDependencyError, UsageError
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ def content(hub: Hub, revision: str = "main", name: str = ID) -> dict[str, bytes
 
 
 def local_files(bundle: Bundle) -> dict[str, bytes]:
-    names = [MANIFEST, *(record.path for record in records_of(bundle.manifest))]
+    names = [MANIFEST, *(record.path for record in bundle.manifest.records)]
     return {name: (bundle.path / name).read_bytes() for name in names}
 
 

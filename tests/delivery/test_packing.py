@@ -18,7 +18,6 @@ import vitdeploy
 from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import MANIFEST, FileRecord
-from vitdeploy.delivery.packing import records_of
 from vitdeploy.errors import BundleChangedError, BundleError, NoReferenceError, OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ def test_the_manifest_keeps_its_facts_and_says_what_is_gone(both: Bundle, slim: 
     assert opened.packed_from is not None
     assert opened.packed_from.manifest_sha256 == FileRecord.of(both.path, MANIFEST).sha256
     assert opened.packed_from.artifacts == ("onnx-fp16",)
-    assert {*opened.packed_from.files, *records_of(opened)} == {*records_of(whole)}
+    assert {*opened.packed_from.files, *opened.records} == {*whole.records}
     assert not opened.has_reference
     assert "packed_from" not in whole.to_dict()
 

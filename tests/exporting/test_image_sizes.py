@@ -37,7 +37,7 @@ def test_limits_are_in_the_manifest_and_were_proven(bundle: Bundle) -> None:
     assert vitdeploy.compare(bundle).status == "passed"
 
 
-@pytest.mark.parametrize("backend", [name for name in CPU_BACKENDS if BACKENDS[name].artifact_format])
+@pytest.mark.parametrize("backend", [name for name in CPU_BACKENDS if BACKENDS[name].artifact_formats])
 def test_a_runtime_takes_what_lies_within(bundle: Bundle, backend: str) -> None:
     generator = np.random.default_rng(0)
     with open_runtime(bundle, backend) as runtime, open_runtime(bundle, "torch") as reference:

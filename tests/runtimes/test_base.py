@@ -143,7 +143,7 @@ def broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A module that the table names as a backend's, for the test to write."""
     path = tmp_path / "vitdeploy_test_backend.py"
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(BACKENDS, "broken", Backend(f"{path.stem}:Broken", "onnx", "some-extra", "some_engine"))
+    monkeypatch.setitem(BACKENDS, "broken", Backend(f"{path.stem}:Broken", ("onnx",), "some-extra", "some_engine"))
     monkeypatch.delitem(sys.modules, path.stem, raising=False)
     return path
 

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import cast
 
@@ -33,6 +33,7 @@ class Bundle:
     path: Path
     manifest: Manifest
     _config: Configuration | None = dataclasses.field(default=None, init=False, compare=False)
+    _whole: Manifest | None = dataclasses.field(default=None, init=False, compare=False)
 
     def __repr__(self) -> str:
         names = ", ".join(artifact.name for artifact in self.manifest.artifacts)
@@ -77,6 +78,14 @@ class Bundle:
             raise BundleChangedError(message, where=self.path, hint="open it again")
         return now
 
+    def with_only(self, artifact: Artifact) -> Bundle:
+        """The bundle with that artifact and those that it needs: a backend with several formats opens it."""
+        needed = tuple(dict.fromkeys(other.name for other in self.needed_for(artifact)))
+        kept = tuple(other for other in self.manifest.artifacts if other.name in needed)
+        part = Bundle(self.path, dataclasses.replace(self.manifest, artifacts=kept).with_valid_choice())
+        object.__setattr__(part, "_whole", self._whole or self.manifest)
+        return part
+
     def read_config(self) -> Configuration:
         """Read `config.json` and the image processor's files; cached.
 
@@ -111,19 +120,33 @@ class Bundle:
         axes = [axis for artifact in models for spec in artifact.inputs for axis in spec.shape[1:]]
         return any(isinstance(axis, str) for axis in axes)
 
-    def artifact(self, format: str, precision: str) -> Artifact:  # noqa: A002  (the manifest's word)
-        """The artifact in that format and precision; UsageError if the bundle has none."""
-        for artifact in self.manifest.artifacts:
-            if (artifact.format, artifact.precision) == (format, precision):
+    def artifacts(self, formats: Sequence[str]) -> list[Artifact]:
+        """The artifacts in these formats; of two in the same precision, the one whose format comes first."""
+        preferred: dict[str, Artifact] = {}
+        for kind in formats:
+            for artifact in self.manifest.artifacts:
+                if artifact.format == kind:
+                    preferred.setdefault(artifact.precision, artifact)
+        return [artifact for artifact in self.manifest.artifacts if preferred.get(artifact.precision) is artifact]
+
+    def artifact(self, format: str | Sequence[str], precision: str) -> Artifact:  # noqa: A002  (the manifest's word)
+        """The artifact in that precision, and in that format or the first of these that the bundle has.
+
+        Raises:
+            UsageError: If the bundle has none.
+        """
+        formats = (format,) if isinstance(format, str) else format
+        for artifact in self.artifacts(formats):
+            if artifact.precision == precision:
                 return artifact
         names = [artifact.name for artifact in self.manifest.artifacts]
         if not isinstance(precision, str):
             message = f"{shown(precision)} is not the name of a precision"
             raise UsageError(message, what="precision", found=precision, hint=f"{self.path} has {', '.join(names)}")
         raise UsageError(
-            f"{self.path} has no artifact {format}-{precision}, only: {', '.join(names) or 'none'}",
-            what="precision", where=self.path, expected=names, found=f"{format}-{precision}",
-            hint=f"make it: {self.export_line('--to', format, '--precision', precision)}",
+            f"{self.path} has no artifact {formats[0]}-{precision}, only: {', '.join(names) or 'none'}",
+            what="precision", where=self.path, expected=names, found=f"{formats[0]}-{precision}",
+            hint=f"make it: {self.export_line('--to', formats[0], '--precision', precision)}",
         )  # fmt: skip
 
     def export_line(self, *options: object) -> str:
@@ -209,6 +232,9 @@ class Bundle:
         for artifact in self.manifest.artifacts:
             with self.opened_artifact(artifact):
                 pass
+        if self.manifest.tuned is not None:
+            with self.opened([self.manifest.tuned.evidence]):
+                pass
 
     def _names_in_a_folder(self, artifact: Artifact, stack: contextlib.ExitStack) -> dict[str, Path]:
         """Paths of an artifact's files in one folder, valid even if the folder is renamed."""
@@ -261,7 +287,7 @@ class Bundle:
     def _is_replaced(self) -> bool:
         """True if the folder now has another bundle, or none."""
         try:
-            return Bundle.open(self.path).manifest != self.manifest
+            return Bundle.open(self.path).manifest != (self._whole or self.manifest)
         except BundleError:
             return True
 

@@ -12,6 +12,7 @@ from vitdeploy.files.regular_file import open_regular
 from vitdeploy.specs import AxisRange, PixelFormat, TensorSpec
 
 MANIFEST = "manifest.json"
+TUNING = "tuning.json"  # the evidence of a tuned choice
 SCHEMA_VERSION = 3
 CONFIG = "config.json"
 _WEIGHTS = ".safetensors"
@@ -155,11 +156,44 @@ class PackedFrom:
 
 
 @dataclasses.dataclass(frozen=True)
+class TunedChoice:
+    """The setting that `vitdeploy tune` chose; `vitdeploy.load` opens it by default.
+
+    Attributes:
+        artifact: Name of the artifact.
+        artifact_sha256: SHA-256 of its files when they were measured.
+        backend: Backend that runs it.
+        options: Runtime options of the backend, by name.
+        batch_size: Images per run.
+        machine: Machine on which it was measured: CPU, its instruction sets, number of CPUs, and engine.
+        evidence: File with all measurements.
+    """
+
+    artifact: str
+    artifact_sha256: tuple[str, ...]
+    backend: str
+    options: dict[str, Any]
+    batch_size: int
+    machine: dict[str, str]
+    evidence: FileRecord
+
+    def matches(self, artifact: Artifact) -> bool:
+        """True for the artifact that was measured, with the same files."""
+        return self.artifact == artifact.name and self.artifact_sha256 == sha256_of(artifact)
+
+
+def sha256_of(artifact: Artifact) -> tuple[str, ...]:
+    """SHA-256 of each file of an artifact."""
+    return tuple(file.sha256 for file in artifact.files)
+
+
+@dataclasses.dataclass(frozen=True)
 class Manifest:
     """Source, task, files of the model repository, and artifacts.
 
     Attributes:
         packed_from: Source of a packed bundle; None for an exported one.
+        tuned: The setting to open by default; None if none was chosen.
     """
 
     source: Source
@@ -167,6 +201,24 @@ class Manifest:
     files: tuple[FileRecord, ...]
     artifacts: tuple[Artifact, ...] = ()
     packed_from: PackedFrom | None = None
+    tuned: TunedChoice | None = None
+
+    @property
+    def records(self) -> tuple[FileRecord, ...]:
+        """Every file, once."""
+        artifacts = (record for artifact in self.artifacts for record in artifact.files)
+        evidence = () if self.tuned is None else (self.tuned.evidence,)
+        return tuple({record.path: record for record in (*self.files, *artifacts, *evidence)}.values())
+
+    @property
+    def tuned_artifact(self) -> Artifact | None:
+        """The artifact of the tuned choice; None without a choice, or if the artifact was replaced or removed."""
+        tuned = self.tuned
+        return None if tuned is None else next(filter(tuned.matches, self.artifacts), None)
+
+    def with_valid_choice(self) -> Manifest:
+        """The manifest without a choice whose artifact was replaced or removed."""
+        return self if self.tuned_artifact is not None else dataclasses.replace(self, tuned=None)
 
     @property
     def processor(self) -> str | None:
@@ -201,8 +253,9 @@ class Manifest:
 
     def to_dict(self) -> dict[str, Any]:
         fields = dataclasses.asdict(self)
-        if self.packed_from is None:
-            del fields["packed_from"]
+        for name in ("packed_from", "tuned"):
+            if fields[name] is None:
+                del fields[name]
         return {"schema_version": SCHEMA_VERSION, **fields}
 
     def to_json(self) -> str:

@@ -17,11 +17,13 @@ from vitdeploy.bundle.manifest import (
     PackedFrom,
     ProcessorOrigin,
     Source,
+    TunedChoice,
 )
 from vitdeploy.errors import BundleError, shown
 from vitdeploy.specs import (
     ENGINE_FORMATS,
     MODES,
+    MOST_A_BATCH,
     AxisRange,
     PixelFormat,
     PixelStage,
@@ -65,10 +67,14 @@ def parse_manifest(data: Mapping[str, Any], file: Path = Path(MANIFEST)) -> Mani
         files=_records(root["files"]),
         artifacts=tuple(map(_artifact, root["artifacts"].items())),
         packed_from=_packed_from(root.get("packed_from")),
+        tuned=_tuned(root.get("tuned")),
     )
     names = [artifact.name for artifact in manifest.artifacts]
     if len(set(names)) < len(names):
         raise root["artifacts"].error(f"names an artifact twice: {', '.join(names)}")
+    if manifest.tuned is not None and manifest.tuned_artifact is None:
+        problem = f"chooses {manifest.tuned.artifact}, which is not the artifact that was measured"
+        raise root["tuned"].error(problem, "remove the key from the manifest, and tune the bundle again")
     return manifest
 
 
@@ -174,6 +180,23 @@ def _packed_from(node: _Node) -> PackedFrom | None:
         return None
     sha256 = _sha256(node["manifest_sha256"])
     return PackedFrom(sha256, _records(node["files"]), tuple(node["artifacts"].texts()))
+
+
+def _tuned(node: _Node) -> TunedChoice | None:
+    if node.value is None:  # it was never tuned
+        return None
+    batch_size = node["batch_size"]
+    if not 1 <= batch_size.typed(int) <= MOST_A_BATCH:
+        raise batch_size.error(f"is not a number of images from 1 to {MOST_A_BATCH}")
+    return TunedChoice(
+        artifact=node["artifact"].typed(str),
+        artifact_sha256=tuple(map(_sha256, node["artifact_sha256"].items())),
+        backend=node["backend"].typed(str),
+        options=node["options"].plain(),
+        batch_size=batch_size.value,
+        machine={name: value.typed(str) for name, value in node["machine"].values().items()},
+        evidence=_record(node["evidence"]),
+    )
 
 
 def _sha256(node: _Node) -> str:

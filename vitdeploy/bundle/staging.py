@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.kept_files import KeptFiles
-from vitdeploy.bundle.manifest import MANIFEST, NOT_RECORDED, Artifact, Manifest
+from vitdeploy.bundle.manifest import MANIFEST, NOT_RECORDED, TUNING, Artifact, Manifest
 from vitdeploy.errors import BundleError, UsageError, first_line
 from vitdeploy.files.atomic import replace_folder, sync
 from vitdeploy.files.file_kinds import PROCESSOR_CONFIGS
@@ -48,11 +48,11 @@ def check_target(target: Path) -> None:
 def commit(staging: Path, target: Path, manifest: Manifest, *, made_from: Artifact | None = None) -> Bundle:
     """Replace `target` by `staging`, the content of a bundle with one artifact.
 
-    Other artifacts and files of `target` are kept; an artifact of the same format and precision is replaced. See
-    `vitdeploy.bundle.kept_files` for links.
+    Other artifacts and files of `target` are kept; an artifact of the same format and precision is replaced, and with
+    it a tuned choice of it is removed. See `vitdeploy.bundle.kept_files` for links.
 
     Args:
-        staging: Folder with every file in `manifest`.
+        staging: Folder with the files of the new artifacts, and the evidence of a new tuned choice.
         target: Path of the bundle.
         manifest: Manifest of the files in `staging`.
         made_from: Source artifact in `target` of the new one.
@@ -66,7 +66,8 @@ def commit(staging: Path, target: Path, manifest: Manifest, *, made_from: Artifa
     synced = sync(staging)  # slow: before the lock is taken
     with locked(target.parent):
         check_target(target)
-        old = Bundle.open(target) if made_from is not None or (target / MANIFEST).exists() else None
+        is_addition = made_from is not None or manifest.tuned is not None
+        old = Bundle.open(target) if is_addition or (target / MANIFEST).exists() else None
         if old is not None:
             kept = [(artifact.name, artifact.files) for artifact in old.manifest.artifacts]
             if made_from is not None and (made_from.name, made_from.files) not in kept:
@@ -112,9 +113,16 @@ def _with_existing(staging: Path, old: Bundle, new: Manifest) -> Manifest:
     names = {artifact.name for artifact in new.artifacts}
     kept = [artifact for artifact in old.manifest.artifacts if artifact.name not in names]
     replaced = [artifact for artifact in old.manifest.artifacts if artifact.name in names]
+    artifacts = tuple(sorted((*kept, *new.artifacts), key=lambda artifact: artifact.name))
+    is_tuned = (staging / TUNING).exists()
+    joined = dataclasses.replace(new, artifacts=artifacts, tuned=(new if is_tuned else old.manifest).tuned)
+    if is_tuned and joined.tuned_artifact is None:
+        message = f"{old.path} no longer has the artifact that was measured"
+        raise BundleError(message, what="tuned", where=old.path, hint="tune it again")
+    joined = joined.with_valid_choice()
     dropped = {MANIFEST, *(record.path for artifact in replaced for record in artifact.files)}
-    records = (*old.manifest.files, *(record for artifact in kept for record in artifact.files))
-    named = dropped.union(record.path for record in records)
+    if old.manifest.tuned is not None and joined.tuned != old.manifest.tuned:
+        dropped.add(old.manifest.tuned.evidence.path)
+    named = dropped.union(record.path for record in old.manifest.records)
     KeptFiles(old.path, staging, named, dropped).take()
-    artifacts = sorted((*kept, *new.artifacts), key=lambda artifact: artifact.name)
-    return dataclasses.replace(new, artifacts=tuple(artifacts))
+    return joined

@@ -117,6 +117,11 @@ def _bundle_rows(manifest: Manifest, inspections: list[Inspection]) -> list[tupl
         rows += [("merged into", source.base + (f" @ {source.base_revision}" if source.base_revision else ""))]
     rows += [("weights from", f"{file.path}  sha256 {file.sha256[:16]}…") for file in source.weights]
     rows += [("task", manifest.task), ("processor", manifest.processor or NOT_RECORDED)]
+    if manifest.tuned is not None:
+        tuned = manifest.tuned
+        options = pairs({**tuned.options, "batch_size": tuned.batch_size})
+        rows += [("tuned choice", f"{tuned.artifact} on {tuned.backend}, {options}")]
+        rows += [("  measured on", pairs(tuned.machine)), ("  evidence", tuned.evidence.path)]
     for item in inspections:
         rows += _artifact_rows(item.artifact)
         rows += _graph_rows(item.graph) if item.graph else [("  graph", f"not read: {item.note}")]

@@ -23,10 +23,9 @@ def pack(bundle: str, artifacts: tuple[str, ...], output: str, as_json: bool) ->
     The manifest keeps the validation of each artifact.
     """
     from vitdeploy.delivery.packing import pack as pack_bundle
-    from vitdeploy.delivery.packing import records_of
 
     packed = pack_bundle(bundle, artifacts, output=output)
-    records = records_of(packed.manifest)
+    records = packed.manifest.records
     if as_json:
         print_json({"bundle": str(packed.path), **packed.manifest.to_dict()})
         return

@@ -7,7 +7,7 @@ import click
 from vitdeploy.cli import synonyms
 from vitdeploy.cli.command import command, option
 from vitdeploy.cli.number_options import COUNT
-from vitdeploy.cli.output import PATH, image_limit_option, json_option, print_json, print_table, read_device
+from vitdeploy.cli.output import PATH, image_limit_option, json_option, one_line, print_json, print_table, read_device
 from vitdeploy.runtimes import BACKENDS
 
 
@@ -29,7 +29,7 @@ from vitdeploy.runtimes import BACKENDS
 @option(
     "--precision",
     callback=lambda _context, _option, name: synonyms.PRECISIONS.get(name, name),
-    help="Precision of the artifact. Default: the only one; with several, ONNX first, then fp32.",
+    help="Precision of the artifact. Default: the tuned choice, or the only one; of several, ONNX first, then fp32.",
 )
 @option("--device", callback=read_device, help="cpu, cuda or cuda:1. Default: cpu; cuda for an engine.")
 @option("--revision", group="Hub", help="Branch, tag or commit of a bundle on the Hub.")
@@ -56,13 +56,23 @@ def predict(
     multi-label model. A regression model returns all values in the model's order. Exits with 1 if the model returns NaN
     or infinite values.
     """
+    import warnings
+
     from vitdeploy.bundle.scores import ProblemType
     from vitdeploy.delivery.loading import load
+    from vitdeploy.runtimes.choice import TunedElsewhereWarning
 
-    with load(bundle, backend=backend, precision=precision, device=device, revision=revision, token=token) as predictor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TunedElsewhereWarning)  # printed below, as one line
+        opened_by = {"backend": backend, "precision": precision, "device": device, "revision": revision}
+        predictor = load(bundle, **opened_by, token=token)
+    with predictor:
         results = predictor.predict(list(images), top_k=top_k)
         details, problem_type, opened = predictor.runtime.details, predictor.problem_type, predictor.details
     commit, backend, precision = opened.get("revision"), opened["backend"], opened["precision"]
+    tuned = opened.get("tuned")
+    if tuned is not None and tuned["note"] is not None:
+        click.echo(f"Note: {one_line(bundle)}: {one_line(tuned['note'])}", err=True)
     if as_json:
         print_json(
             {
@@ -70,6 +80,7 @@ def predict(
                 **({} if commit is None else {"revision": commit}),
                 "backend": backend,
                 "precision": precision,
+                **({} if tuned is None else {"tuned": tuned}),
                 "problem_type": str(problem_type),
                 "details": details,
                 "results": [
@@ -87,7 +98,8 @@ def predict(
         for rank, prediction in enumerate(best)
     ]
     print_table(
-        f"{bundle}{'' if commit is None else f'@{commit[:7]}'} on {backend} {precision}",
+        f"{bundle}{'' if commit is None else f'@{commit[:7]}'} on {backend} {precision}"
+        + (", tuned" if tuned is not None and tuned["in_use"] else ""),
         ("image", "label", score),
         rows,
         notes=[f"also in the bundle: {', '.join(others)} (--backend, --precision)"] if others else [],

@@ -51,7 +51,7 @@ def verify(bundle: str, run: bool, artifacts: tuple[str, ...], images: str | Non
                 opened, names=artifacts, validation=ValidationOptions(images), progress=progress
             )
     manifest = opened.manifest
-    files = [*manifest.files, *(file for artifact in manifest.artifacts for file in artifact.files)]
+    files = manifest.records
     if as_json:
         shown = {"bundle": bundle, "status": "passed", "files": [file.path for file in files]}
         print_json({**shown, **({"proven": list(validated)} if run else {})})

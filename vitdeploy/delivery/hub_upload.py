@@ -15,7 +15,6 @@ from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import MANIFEST, Manifest
 from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.delivery.model_card import CARD, model_card
-from vitdeploy.delivery.packing import records_of
 from vitdeploy.errors import BundleError, HubError, InputError, MissingDependencyError, UsageError, readable
 from vitdeploy.files.regular_file import read_regular
 from vitdeploy.sources.file_choice import Choice, Files
@@ -117,7 +116,7 @@ def push(
         card = "kept" if CARD in names and not replace_card else "written" if own_card is None else "own"
         if card != "kept":
             added[CARD] = model_card(opened, name).encode() if own_card is None else own_card
-        records = records_of(opened.manifest)
+        records = opened.manifest.records
         with opened.opened(records, by_name=True) as files:  # names, which progress bars show
             added |= {record.path: file.path for record, file in zip(records, files, strict=True)}
             progress.step(f"uploading {len(added)} files to {name}")
@@ -155,11 +154,11 @@ def _stale(bundle: Bundle, name: str, names: set[str], commit: str, token: str |
     Raises:
         UsageError: If it is no bundle, but has files that the bundle would overwrite.
     """
-    new = {MANIFEST, *(record.path for record in records_of(bundle.manifest))}
+    new = {MANIFEST, *(record.path for record in bundle.manifest.records)}
     taken = sorted(new & names)
     before = _manifest_of(name, commit, token) if MANIFEST in names else None
     if before is not None:
-        return sorted({record.path for record in records_of(before)} & names - new)
+        return sorted({record.path for record in before.records} & names - new)
     if taken and bundle.manifest.source.id != name:
         raise UsageError(
             f"'{name}' holds other files, which would be overwritten: {', '.join(taken)}",

@@ -12,7 +12,7 @@ from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import MANIFEST
 from vitdeploy.errors import BundleError, HubError, NoReferenceError, UsageError
 from vitdeploy.predictor import Predictor, files_to_open
-from vitdeploy.runtimes.choice import choose
+from vitdeploy.runtimes.choice import choose, differing, loads, tuned_choice
 from vitdeploy.system.argument_types import typed
 
 if TYPE_CHECKING:
@@ -39,12 +39,17 @@ def load(
     Args:
         path: The bundle's folder; or its Hub id, such as "org/vit-digits-bundle", if no folder has that name.
         backend: "onnxruntime", "torch", ...
-        precision: The artifact's precision. If backend or precision is not given, the only matching artifact is opened;
-            of several, ONNX Runtime's first, and fp32 first.
+        precision: The artifact's precision. Without backend, precision and options, the tuned choice of the bundle is
+            opened (see `vitdeploy.tune`). Otherwise, or without one, it is the only matching artifact; of several,
+            ONNX Runtime's first, and fp32 first.
         device: "cpu", "cuda" or "cuda:1". Default: "cpu", or "cuda" for an engine.
         revision: A branch, tag or commit on the Hub.
         token: Access token for a private or gated repository. Default: the token from `hf auth login`.
         options: Runtime options of the backend, such as `intra_op_threads` for onnxruntime.
+
+    Warns:
+        TunedElsewhereWarning: If the bundle was tuned on a machine that differs from this one, or the tuned choice
+            cannot run here and the usual one is opened instead; the reason is in `Predictor.details`.
 
     Raises:
         BundleError: If there is no bundle, or one of its files was altered.
@@ -68,9 +73,14 @@ def load(
     def choose_files(files: Files) -> Choice:
         manifest = _located(files, MANIFEST)
         bundle = Bundle.open(manifest.parent)
-        chosen = choose(bundle, backend, precision)
-        records = files_to_open(bundle, chosen.backend, chosen.precision)
-        return Choice((manifest, *(_located(files, record.path) for record in records)))
+        usual = choose(bundle, backend, precision)
+        records = files_to_open(bundle, usual.backend, usual.precision)
+        tuned = tuned_choice(bundle, backend, precision, device, options)
+        if tuned is not None and loads(tuned[0].backend):
+            first = files_to_open(bundle.with_only(tuned[1]), tuned[0].backend, tuned[1].precision)
+            records = (*first, *(records if differing(tuned[0]) else ()))  # on another machine it may not run
+        paths = dict.fromkeys(record.path for record in records)
+        return Choice((manifest, *(_located(files, path) for path in paths)))
 
     name = os.fspath(path)
     try:

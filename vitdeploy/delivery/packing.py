@@ -47,9 +47,9 @@ def pack(
     check_target(Path(output))  # which tells of a path that cannot be resolved
     target = Path(output).resolve()
     _check_output(target, opened.path.resolve())
-    names = [record.path for record in records_of(manifest)]
+    names = [record.path for record in manifest.records]
     with staged_folder(target) as staging:
-        with opened.opened(records_of(manifest)) as files:
+        with opened.opened(manifest.records) as files:
             for name, file in zip(names, files, strict=True):
                 (staging / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file.handle, staging / name)
@@ -59,12 +59,6 @@ def pack(
             _check_output(target, opened.path.resolve())
             replace_folder(staging, target, synced)
     return Bundle(target, manifest)
-
-
-def records_of(manifest: Manifest) -> tuple[FileRecord, ...]:
-    """Every file in a manifest, once."""
-    artifacts = (record for artifact in manifest.artifacts for record in artifact.files)
-    return tuple({record.path: record for record in (*manifest.files, *artifacts)}.values())
 
 
 def _part(bundle: Bundle, names: Sequence[str]) -> Manifest:
@@ -79,9 +73,10 @@ def _part(bundle: Bundle, names: Sequence[str]) -> Manifest:
     needed = {source.name for artifact in named for source in bundle.needed_for(artifact)}
     artifacts = tuple(artifact for artifact in whole.artifacts if artifact.name in needed)
     part = Manifest(whole.source, whole.task, whole.files if reference in names else whole.configuration, artifacts)
-    kept = {record.path for record in records_of(part)}
+    part = dataclasses.replace(part, tuned=whole.tuned).with_valid_choice()
+    kept = {record.path for record in part.records}
     before = whole.packed_from or PackedFrom(_manifest_sha256(bundle), (), ())
-    left_out = [record for record in records_of(whole) if record.path not in kept]
+    left_out = [record for record in whole.records if record.path not in kept]
     packed_from = PackedFrom(
         before.manifest_sha256,
         tuple(sorted((*before.files, *left_out), key=lambda record: record.path)),
@@ -117,7 +112,7 @@ def _problem_of(target: Path) -> str | None:
     manifest = Bundle.open(target).manifest
     if manifest.packed_from is None:
         return "it is a bundle that was exported, not packed"
-    named = {MANIFEST, *(record.path for record in records_of(manifest))}
+    named = {MANIFEST, *(record.path for record in manifest.records)}
     others = sorted(
         path.relative_to(target).as_posix()
         for path in target.rglob("*")

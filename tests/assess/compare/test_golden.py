@@ -36,7 +36,7 @@ def golden(single: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(BACKENDS, "torch", Backend("not_there:X", None, "torch", "torch"))
+    monkeypatch.setitem(BACKENDS, "torch", Backend("not_there:X", (), "torch", "torch"))
 
 
 @pytest.mark.usefixtures("without_torch")

@@ -9,9 +9,10 @@ import pytest
 from raising import raises
 
 from vitdeploy.assess.environment.caches import caches
-from vitdeploy.assess.environment.cpu_features import cpu_name, fast_precisions
+from vitdeploy.assess.environment.cpu_features import fast_precisions
 from vitdeploy.assess.environment.gpus import GpuDescription, describe_gpus
 from vitdeploy.errors import DeviceError
+from vitdeploy.system.processor import cpu_name
 
 H200 = "NVIDIA H200, 143771 MiB, 9.0, 570.124.06"
 

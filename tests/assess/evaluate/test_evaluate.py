@@ -73,7 +73,7 @@ class Constant(Brightness):
 def brightness(monkeypatch: pytest.MonkeyPatch) -> type[Brightness]:
     """Runs in the place of torch."""
     monkeypatch.setattr(Brightness, "batches", [])
-    monkeypatch.setitem(BACKENDS, "torch", Backend(f"{__name__}:Brightness", None, "torch", "torch"))
+    monkeypatch.setitem(BACKENDS, "torch", Backend(f"{__name__}:Brightness", (), "torch", "torch"))
     return Brightness
 
 
@@ -171,7 +171,7 @@ def test_logits_that_are_not_finite_are_wrong_and_counted(single: Bundle, tmp_pa
 
 
 def test_all_backends_see_the_same_pass(single: Bundle, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(BACKENDS, "constant", Backend(f"{__name__}:Constant", "onnx", "onnxruntime", "onnxruntime"))
+    monkeypatch.setitem(BACKENDS, "constant", Backend(f"{__name__}:Constant", ("onnx",), "onnxruntime", "onnxruntime"))
     steps: list[str] = []
     evaluation = evaluate(single, data=data, batch_size=3, progress=Told(steps.append))
     real, onnx, constant = evaluation.results
@@ -193,7 +193,7 @@ def test_all_backends_see_the_same_pass(single: Bundle, data: Path, monkeypatch:
 def test_what_cannot_run_here_is_skipped_beside_what_can(
     single: Bundle, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(BACKENDS, "onnxruntime", Backend("not_there:X", "onnx", "onnxruntime", "onnxruntime"))
+    monkeypatch.setitem(BACKENDS, "onnxruntime", Backend("not_there:X", ("onnx",), "onnxruntime", "onnxruntime"))
     evaluation = evaluate(single, data=data)
     assert evaluation.status == "skipped"
     ran, skipped = evaluation.results

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
-from pathlib import Path
 from typing import Any
 
-_CPUINFO = "/proc/cpuinfo"
+from vitdeploy.system.processor import cpu_flags
+
 # By Linux's names in /proc/cpuinfo: arch/x86/include/asm/cpufeatures.h, Documentation/arch/arm64/elf_hwcaps.rst.
 _INSTRUCTIONS = {
     "int8": {
@@ -46,28 +45,11 @@ class FastPrecision:
         return {**dataclasses.asdict(self), "instructions": list(self.instructions)}
 
 
-def fast_precisions(cpuinfo: str = _CPUINFO) -> tuple[FastPrecision, ...]:
+def fast_precisions(cpuinfo: str | None = None) -> tuple[FastPrecision, ...]:
     """Precisions below float32 whose speed depends on the CPU."""
-    flags = cpu_flags(cpuinfo)
+    flags = cpu_flags() if cpuinfo is None else cpu_flags(cpuinfo)
     return tuple(
         FastPrecision(precision, bool(found) if flags else None, found)
         for precision, names in _INSTRUCTIONS.items()
         for found in [tuple(instructions for flag, instructions in names.items() if flag in flags)]
     )
-
-
-def cpu_flags(cpuinfo: str = _CPUINFO) -> frozenset[str]:
-    """Instruction sets of the first CPU, by kernel name; empty if the system does not report them."""
-    return frozenset((_cpu_info(cpuinfo, "flags") or _cpu_info(cpuinfo, "Features")).split())
-
-
-def cpu_name(cpuinfo: str = _CPUINFO) -> str:
-    """The CPU's model name."""
-    return _cpu_info(cpuinfo, "model name") or platform.processor() or "unknown"
-
-
-def _cpu_info(cpuinfo: str, key: str) -> str:
-    path = Path(cpuinfo)
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    pairs = (line.partition(":") for line in lines)
-    return next((value.strip() for name, _, value in pairs if name.strip() == key), "")

@@ -6,9 +6,9 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 
 from vitdeploy._version import __version__
-from vitdeploy.assess.environment.cpu_features import cpu_flags, cpu_name
 from vitdeploy.errors import UsageError
 from vitdeploy.system.cpu import session_threads, usable_cpus
+from vitdeploy.system.processor import cpu_flags, cpu_name
 
 PACKAGES = (
     "numpy",

@@ -66,22 +66,18 @@ def select(bundle: Bundle, backends: Sequence[str] | None = None) -> list[Select
             raise _unknown("backend", asked, BACKENDS)
         if precision and precision not in list(Precision):
             raise _unknown("precision", asked, Precision)
-        kind = BACKENDS[name].artifact_format
-        if kind is None:
+        formats = BACKENDS[name].artifact_formats
+        if not formats:
             selection[Selected(REFERENCE, name, precision or "fp32")] = None
         elif precision:
-            selection[Selected(bundle.artifact(kind, precision).name, name, precision)] = None
+            selection[Selected(bundle.artifact(formats, precision).name, name, precision)] = None
         else:
-            of_backend = [
-                Selected(artifact.name, name, artifact.precision)
-                for artifact in bundle.manifest.artifacts
-                if artifact.format == kind
-            ]
+            of_backend = [Selected(artifact.name, name, artifact.precision) for artifact in bundle.artifacts(formats)]
             if not of_backend:
                 raise UsageError(
                     f"{bundle.path} has no artifact for {name}",
                     what="backends", where=bundle.path, found=asked,
-                    hint=f"make it: {bundle.export_line('--to', kind)}",
+                    hint=f"make it: {bundle.export_line('--to', formats[0])}",
                 )  # fmt: skip
             selection |= dict.fromkeys(of_backend)
     return list(selection)
@@ -102,11 +98,11 @@ def artifacts(bundle: Bundle, backends: Sequence[str] | None = None) -> list[Sel
                 hint="name an artifact",
             )
         return selection
-    by_default = {name: row.artifact_format for name, row in BACKENDS.items() if row.by_default}
+    by_default = {name: row.artifact_formats[:1] for name, row in BACKENDS.items() if row.by_default}
     return [
         Selected(artifact.name, backend, artifact.precision)
         for artifact in bundle.manifest.artifacts
-        for backend in [name for name, kind in by_default.items() if kind == artifact.format] or [""]
+        for backend in [name for name, kinds in by_default.items() if artifact.format in kinds] or [""]
     ]
 
 
@@ -123,4 +119,4 @@ def no_artifact(bundle: Bundle, verb: str) -> UsageError:
 
 def reference_backend() -> str:
     """Name of the backend that runs the reference."""
-    return next(name for name, row in BACKENDS.items() if row.artifact_format is None)
+    return next(name for name, row in BACKENDS.items() if not row.artifact_formats)
