@@ -212,6 +212,37 @@ def processor(document: Document) -> str:
     return markdown(["median of processes (lowest to highest)", "vitdeploy", "transformers' PIL backend"], rows)
 
 
+def intervals(document: Document) -> str:
+    """A row with and without the burner: intervals of equal settings with 1, and of a slower one without it."""
+    rows = []
+    for burning in (False, True):
+        found = [row for row in document["experiments"] if row["burner"] == burning]
+        contained = sum(row["identical"]["low"] <= 1 <= row["identical"]["high"] for row in found)
+        seen = sum(row["slowed"]["low"] > 1 for row in found)
+        widths = [(row["identical"]["high"] - row["identical"]["low"]) / 2 for row in found]
+        ratios = [row["slowed"]["ratio"] for row in found]
+        rows.append(
+            [
+                "beside a busy process" if burning else "alone",
+                f"{statistics.median(row['p50_ms'] for row in found):.2f}",
+                f"{contained} of {len(found)}",
+                f"±{statistics.median(widths):.1%}",
+                f"{seen} of {len(found)}",
+                f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})",
+            ]
+        )
+    share = f"{document['slowdown']:.0%}"
+    header = [
+        "",
+        "ms a run",
+        "identical: interval has 1",
+        "half its width, median",
+        f"{share} slower: seen",
+        "its ratio, median (lowest to highest)",
+    ]
+    return markdown(header, rows)
+
+
 def _spread(processes: list[Document], *keys: str) -> str:
     values: list[Any] = list(processes)
     for key in keys:
@@ -395,6 +426,7 @@ TABLES: dict[str, Callable[[Document], str]] = {
         pixels,
         predict_overhead,
         processor,
+        intervals,
         readme,
         peer_comparison,
         trained,

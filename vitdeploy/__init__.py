@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from vitdeploy.assess.benchmark.benchmark import benchmark
     from vitdeploy.assess.benchmark.comparison import BenchmarkComparison, compare_benchmarks
     from vitdeploy.assess.benchmark.result import Benchmark
+    from vitdeploy.assess.benchmark.tuning import Tuning
     from vitdeploy.assess.compare.compare import compare
     from vitdeploy.assess.compare.results import Comparison
     from vitdeploy.assess.debug.bisection import Bisection, bisect
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from vitdeploy.serving.triton_repository import TritonModel, write_triton_model
     from vitdeploy.system.progress import Progress
     from vitdeploy.trt.options import EngineOptions
+    from vitdeploy.tuning.tune import tune
 
 telemetry.disable()  # here, because every module of the package is imported after it
 
@@ -67,6 +69,7 @@ __all__ = [
     "Sensitivity",
     "SourceOptions",
     "TritonModel",
+    "Tuning",
     "ValidationOptions",
     "VitDeployError",
     "__version__",
@@ -81,6 +84,7 @@ __all__ = [
     "pack",
     "push",
     "sensitivity",
+    "tune",
     "write_triton_model",
 ]
 
@@ -109,6 +113,7 @@ _MODULES = {
     "Sensitivity": "assess.debug.sensitivity",
     "SourceOptions": "exporting.options",
     "TritonModel": "serving.triton_repository",
+    "Tuning": "assess.benchmark.tuning",
     "ValidationOptions": "exporting.options",
     "VitDeployError": "errors",
     "__version__": "_version",
@@ -123,6 +128,7 @@ _MODULES = {
     "pack": "delivery.packing",
     "push": "delivery.hub_upload",
     "sensitivity": "assess.debug.sensitivity",
+    "tune": "tuning.tune",
     "write_triton_model": "serving.triton_repository",
 }
 

@@ -11,6 +11,7 @@ import numpy as np
 from vitdeploy.assess.benchmark.comparison import BenchmarkComparison, Change
 from vitdeploy.assess.benchmark.recorded import Key, Recorded
 from vitdeploy.assess.benchmark.result import Benchmark, NotMeasured
+from vitdeploy.assess.benchmark.tuning import BoundedAccuracy, Candidate, TimedSetting, Tuning
 from vitdeploy.assess.compare.results import BackendComparison, Comparison
 from vitdeploy.assess.compare.worst_images import WorstImage
 from vitdeploy.assess.data.folder_listing import LeftOut, Reason
@@ -142,6 +143,38 @@ BENCHMARK = Benchmark(
         Latency("x-fp32", "x", "fp32", 1, ((2.0, 2.5), (3.0, 3.0)), steady=False, quality=Quality(4, Accuracy(3, 4))),
     ),
     (NotMeasured("y-fp16", "y", "fp16", None, "no such device"), NotMeasured("x-fp32", "x", "fp32", 8, "takes one")),
+    left_out=LEFT_OUT,
+)  # fmt: skip
+
+TUNING = Tuning(
+    bundle="gone",
+    settings={
+        "accuracy": "min_agreement 0.99", "target": "latency", "max_batch": 32, "time_limit": 60.0, "seed": 0,
+        "resumed": False,
+    },
+    data={
+        "source": "photos", "calibration_images": 64, "calibration_sha256": "0" * 64, "held_out_images": 100,
+        "held_out_sha256": "1" * 64, "labels": False,
+    },
+    machine={"cpu": "abacus", "cpus": "2"},
+    candidates=(
+        Candidate(
+            "x-int8 static", "x-int8", "x", True, "met",
+            BoundedAccuracy("min_agreement 0.99", True, 0.995, 0.98, 0.999, 0.99, 100, "logits"), None, 10**6,
+        ),
+        Candidate("y-bf16", "y-bf16", "", True, "not made", reason="no such library"),
+    ),
+    timed=(
+        TimedSetting(
+            "x-int8 static", "x", {"threads": 1}, 1, "chosen", None, Interval(2.0, 1.9, 2.1), Interval(1.0, 1.0, 1.0),
+            2.5, 1.5, 40, front=True,
+        ),
+        TimedSetting("x-int8 static", "x", {}, 1, "not run", "out of memory"),
+    ),
+    usual="x-fp32 on x at 1",
+    gain=Interval(0.5, 0.4, 0.6),
+    notes=("the final had 2 of 4 sessions",),
+    seconds=12.0,
     left_out=LEFT_OUT,
 )  # fmt: skip
 

@@ -11,7 +11,16 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 from schemas import FOLDER, schema, validated, validator
-from written_results import BENCHMARK, BENCHMARK_COMPARISON, COMPARISON, EVALUATION, LAYERS, SENSITIVITY, gate_result
+from written_results import (
+    BENCHMARK,
+    BENCHMARK_COMPARISON,
+    COMPARISON,
+    EVALUATION,
+    LAYERS,
+    SENSITIVITY,
+    TUNING,
+    gate_result,
+)
 
 from vitdeploy.assess.debug.bisection import Bisection
 from vitdeploy.assess.debug.mixed_precision import GraphNode
@@ -27,11 +36,12 @@ RESULTS = [
     ("evaluate", EVALUATION),
     ("benchmark", BENCHMARK),
     ("benchmark_comparison", BENCHMARK_COMPARISON),
+    ("tune", TUNING),
     ("gate", gate_result()),
     ("gate", gate_result(Path("baseline.json"))),
 ]
 # Objects whose keys are a runtime's, a machine's or a data set's own.
-FREE = {"details", "machine", "per_class"}
+FREE = {"details", "machine", "options", "per_class"}
 
 
 def objects(value: Any, name: str = "") -> Iterator[dict[str, Any]]:
@@ -49,7 +59,7 @@ def objects(value: Any, name: str = "") -> Iterator[dict[str, Any]]:
 
 def test_they_are_schemas_of_the_draft_that_they_name() -> None:
     names = [path.stem for path in sorted(FOLDER.iterdir())]
-    assert names == ["benchmark", "benchmark_comparison", "compare", "evaluate", "gate"]
+    assert names == ["benchmark", "benchmark_comparison", "compare", "evaluate", "gate", "tune"]
     for name in names:
         assert schema(name)["$schema"] == "https://json-schema.org/draft/2020-12/schema"
         assert schema(name)["$id"].endswith(f":{name}")

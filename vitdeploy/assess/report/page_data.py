@@ -65,7 +65,10 @@ def statuses(report: Report) -> dict[str, str]:
     A gate's outcome is the page's: other parts are then listed only if they did not pass.
     """
     judged = {"Gate": report.gate, "Comparison": report.comparison, "Layers": report.layers}
-    measured = {"Sensitivity": report.sensitivity, "Accuracy": report.evaluation, "Latency": report.benchmark}
+    measured = {
+        "Sensitivity": report.sensitivity, "Accuracy": report.evaluation, "Latency": report.benchmark,
+        "Tuning": report.tuning,
+    }  # fmt: skip
     found = {name: part.status for name, part in (judged | measured).items() if part is not None}
     verdicts = ("Gate",) if report.gate is not None else tuple(judged)
     return {name: status for name, status in found.items() if name in verdicts or status != "passed"}
@@ -80,6 +83,7 @@ def headlines(report: Report) -> list[Headline]:
         *_of_sensitivity(report),
         *_of_accuracy(report),
         *_of_latency(report),
+        *_of_tuning(report),
     ]
 
 
@@ -190,6 +194,16 @@ def _of_latency(report: Report) -> Iterator[Headline]:
         fastest = max(same_batch, key=lambda latency: latency.images_per_second)
         note = "the fastest" if fastest is first else fastest.ratio(first).against(first.name)
         yield Headline(f"{fastest.name}, batch {first.load_text}", f"{fastest.p50_ms:.3g} ms", note)
+
+
+def _of_tuning(report: Report) -> Iterator[Headline]:
+    tuning = report.tuning
+    if tuning is not None and tuning.chosen is not None and tuning.chosen.ms is not None:
+        chosen, ms = tuning.chosen, tuning.chosen.ms
+        yield Headline("Fastest within the bound", f"{ms.estimate:.3g} ms", f"an image, {chosen}")
+    if tuning is not None and tuning.gain is not None:
+        gain, low, high = tuning.gain
+        yield Headline("Time of the choice", f"{gain:.2f}", f"({low:.2f} to {high:.2f}) of that of {tuning.usual}")
 
 
 def _exponential(value: float) -> str:
