@@ -102,9 +102,9 @@ def experiment(bundle: Bundle, options: argparse.Namespace, seed: int, *, burnin
 
 
 def _image() -> tuple[bytes, ...]:
-    from vitdeploy.assess.benchmark.benchmark import _encoded
+    from vitdeploy.assess.benchmark.image_files import image_files
 
-    return _encoded(None, 1)[0]
+    return image_files(None, 1).encoded
 
 
 def main() -> None:

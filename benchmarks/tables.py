@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import re
 import statistics
@@ -201,15 +202,31 @@ def evaluate(document: Document) -> str:
 
 def processor(document: Document) -> str:
     found = document["processes"]
-    ours, theirs = (_spread(found, "image_ms", name) for name in ("vitdeploy_file", "transformers_pil"))
+    peers = ["transformers_pil", "hf_processors_rs"]
+
+    def row(title: str, kind: str, *keys: str, name: str = "vitdeploy") -> list[str]:
+        """Our time, and for each peer that was measured, its time and ours as a share of it."""
+        times = [functools.reduce(dict.__getitem__, keys, process[kind]) for process in found]
+        cells = [title, _range([of_one[name] for of_one in times])]
+        for peer in peers:
+            measured = [of_one for of_one in times if peer in of_one]
+            cells += [
+                _range([of_one[peer] for of_one in measured]) if measured else "",
+                _range([of_one[name] / of_one[peer] for of_one in measured]) if measured else "",
+            ]
+        return cells
+
     rows = [
-        ["one image from a file (ms)", ours, theirs],
-        ["... transformers / ours", _spread(found, "speedup"), ""],
-        ["one image from bytes (ms)", _spread(found, "image_ms", "vitdeploy_bytes"), ""],
-        ["16 images, 1 thread (ms)", _spread(found, "batch16_ms", "1_thread"), ""],
-        ["16 images, 2 threads (ms)", _spread(found, "batch16_ms", "2_threads"), ""],
+        row(f"one image from {source}", "image_ms", name=f"vitdeploy_{name}")
+        for name, source in (("file", "a file"), ("bytes", "bytes"), ("uint8", "a file, to bytes"))
     ]
-    return markdown(["median of processes (lowest to highest)", "vitdeploy", "transformers' PIL backend"], rows)
+    for threads in found[0]["batch16_ms"]:
+        for name, form in (("vitdeploy", ""), ("vitdeploy_uint8", ", to bytes")):
+            rows.append(row(f"16 images, threads: {threads}{form}", "batch16_ms", threads, name=name))
+    rows += [row(f"one image, {setting}", "settings_ms", setting) for setting in found[0]["settings_ms"]]
+    header = ["ms, median of processes (lowest to highest)", "vitdeploy", "transformers' PIL backend", "ours / its",
+              "hf-processors-rs", "ours / its"]  # fmt: skip
+    return markdown(header, rows)
 
 
 def intervals(document: Document) -> str:
@@ -243,10 +260,7 @@ def intervals(document: Document) -> str:
     return markdown(header, rows)
 
 
-def _spread(processes: list[Document], *keys: str) -> str:
-    values: list[Any] = list(processes)
-    for key in keys:
-        values = [value[key] for value in values]
+def _range(values: list[float]) -> str:
     return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
@@ -374,6 +388,25 @@ def readme(document: Document) -> str:
     return markdown(["", "time / vitdeploy fp32's, batch 1", "batch 8", "mean cosine", "5th percentile"], rows)
 
 
+def server_replay(document: Document) -> str:
+    rows = []
+    for name, found in document["models"].items():
+        search, replays = found["search"], found["replays"]
+        percentiles = sorted(replay["p99_ms"] for replay in replays)
+        rows.append([
+            name, f"{search['bound_ms']:g}",
+            "none" if search["queries_per_second"] is None else f"{search['queries_per_second']:.4g}",
+            "" if search["invalid_queries_per_second"] is None else f"{search['invalid_queries_per_second']:.4g}",
+            str(search["replays_measured"]),
+            f"{sum(replay['held'] for replay in replays)} of {len(replays)}",
+            f"{statistics.median(percentiles):.1f} ({percentiles[0]:.1f} to {percentiles[-1]:.1f})" if replays else "",
+            f"{max(replay['lateness_p99_ms'] for replay in replays):.2f}" if replays else "",
+        ])  # fmt: skip
+    header = ["", "bound (ms)", "rate found (queries/s)", "not valid at", "replays of the search", "later replays held",
+              "their 99th percentile (ms, median and range)", "load late by at most (ms)"]  # fmt: skip
+    return markdown(header, rows)
+
+
 def growth(document: Document) -> str:
     results = document["results"]
     points = [(f"{each['minute']:g} min", each) for each in results["points"]]
@@ -409,6 +442,20 @@ def trips(document: Document) -> str:
     return markdown(["", *commits], rows)
 
 
+def tune(document: Document) -> str:
+    rows = [
+        [str(place), row["setting"], f"{row['ms']:.3f}", f"{row['ratio']:.3f}", "chosen" if row["chosen"] else ""]
+        for place, row in enumerate(document["settings"], 1)
+    ]
+    ratio, seconds = document["chosen_over_fastest"], document["seconds"]
+    text = (
+        f"tune took {seconds:.0f} s; time of its choice / the fastest: {ratio['estimate']:.3f} "
+        f"({ratio['low']:.3f} to {ratio['high']:.3f})"
+    )
+    header = ("place", "setting", "ms an image", "time / the fastest's", "")
+    return f"{caption(document)}\n\n{markdown(header, rows)}\n\n{text}"
+
+
 TABLES: dict[str, Callable[[Document], str]] = {
     of_one.__name__: of_one
     for of_one in (
@@ -428,9 +475,11 @@ TABLES: dict[str, Callable[[Document], str]] = {
         processor,
         intervals,
         readme,
+        server_replay,
         peer_comparison,
         trained,
         trips,
+        tune,
     )
 }
 

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from vitdeploy.assess.benchmark.benchmark import benchmark
     from vitdeploy.assess.benchmark.comparison import BenchmarkComparison, compare_benchmarks
     from vitdeploy.assess.benchmark.result import Benchmark
+    from vitdeploy.assess.benchmark.scenarios.options import Scenario
+    from vitdeploy.assess.benchmark.scenarios.results import ScenarioBenchmark
+    from vitdeploy.assess.benchmark.scenarios.scenario_benchmark import benchmark_scenario
     from vitdeploy.assess.benchmark.tuning import Tuning
     from vitdeploy.assess.compare.compare import compare
     from vitdeploy.assess.compare.results import Comparison
@@ -66,6 +69,8 @@ __all__ = [
     "Progress",
     "PushedBundle",
     "Quantization",
+    "Scenario",
+    "ScenarioBenchmark",
     "Sensitivity",
     "SourceOptions",
     "TritonModel",
@@ -74,6 +79,7 @@ __all__ = [
     "VitDeployError",
     "__version__",
     "benchmark",
+    "benchmark_scenario",
     "bisect",
     "compare",
     "compare_benchmarks",
@@ -110,6 +116,8 @@ _MODULES = {
     "Progress": "system.progress",
     "PushedBundle": "delivery.hub_upload",
     "Quantization": "exporting.options",
+    "Scenario": "assess.benchmark.scenarios.options",
+    "ScenarioBenchmark": "assess.benchmark.scenarios.results",
     "Sensitivity": "assess.debug.sensitivity",
     "SourceOptions": "exporting.options",
     "TritonModel": "serving.triton_repository",
@@ -118,6 +126,7 @@ _MODULES = {
     "VitDeployError": "errors",
     "__version__": "_version",
     "benchmark": "assess.benchmark.benchmark",
+    "benchmark_scenario": "assess.benchmark.scenarios.scenario_benchmark",
     "bisect": "assess.debug.bisection",
     "compare": "assess.compare.compare",
     "compare_benchmarks": "assess.benchmark.comparison",

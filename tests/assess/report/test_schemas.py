@@ -17,7 +17,10 @@ from written_results import (
     COMPARISON,
     EVALUATION,
     LAYERS,
+    OFFLINE_RUN,
     SENSITIVITY,
+    SERVER_RUN,
+    STREAM,
     TUNING,
     gate_result,
 )
@@ -36,6 +39,9 @@ RESULTS = [
     ("evaluate", EVALUATION),
     ("benchmark", BENCHMARK),
     ("benchmark_comparison", BENCHMARK_COMPARISON),
+    ("benchmark_scenario", STREAM),
+    ("benchmark_scenario", OFFLINE_RUN),
+    ("benchmark_scenario", SERVER_RUN),
     ("tune", TUNING),
     ("gate", gate_result()),
     ("gate", gate_result(Path("baseline.json"))),
@@ -59,7 +65,7 @@ def objects(value: Any, name: str = "") -> Iterator[dict[str, Any]]:
 
 def test_they_are_schemas_of_the_draft_that_they_name() -> None:
     names = [path.stem for path in sorted(FOLDER.iterdir())]
-    assert names == ["benchmark", "benchmark_comparison", "compare", "evaluate", "gate", "tune"]
+    assert names == ["benchmark", "benchmark_comparison", "benchmark_scenario", "compare", "evaluate", "gate", "tune"]
     for name in names:
         assert schema(name)["$schema"] == "https://json-schema.org/draft/2020-12/schema"
         assert schema(name)["$id"].endswith(f":{name}")
@@ -93,6 +99,8 @@ def test_no_key_may_be_missing_or_another(command: str, result: Any, capsys: pyt
         ("evaluate", EVALUATION, ("data_sha256",), "0"),
         ("benchmark", BENCHMARK, ("latencies", 0, "steady"), 1),
         ("benchmark_comparison", BENCHMARK_COMPARISON, ("settings", 0, "verdict"), "as fast"),
+        ("benchmark_scenario", SERVER_RUN, ("results", 0, "late_share"), 2),
+        ("benchmark_scenario", STREAM, ("scenario", "name"), "stream"),
         ("gate", gate_result(), ("evaluation", "images"), 0),
     ],
 )

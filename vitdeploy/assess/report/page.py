@@ -16,6 +16,7 @@ from vitdeploy.assess.report.page_data import (
     details,
     headlines,
     least_accurate,
+    load_settings,
     settings,
     statuses,
 )
@@ -70,6 +71,7 @@ def write_html(path: str | os.PathLike[str], result: Assessed | Report) -> None:
         report.sensitivity,
         report.evaluation,
         report.benchmark,
+        report.load,
         report.tuning,
     )
     write_result(path, writable(_render(report)).encode(), *(part for part in parts if part is not None))
@@ -88,6 +90,8 @@ def _render(report: Report) -> str:
         "labelled": labelled,
         "readable": readable_name,
         "settings": settings,
+        "tables": tables,
+        "load_settings": load_settings,
         "details": details,
     }
     template = environment.get_template("report.html")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from vitdeploy.assess.benchmark.result import Benchmark
+from vitdeploy.assess.benchmark.scenarios.results import ScenarioBenchmark
 from vitdeploy.assess.benchmark.tuning import Tuning
 from vitdeploy.assess.compare.results import Comparison
 from vitdeploy.assess.debug.layer_results import LayerComparison
@@ -23,7 +24,9 @@ from vitdeploy.errors import BundleError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-Assessed: TypeAlias = "Comparison | LayerComparison | Sensitivity | Evaluation | Benchmark | GateResult | Tuning"
+Assessed: TypeAlias = (
+    "Comparison | LayerComparison | Sensitivity | Evaluation | Benchmark | ScenarioBenchmark | GateResult | Tuning"
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,6 +43,7 @@ class Report:
         sensitivity: Effect of each layer alone in a lower precision.
         evaluation: Accuracy on labelled images.
         benchmark: Latencies; the first of each batch size is the baseline of the others.
+        load: Figures under load.
         tuning: The fastest setting within an accuracy bound.
         examples: Images with predictions, in groups by heading.
     """
@@ -53,11 +57,12 @@ class Report:
     sensitivity: Sensitivity | None = None
     evaluation: Evaluation | None = None
     benchmark: Benchmark | None = None
+    load: ScenarioBenchmark | None = None
     tuning: Tuning | None = None
     examples: Mapping[str, Sequence[ExampleImage]] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        names = ("gate", "comparison", "layers", "sensitivity", "evaluation", "benchmark", "tuning")
+        names = ("gate", "comparison", "layers", "sensitivity", "evaluation", "benchmark", "load", "tuning")
         parts = {name: getattr(self, name) for name in names}
         return {
             "title": self.title,
@@ -79,6 +84,7 @@ def report_of(result: Assessed) -> Report:
         Sensitivity: ("sensitivity", "Sensitivity"),
         Evaluation: ("evaluation", "Accuracy"),
         Benchmark: ("benchmark", "Latency"),
+        ScenarioBenchmark: ("load", "Load"),
         GateResult: ("gate", "Gate"),
         Tuning: ("tuning", "Tuning"),
     }
@@ -90,15 +96,14 @@ def report_of(result: Assessed) -> Report:
     parts: dict[str, Any] = {part: result}
     if isinstance(result, GateResult):
         parts |= {"evaluation": result.evaluation, "benchmark": result.benchmark}
-    evaluation, benchmark = parts.get("evaluation"), parts.get("benchmark")
-    measured = benchmark or parts.get("tuning")
+    evaluation, timed = parts.get("evaluation"), parts.get("benchmark") or parts.get("load") or parts.get("tuning")
     examples = {} if evaluation is None else worst_images(evaluation)
     if isinstance(result, Comparison):
         examples = furthest_images(result)
     return Report(
         title=f"{title}: {Path(result.bundle).name or result.bundle}",
         source=source_of(result.bundle),
-        machine=machine() if measured is None else measured.machine,
+        machine=machine() if timed is None else timed.machine,
         examples=examples,
         **parts,
     )

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from vitdeploy.assess.benchmark.comparison import BenchmarkComparison
 from vitdeploy.assess.benchmark.result import Benchmark
+from vitdeploy.assess.benchmark.scenarios.results import ScenarioBenchmark
 from vitdeploy.assess.benchmark.tuning import Tuning
 from vitdeploy.assess.debug.sensitivity import Sensitivity
 from vitdeploy.assess.evaluate.evaluate import Evaluation
 from vitdeploy.assess.metrics.latency import PERCENTILES
+from vitdeploy.assess.report.load_table import load_columns, load_row
 
 if TYPE_CHECKING:
     from vitdeploy.assess.benchmark.tuning import Candidate, TimedSetting
@@ -44,7 +46,7 @@ _COLUMNS = (
     "load ms", "first run ms", "peak MB", "GPU MB", "steady",
 )  # fmt: skip
 
-Measured: TypeAlias = Evaluation | Benchmark | BenchmarkComparison | Sensitivity | Tuning
+Measured: TypeAlias = Evaluation | Benchmark | BenchmarkComparison | ScenarioBenchmark | Sensitivity | Tuning
 
 
 @functools.singledispatch
@@ -112,6 +114,12 @@ def _of_benchmark_comparison(result: BenchmarkComparison) -> tuple[Table, ...]:
     different = tuple((change,) for change in result.changes)
     differences = (Table("", ("differences between the two",), different),) if different else ()
     return (Table("", columns, rows, (*failed, *result.only_in_one, *result.notes)), *differences)
+
+
+@tables.register
+def _of_scenario(result: ScenarioBenchmark) -> tuple[Table, ...]:
+    """A row per setting and batch size, with notes on the method and on what did not pass."""
+    return (Table("", load_columns(result), tuple(map(load_row, result.results)), result.notes),)
 
 
 @tables.register

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy.assess.benchmark.setting import Setting
 from vitdeploy.assess.runs.targets import Selected
-from vitdeploy.runtimes import runtime_class
+from vitdeploy.runtimes import BACKENDS, runtime_class
 from vitdeploy.specs import Precision
 from vitdeploy.system.cpu import session_threads, usable_cpus
 
@@ -52,7 +52,7 @@ class Trial:
     def complexity(self) -> tuple[int, int, int, int]:
         """Order of equally fast trials: threads, precision, options and batch size; the simplest first."""
         options = self.setting.options
-        threads = options.get(_THREADS.get(self.backend, "")) or session_threads().count
+        threads = options.get(BACKENDS[self.backend].threads_option or "") or session_threads().count
         precision = _PRECISIONS.index(Precision(self.variant.artifact.precision))
         return int(threads), precision, len(options), self.batch_size
 
@@ -62,14 +62,13 @@ class Trial:
         return f"{self.variant.name} on {self.backend}{options} at {self.batch_size}"
 
 
-_THREADS = {"onnxruntime": "intra_op_threads"}
 # Options that are tried both ways where several threads run, with their default: None for "within the cgroup quota".
 _SWITCHES: dict[str, bool | None] = {"allow_spinning": None, "pinning": False}
 
 
 def options_to_try(backend: str) -> list[dict[str, Any]]:
     """Run-time options of a backend, its defaults first: numbers of threads, and whether these spin or are pinned."""
-    name, cpus = _THREADS.get(backend), usable_cpus()
+    name, cpus = BACKENDS[backend].threads_option, usable_cpus()
     if not name:
         return [{}]
     default = session_threads().count
