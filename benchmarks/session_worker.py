@@ -42,7 +42,7 @@ def onnxruntime(file: Path, threads: int, options: dict[str, str]) -> Run:
 
 
 def vitdeploy(file: Path, threads: int, options: dict[str, str]) -> Run:
-    """vitdeploy's runtime of ONNX Runtime; options: numbers of `OnnxRuntimeOptions`, such as parallel_runs."""
+    """ONNX Runtime as vitdeploy opens it; options: numbers of `OnnxRuntimeOptions`, such as parallel_runs."""
     from vitdeploy.runtimes.onnxrt import OnnxRuntime
     from vitdeploy.runtimes.onnxrt_options import OnnxRuntimeOptions
 
