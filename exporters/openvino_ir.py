@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
-import openvino as ov
-from openvino import opset11
 
 from vitdeploy.errors import CheckFailedError, DeviceError, first_line
 from vitdeploy.exporters import Exported
@@ -21,12 +19,18 @@ from vitdeploy.exporters.graph.stored_weights import store_weights
 from vitdeploy.exporters.graph.tracing import forget
 from vitdeploy.specs import Precision
 from vitdeploy.system.forks import with_threads
+from vitdeploy.system.telemetry import without_reporter
+
+with without_reporter():
+    import openvino as ov
+    from openvino import opset11
 
 if TYPE_CHECKING:
     from vitdeploy.exporters.graph.measured_graph import MeasuredGraph
     from vitdeploy.images.processor import ImageProcessor
     from vitdeploy.models.vit import VisionTransformer
     from vitdeploy.specs import ExportSpec
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class OpenVINOGraph(TracedGraph):
@@ -95,7 +99,7 @@ def trace_openvino(model: VisionTransformer, spec: ExportSpec, processor: ImageP
     """
     if computes_in_bf16(spec) and "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise DeviceError(
-            "OpenVINO does not compute in bfloat16 on this CPU, so the artifact could not be compared with the reference",
+            "OpenVINO does not compute in bfloat16 on this CPU, so the artifact cannot be validated here",
             what="precision", expected="BF16", found=spec.precision,
             hint="export on a CPU with AVX512-BF16 or AMX, or choose another precision",
         )  # fmt: skip

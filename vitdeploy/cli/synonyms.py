@@ -46,8 +46,13 @@ OPTIONS = {
 }
 
 FORMATS = {
-    "engine": "tensorrt", "trt": "tensorrt", "ts": "torchscript", "jit": "torchscript", "ov": "openvino", "ir": "openvino",
-}  # fmt: skip
+    "engine": "tensorrt",
+    "trt": "tensorrt",
+    "ts": "torchscript",
+    "jit": "torchscript",
+    "ov": "openvino",
+    "ir": "openvino",
+}
 PRECISIONS = {"half": "fp16", "float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float": "fp32"}
 
 

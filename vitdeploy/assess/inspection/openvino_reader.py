@@ -8,12 +8,11 @@ import itertools
 from pathlib import Path
 from typing import NamedTuple
 
-import openvino as ov
-
 from vitdeploy.assess.inspection.graph_summary import GraphSummary, most_first
 from vitdeploy.errors import BundleError
 from vitdeploy.exporters.naming.parts import nodes_by_part
 from vitdeploy.files.opened import OpenedFile
+from vitdeploy.runtimes.ov_model import ov
 
 # ONNX's names, which tell the parts apart.
 _NAMES = {"Convert": "Cast", "ShapeOf": "Shape", "FakeQuantize": "QuantizeLinear"}
@@ -52,9 +51,12 @@ def read_openvino(source: Path | OpenedFile) -> GraphSummary:
         by_type[_dtype(weight)] += size
         digest = hashlib.sha256(weight.data.tobytes()).digest()
         sizes.setdefault((_dtype(weight), tuple(weight.get_output_shape(0)), digest), []).append(size)
-    opsets = sorted({str(node.operator.get_type_info().version_id) for node in nodes}, key=lambda name: (len(name), name))
+    opsets = {str(node.operator.get_type_info().version_id) for node in nodes}
     return GraphSummary(
-        versions={"IR version": int(model.get_rt_info("version").astype(int)), "operator sets": ", ".join(opsets)},
+        versions={
+            "IR version": int(model.get_rt_info("version").astype(int)),
+            "operator sets": ", ".join(sorted(opsets, key=_number)),
+        },
         node_types=most_first(collections.Counter(node.operator.get_type_name() for node in nodes)),
         weights=len(weights),
         weight_bytes=most_first(by_type),
@@ -135,6 +137,10 @@ def _stored_as(factor: ov.Node) -> str:
     while "float" in _dtype(factor) and factor.get_type_name() in _DEQUANTIZATION:
         factor = factor.input_value(0).get_node()
     return _dtype(factor)
+
+
+def _number(opset: str) -> int:
+    return int(opset.removeprefix("opset"))
 
 
 def _dtype(operator: ov.Node) -> str:
