@@ -119,9 +119,8 @@ class TracedGraph:
             CheckFailedError: If the graph is invalid, or does not have the model's inputs and outputs.
         """
         options = {"opset": self.opset, **self.quantized, **self._set_precision()}
-        tools = _TOOLS
+        tools = (*_TOOLS, "pillow") if self.spec.pixels.stage is PixelStage.DECODED else _TOOLS
         if self.spec.pixels.stage is PixelStage.DECODED:
-            tools = (*_TOOLS, "pillow")
             embed_resize(self.model, self.processor)
             simplify(self.model)
         self._check()

@@ -3,52 +3,63 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import openvino as ov
-from openvino import opset8 as ops
 
 from vitdeploy.assess.debug.layers import GIVEN, MADE, SplitArtifact
 from vitdeploy.assess.inspection.openvino_reader import hidden_states, load_openvino
 from vitdeploy.errors import UnavailableError
+from vitdeploy.files.opened import OpenedFile
+from vitdeploy.runtimes.ov import OpenVINORuntime
+from vitdeploy.runtimes.ov_model import ModelFile, ov
+from vitdeploy.specs import TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from vitdeploy.bundle.bundle import Bundle
     from vitdeploy.bundle.manifest import Artifact
 
+_AXES = ("batch", "tokens", "hidden")
+
 
 @contextlib.contextmanager
 def open_split(bundle: Bundle, artifact: Artifact) -> Iterator[SplitArtifact]:
-    """Open a copy of an IR artifact, on the CPU in its inference precision, whose layers start from given states.
+    """Open a copy of an IR artifact, in its inference precision, whose layers start from given states.
 
     Layer i has the float32 input `GIVEN`i (N, tokens, hidden) and the float32 output `MADE`i+1; `MADE`0 is the
     embeddings' output. The artifact's outputs are computed from the last given state.
 
     Raises:
         BundleError: If a file was altered, or OpenVINO does not read it.
-        UnavailableError: If the graph's layers cannot be identified.
+        UnavailableError: If the graph's layers cannot be identified, or it cannot run here.
     """
-    with bundle.opened_artifact(artifact) as (file, *_):
-        model = load_openvino(file)
-        states = hidden_states(model)
-        if len(states) < 2:
-            raise UnavailableError(
-                f"the layers of {file.path} cannot be told apart", where=file.path, hint="export it again"
-            )
-        split = _split(model, states)
-        settings = {"INFERENCE_PRECISION_HINT": artifact.options["inference_precision"]}
-        compiled = ov.Core().compile_model(split, "CPU", settings)
-
-    names = [*(spec.name for spec in artifact.outputs), *(f"{MADE}{index}" for index in range(len(states)))]
-
-    def of_batch(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        results = compiled(dict(feeds))
-        return {name: np.array(results[index], np.float32) for index, name in enumerate(names)}
-
-    yield SplitArtifact(len(states) - 1, of_batch)
+    with tempfile.TemporaryDirectory() as folder:
+        path, weights = Path(folder, "layers.xml"), Path(folder, "layers.bin")
+        with bundle.opened_artifact(artifact) as (source, *_):
+            model = load_openvino(source)
+            states = hidden_states(model)
+            if len(states) < 2:
+                raise UnavailableError(
+                    f"the layers of {source.path} cannot be told apart", where=source.path, hint="export it again"
+                )
+            ov.serialize(_split(model, states), path, weights)
+        given, made = (
+            tuple(TensorSpec(f"{prefix}{index}", "float32", _AXES) for index in range(len(states)))
+            for prefix in (GIVEN, MADE)
+        )
+        split = ModelFile(
+            OpenedFile.of(path),
+            (*artifact.inputs, *given),
+            (*artifact.outputs, *made),
+            weights=OpenedFile.of(weights),
+            precision=str(artifact.options.get("inference_precision")),
+        )
+        with OpenVINORuntime(split) as runtime:
+            yield SplitArtifact(len(states) - 1, runtime.run)
 
 
 def _split(model: ov.Model, states: list[ov.Output]) -> ov.Model:
@@ -56,10 +67,11 @@ def _split(model: ov.Model, states: list[ov.Output]) -> ov.Model:
     parameters, results = list(model.get_parameters()), list(model.get_results())
     for index, state in enumerate(states):
         users = state.get_target_inputs()
-        given = ops.parameter(state.get_partial_shape(), np.float32, name=f"{GIVEN}{index}")
+        given = ov.opset8.parameter(state.get_partial_shape(), np.float32, name=f"{GIVEN}{index}")
         given.output(0).set_names({f"{GIVEN}{index}"})
         for user in users:
             user.replace_source_output(given.output(0))
+        state.add_names({f"{MADE}{index}"})
         parameters.append(given)
-        results.append(ops.result(state))
+        results.append(ov.opset8.result(state))
     return ov.Model(results, parameters, "layers")

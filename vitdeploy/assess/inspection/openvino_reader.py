@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import hashlib
-import itertools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,7 +83,7 @@ def ir_nodes(model: ov.Model) -> list[IRNode]:
     return [
         IRNode(
             _NAMES.get(operator.get_type_name(), operator.get_type_name()),
-            tuple(value.get_source_output().get_node().get_friendly_name() for value in operator.inputs()),
+            tuple(maker.get_friendly_name() for maker in (*_makers(operator), *_scale(operator))),
             (operator.get_friendly_name(),),
             operator,
         )
@@ -93,20 +92,38 @@ def ir_nodes(model: ov.Model) -> list[IRNode]:
     ]
 
 
+def _makers(operator: ov.Node) -> list[ov.Node]:
+    return [value.get_source_output().get_node() for value in operator.inputs()]
+
+
+def _scale(operator: ov.Node) -> list[ov.Node]:
+    """The weight that a norm's result is multiplied by: its name tells the norm's part."""
+    if operator.get_type_name() != "MVN":
+        return []
+    users = (user.get_node() for user in operator.output(0).get_target_inputs())
+    return [maker for user in users for maker in _makers(user) if maker.get_type_name() == "Constant"]
+
+
 def parts_of(model: ov.Model, nodes: list[IRNode]) -> dict[str, list[IRNode]]:
     """See `nodes_by_part`."""
     return nodes_by_part(nodes, {parameter.get_friendly_name() for parameter in model.get_parameters()})
 
 
 def hidden_states(model: ov.Model) -> list[ov.Output]:
-    """Input of the first layer, and output of each: the last sum of its part."""
+    """Input of the first layer, and output of each; empty if they cannot be told apart.
+
+    The first layer normalizes a state from outside. A layer ends with the sum that all its others lead to.
+    """
     parts = parts_of(model, ir_nodes(model))
-    layers = []
+    layers: list[list[IRNode]] = []
     while f"layers.{len(layers)}" in parts:
         layers.append(parts[f"layers.{len(layers)}"])
-    ends = [[node.operator.output(0) for node in layer if node.op_type == "Add"][-1:] for layer in layers]
-    norms = [node.operator.input_value(0) for layer in layers[:1] for node in layer if node.op_type == "MVN"]
-    return [*norms[:1], *itertools.chain(*ends)]
+    inside = {name for layer in layers for node in layer for name in node.output}
+    norms = [node for layer in layers[:1] for node in layer if node.op_type == "MVN" and node.input[0] not in inside]
+    sums = [[node for node in layer if node.op_type == "Add"] for layer in layers]
+    if len(norms) != 1 or not all(sums):
+        return []
+    return [norms[0].operator.input_value(0), *(of_layer[-1].operator.output(0) for of_layer in sums)]
 
 
 def _types_by_part(model: ov.Model, nodes: list[IRNode]) -> dict[str, dict[str, int]]:
@@ -144,5 +161,5 @@ def _number(opset: str) -> int:
 
 
 def _dtype(operator: ov.Node) -> str:
-    name = operator.get_output_element_type(0).get_type_name()
+    name = str(operator.get_output_element_type(0).get_type_name())
     return _NUMPY_NAMES.get(name, name)
