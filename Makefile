@@ -9,7 +9,7 @@ TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 ORT_DI
 TENSORRT := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),10 11)
 BENCHMARKS := processor export predict_overhead pixels evaluate int8 accuracy_bound attention dynamic_size engines
 
-.PHONY: demo test check chromium docs format fuzz bench bench-large golden triton-schema mutations gpu-check clean
+.PHONY: demo test check chromium docs format fuzz bench bench-large bench-peers golden triton-schema mutations gpu-check clean
 
 demo: .venv/.demo  ## export, prove and time the embedded model
 	$(BIN)/vitdeploy demo
@@ -52,6 +52,11 @@ bench: .venv/.dev $(ENVS)/optimum/.done $(ENVS)/openvino/.done  ## record result
 bench-large: .venv/.dev  ## export a model of 4 GB: its peak memory; minutes
 	$(BIN)/python benchmarks/large.py --json benchmarks/results/large.json
 	$(BIN)/python benchmarks/tables.py
+
+MODEL ?=
+PHOTOGRAPHS ?=
+bench-peers: .venv/.dev $(ENVS)/optimum/.done $(ENVS)/openvino/.done $(ENVS)/timm/.done  ## vitdeploy and other tools on the checkpoint MODEL and PHOTOGRAPHS, see peer_comparison.py; an hour
+	$(BIN)/python benchmarks/peer_comparison.py --model $(MODEL) --photographs $(PHOTOGRAPHS)
 
 golden: $(ENVS)/timm/.done $(ENVS)/transformers4/.done  ## rewrite tests/golden with timm and PEFT themselves
 	$(TEST_ENV) $(ENVS)/timm/bin/python tests/golden/make_timm.py

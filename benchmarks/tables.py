@@ -283,6 +283,39 @@ def trained(document: Document) -> str:
     return f"{counts} Peers: {versions}.\n\n{markdown(header, rows)}"
 
 
+def peer_comparison(document: Document) -> str:
+    """The tools of one model, the fastest from JPEG files in the first batch size first."""
+    found = document["rows"]
+    sizes = list(next(iter(found.values())).get("batch_sizes", {}))
+    names = sorted(found, key=lambda name: found[name]["batch_sizes"][sizes[0]]["jpeg_ratio"][0] if sizes else 0)
+    rows = []
+    for name in names:
+        row = found[name]
+        timed = [row["batch_sizes"][size] for size in sizes]
+        times = [f"{each['jpeg_ms']:.1f} ({_interval(each['jpeg_ratio'])})" for each in timed] + [
+            f"{each['ready_ms']:.1f} ({_interval(each['ready_ratio'])})" for each in timed
+        ]
+        accuracy = [f"{row['mean_cosine']:.5f}", f"{row['p5_cosine']:.5f}"]
+        same = row.get("same_class", row["same_neighbour"])
+        rows.append([name, row["precision"], *times, *accuracy, f"{same:.1%}"])
+    header = ["", "products in"]
+    header += [
+        f"ms an image from {what}, batch {size} (/ the pipeline's)" for what in ("JPEG", "pixels") for size in sizes
+    ]
+    classifies = any("same_class" in row for row in found.values())
+    header += ["mean cosine", "5th percentile", "same class" if classifies else "same nearest neighbour"]
+    versions = "; ".join(
+        f"{place}: {', '.join(f'{package} {version}' for package, version in packages.items())}"
+        for place, packages in document["peers"].items()
+    )
+    return f"Environments: {versions}.\n\n{markdown(header, rows)}"
+
+
+def _interval(values: list[float]) -> str:
+    estimate, low, high = values
+    return f"{estimate:.3f}, {low:.3f} to {high:.3f}"
+
+
 def readme(document: Document) -> str:
     """The rows of the chart."""
     rows = []
@@ -345,6 +378,7 @@ TABLES: dict[str, Callable[[Document], str]] = {
         predict_overhead,
         processor,
         readme,
+        peer_comparison,
         trained,
         trips,
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForImageClassification
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 from transformers.exporters import OnnxConfig, OnnxExporter
 
 if TYPE_CHECKING:
@@ -48,9 +48,12 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="folder of the checkpoint")
     parser.add_argument("output", type=Path, help="folder to write")
     parser.add_argument("--ort-fusions", choices=["cpu"], help="use ONNX Runtime's own operators")
+    parser.add_argument("--image-size", type=int, help="of the traced example; by default the model's")
     arguments = parser.parse_args()
-    model = AutoModelForImageClassification.from_pretrained(arguments.model).eval()
-    size = model.config.image_size
+    (architecture,) = AutoConfig.from_pretrained(arguments.model).architectures
+    kind = AutoModelForImageClassification if architecture.endswith("ForImageClassification") else AutoModel
+    model = kind.from_pretrained(arguments.model).eval()
+    size = arguments.image_size or model.config.image_size
     export(model, arguments.output, image_size=(size, size), ort_fusions=arguments.ort_fusions)
 
 

@@ -1,14 +1,20 @@
-"""Choose the backend and the artifact of a bundle if not both are named."""
+"""Choose the backend and the artifact of a bundle if not both are named, and open them: the tuned choice first."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import warnings
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vitdeploy.runtimes import BACKENDS
+from vitdeploy.errors import UnavailableError, UsageError
+from vitdeploy.runtimes import BACKENDS, open_recorded, runtime_class
+from vitdeploy.system.processor import processor_identity
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from vitdeploy.bundle.bundle import Bundle
-    from vitdeploy.bundle.manifest import Artifact
+    from vitdeploy.bundle.manifest import Artifact, TunedChoice
+    from vitdeploy.runtimes.base import Runtime
 
 
 class Choice(NamedTuple):
@@ -47,3 +53,96 @@ def choose(bundle: Bundle, backend: str | None, precision: str | None) -> Choice
     name, chosen = min(fits, key=rank)  # the first of equals
     others = dict.fromkeys(artifact.name for _, artifact in fits if artifact.name != chosen.name)
     return Choice(name, chosen.precision, tuple(others))
+
+
+class TunedElsewhereWarning(UserWarning):
+    """A bundle was tuned on another machine, or its tuned choice cannot run on this one."""
+
+
+class Opened(NamedTuple):
+    """An open runtime.
+
+    Attributes:
+        bundle: The bundle; with the tuned artifact alone if that is open.
+        backend, precision: The backend, and the precision of its artifact.
+        others: Names of the other artifacts that could have been opened.
+        tuned: The bundle's tuned choice, whether it is in use, and how this machine differs; None without a choice.
+    """
+
+    runtime: Runtime
+    bundle: Bundle
+    backend: str
+    precision: str
+    others: tuple[str, ...]
+    tuned: dict[str, Any] | None = None
+
+
+def tuned_choice(
+    bundle: Bundle, backend: str | None, precision: str | None, device: str | None, options: Mapping[str, Any]
+) -> tuple[TunedChoice, Artifact] | None:
+    """The tuned choice with its artifact, unless the caller asks for anything else."""
+    tuned, artifact = bundle.manifest.tuned, bundle.manifest.tuned_artifact
+    if tuned is None or artifact is None or backend or precision or options or device not in (None, "cpu"):
+        return None
+    return tuned, artifact
+
+
+def open_choice(
+    bundle: Bundle, backend: str | None, precision: str | None, device: str | None, options: Mapping[str, Any]
+) -> Opened:
+    """Open the artifact for these arguments; without any, the tuned choice if the bundle has one.
+
+    A tuned choice that cannot run here is replaced by the usual one. That, and a machine that differs from the one
+    measured, give one `TunedElsewhereWarning`.
+
+    Raises:
+        UsageError, UnavailableError, BundleError: As `vitdeploy.runtimes.open_recorded`.
+    """
+    tuned = tuned_choice(bundle, backend, precision, device, options)
+    record: dict[str, Any] | None = None
+    if tuned is not None:
+        choice, artifact = tuned
+        only = bundle.with_only(artifact)
+        record = {
+            "artifact": artifact.name, "backend": choice.backend, "options": choice.options,
+            "batch_size": choice.batch_size, "in_use": True, "machine": [], "note": None,
+        }  # fmt: skip
+        try:
+            runtime = open_recorded(only, choice.backend, choice.options, precision=artifact.precision)
+        except (UnavailableError, UsageError) as exc:  # also a backend or an option of another version
+            _warn(record, f"its tuned choice, {choice.backend} {artifact.precision}, cannot run here: {exc}")
+            record["in_use"] = False
+        else:
+            differences = differing(choice, str(runtime.details["engine"]))
+            record["machine"] = differences
+            if differences:
+                _warn(record, f"it was tuned on another machine: {'; '.join(differences)}; tune it again here")
+            others = tuple(other.name for other in bundle.manifest.artifacts if other is not artifact)
+            return Opened(runtime, only, choice.backend, artifact.precision, others, record)
+    chosen = choose(bundle, backend, precision)
+    runtime = open_recorded(bundle, chosen.backend, options, precision=chosen.precision, device=device)
+    return Opened(runtime, bundle, chosen.backend, chosen.precision, chosen.others, record)
+
+
+def differing(choice: TunedChoice, engine: str | None = None) -> list[str]:
+    """How this machine, and the engine if it is known, differ from those measured, one text each."""
+    here = processor_identity() | ({} if engine is None else {"engine": engine})
+    return [
+        f"{name} {value or 'unknown'} here, {choice.machine[name] or 'unknown'} there"
+        for name, value in here.items()
+        if value != choice.machine.get(name, value)
+    ]
+
+
+def loads(backend: str) -> bool:
+    """True if the backend's engine is installed and loads."""
+    try:
+        runtime_class(backend)
+    except (UnavailableError, UsageError):
+        return False
+    return True
+
+
+def _warn(record: dict[str, Any], note: str) -> None:
+    record["note"] = note
+    warnings.warn(f"this bundle is not at its fastest: {note}", TunedElsewhereWarning, stacklevel=4)

@@ -10,13 +10,14 @@ from vitdeploy.system import telemetry
 if TYPE_CHECKING:
     from vitdeploy._version import __version__
     from vitdeploy.assess.benchmark.benchmark import benchmark
+    from vitdeploy.assess.benchmark.comparison import BenchmarkComparison, compare_benchmarks
+    from vitdeploy.assess.benchmark.result import Benchmark
     from vitdeploy.assess.compare.compare import compare
     from vitdeploy.assess.compare.results import Comparison
     from vitdeploy.assess.debug.bisection import Bisection, bisect
     from vitdeploy.assess.debug.sensitivity import Sensitivity, sensitivity
     from vitdeploy.assess.evaluate.evaluate import Evaluation, evaluate
     from vitdeploy.assess.gate.gate import GateResult, gate
-    from vitdeploy.assess.metrics.latency import Benchmark
     from vitdeploy.bundle.bundle import Bundle
     from vitdeploy.delivery.hub_upload import PushedBundle, push
     from vitdeploy.delivery.loading import load
@@ -44,6 +45,7 @@ telemetry.disable()  # here, because every module of the package is imported aft
 
 __all__ = [
     "Benchmark",
+    "BenchmarkComparison",
     "Bisection",
     "Bundle",
     "Calibration",
@@ -71,6 +73,7 @@ __all__ = [
     "benchmark",
     "bisect",
     "compare",
+    "compare_benchmarks",
     "evaluate",
     "export",
     "gate",
@@ -83,7 +86,8 @@ __all__ = [
 
 # Imported on first use: `import vitdeploy` is cheap, and a name loads only its own dependencies.
 _MODULES = {
-    "Benchmark": "assess.metrics.latency",
+    "Benchmark": "assess.benchmark.result",
+    "BenchmarkComparison": "assess.benchmark.comparison",
     "Bisection": "assess.debug.bisection",
     "Bundle": "bundle.bundle",
     "Calibration": "exporting.options",
@@ -111,6 +115,7 @@ _MODULES = {
     "benchmark": "assess.benchmark.benchmark",
     "bisect": "assess.debug.bisection",
     "compare": "assess.compare.compare",
+    "compare_benchmarks": "assess.benchmark.comparison",
     "evaluate": "assess.evaluate.evaluate",
     "export": "exporting.workflow",
     "gate": "assess.gate.gate",

@@ -27,8 +27,8 @@ from vitdeploy.system.argument_types import typed
 from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
+    from vitdeploy.assess.benchmark.result import Benchmark
     from vitdeploy.assess.compare.results import Comparison
-    from vitdeploy.assess.metrics.latency import Benchmark
 
 BACKENDS = ("torch", "onnxruntime")
 _BATCH_SIZES = (1, 8)

@@ -16,7 +16,7 @@ from vitdeploy.errors import BundleError, NotFiniteError, UsageError, check_coun
 from vitdeploy.images.open import image_name
 from vitdeploy.images.processor import ImageProcessor, as_batch
 from vitdeploy.runtimes import formats_of
-from vitdeploy.runtimes.tuned import open_choice
+from vitdeploy.runtimes.choice import open_choice
 from vitdeploy.specs import MOST_A_BATCH, PixelStage, Precision
 from vitdeploy.system.argument_types import typed
 from vitdeploy.system.typed_lines import typed_line

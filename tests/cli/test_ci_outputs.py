@@ -12,7 +12,7 @@ from faults import copy_of
 from schemas import validated
 
 import vitdeploy
-from vitdeploy.assess.benchmark.benchmark import _Timed
+from vitdeploy.assess.benchmark.turns import _Timing
 from vitdeploy.assess.report.markdown import markdown
 from vitdeploy.assess.report.stopped import Stopped
 from vitdeploy.assets import default_checkpoint, held_out_images
@@ -106,10 +106,10 @@ def test_a_new_artifact_is_told_apart_from_a_failure(digits: Bundle, tmp_path: P
 
 def test_a_missing_torch_counts_only_where_torch_was_asked_for(digits: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """The process that times is another one, so what it would answer is put in its place."""
-    opened = _Timed.open
+    opened = _Timing.open
 
-    def open_without_torch(self: _Timed) -> None:
-        if self.selected.backend == "torch":
+    def open_without_torch(self: _Timing) -> None:
+        if self.job.setting.selected.backend == "torch":
             real, self._ask = self._ask, _missing
             opened(self)
             self._ask = real
@@ -119,7 +119,7 @@ def test_a_missing_torch_counts_only_where_torch_was_asked_for(digits: Bundle, m
     def _missing(*_: Any) -> Any:
         raise MissingDependencyError("the torch backend", "torch")
 
-    monkeypatch.setattr(_Timed, "open", open_without_torch)
+    monkeypatch.setattr(_Timing, "open", open_without_torch)
     result = run("benchmark", digits.path, *QUICK)
     assert (result.code, result.err) == (0, "")
     assert "torch fp32 was not measured: the torch backend needs a package" in result.out

@@ -21,8 +21,9 @@ from raising import raises
 
 from vitdeploy import demo
 from vitdeploy.assess.benchmark.benchmark import benchmark
+from vitdeploy.assess.benchmark.result import Benchmark
 from vitdeploy.assess.compare.compare import compare
-from vitdeploy.assess.metrics.latency import Benchmark, Latency
+from vitdeploy.assess.metrics.latency import Latency
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.errors import InputError, MissingDependencyError, OutputError, UsageError
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from written_results import EVALUATION, LAYERS, SENSITIVITY
 
+from vitdeploy.assess.benchmark.result import Benchmark
 from vitdeploy.assess.compare.results import BackendComparison, Comparison
-from vitdeploy.assess.metrics.latency import Benchmark, Latency
+from vitdeploy.assess.metrics.latency import Latency
 from vitdeploy.assess.metrics.outputs import compare_outputs
 from vitdeploy.assess.report.example_images import ExampleImage
 from vitdeploy.assess.report.page import write_html
@@ -67,10 +68,10 @@ def hostile_report(image: Path) -> Report:
     )
     latencies = (
         Latency(
-            "reference", "torch", "fp32", 1, ((4.0, 5.0, 6.0),),
+            "reference", "torch", "fp32", 1, ((4.0, 5.0, 6.0),) * 2,
             processing_ms=0.123, details={"engine": "torch 9", "providers": ["a", "b"]},
         ),
-        Latency("x", "$x^$<b>", "fp32", 1, ((2.0, 2.5, 40.0),)),
+        Latency("x", "$x^$<b>", "fp32", 1, ((2.0, 2.5, 40.0),) * 2),
         Latency("reference", "torch", "fp32", 8, ((16.0,),)),
     )  # fmt: skip
     right, wrong = Prediction(HOSTILE, 1, 0.75), Prediction("newt", 0, 0.5)

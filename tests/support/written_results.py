@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vitdeploy.assess.benchmark.comparison import BenchmarkComparison, Change
+from vitdeploy.assess.benchmark.recorded import Key, Recorded
+from vitdeploy.assess.benchmark.result import Benchmark, NotMeasured
 from vitdeploy.assess.compare.results import BackendComparison, Comparison
 from vitdeploy.assess.compare.worst_images import WorstImage
 from vitdeploy.assess.data.folder_listing import LeftOut, Reason
@@ -15,10 +19,12 @@ from vitdeploy.assess.debug.sensitivity import LayerEffect, Sensitivity
 from vitdeploy.assess.evaluate.evaluate import Evaluation
 from vitdeploy.assess.gate.checks import Check
 from vitdeploy.assess.gate.gate import GateResult
-from vitdeploy.assess.metrics.accuracy import Predictions
-from vitdeploy.assess.metrics.latency import Benchmark, Latency, NotMeasured
+from vitdeploy.assess.metrics.accuracy import Accuracy, Predictions
+from vitdeploy.assess.metrics.intervals import Interval, Ratio
+from vitdeploy.assess.metrics.latency import Latency
 from vitdeploy.assess.metrics.logits import LogitsDifference
 from vitdeploy.assess.metrics.outputs import Difference
+from vitdeploy.assess.metrics.pareto import Quality
 from vitdeploy.predictor import Prediction
 
 if TYPE_CHECKING:
@@ -124,17 +130,33 @@ EVALUATION = Evaluation(
 BENCHMARK = Benchmark(
     "gone",
     {"cpu": "abacus"},
-    {"batch_sizes": [1], "rounds": 1, "runs": 3, "device": "cpu", "threads": 0, "images": "2", "warm_up": "short"},
+    {
+        "batch_sizes": [1], "image_sizes": [], "processes": 1, "rounds": 2, "runs": 2, "device": "cpu", "threads": 0,
+        "images": "2", "accuracy": "top-1 accuracy", "warm_up": "short",
+    },
     (
         Latency(
-            "reference", "torch", "fp32", 1, ((4.0, 5.0, 6.0),), ((6.0, 7.0, 8.0),), 1.5, 900.0, 12.0, 10**8,
-            details={"engine": "torch 9"},
+            "reference", "torch", "fp32", 1, ((4.0, 5.0), (6.0, 6.0)), ((6.0, 7.0), (8.0, 8.0)),
+            1.5, 900.0, 12.0, 10**8, details={"engine": "torch 9"},
         ),
-        Latency("x-fp32", "x", "fp32", 1, ((2.0, 2.5, 3.0),), steady=False),
+        Latency("x-fp32", "x", "fp32", 1, ((2.0, 2.5), (3.0, 3.0)), steady=False, quality=Quality(4, Accuracy(3, 4))),
     ),
     (NotMeasured("y-fp16", "y", "fp16", None, "no such device"), NotMeasured("x-fp32", "x", "fp32", 8, "takes one")),
     left_out=LEFT_OUT,
 )  # fmt: skip
+
+
+_KEY = Key("x-fp32", "x", "fp32", "", 1, None)
+_RECORDED = Recorded(
+    "before.json", "gone", {"cpu": "abacus"}, {"rounds": 2}, {_KEY: ((2.0, 2.1), (2.0, 2.2))}, ("hot",)
+)
+BENCHMARK_COMPARISON = BenchmarkComparison(
+    "after.json",
+    _RECORDED,
+    dataclasses.replace(_RECORDED, file="after.json", machine={"cpu": "slide rule"}),
+    (Change(_KEY, Interval(2.0, 1.9, 2.1), Interval(2.2, 2.1, 2.3), Ratio(1.1, 1.05, 1.15)),),
+    0.05,
+)
 
 
 def gate_result(baseline: Path | None = None) -> GateResult:

@@ -24,7 +24,7 @@ import pytest
 from raising import raises
 
 from vitdeploy.errors import UsageError
-from vitdeploy.system import cpu
+from vitdeploy.system import cgroups, cpu
 from vitdeploy.system.cpu import (
     INTRA_OP_VARIABLE,
     Cpus,
@@ -191,7 +191,7 @@ def test_files_that_cannot_be_read_limit_nothing(root: Path, name: str) -> None:
     assert v2(root, "/", {"sys/fs/cgroup": "100000 100000"}) == 1
     (root / name).unlink()
     (root / name).mkdir()  # which no user can read as a file
-    cpu._limit_folders.cache_clear()
+    cgroups._folders.cache_clear()
     assert read(root) == Cpus(16, 16, 8, None)
 
 
@@ -200,7 +200,7 @@ def test_files_that_cannot_be_read_limit_nothing(root: Path, name: str) -> None:
 def test_odd_lines_are_passed_over(root: Path, name: str, text: str) -> None:
     v2(root, "/", {"sys/fs/cgroup": "100000 100000"})
     write(root, {name: text})
-    cpu._limit_folders.cache_clear()
+    cgroups._folders.cache_clear()
     assert read(root).quota is None
 
 
@@ -434,7 +434,7 @@ def real_cgroup() -> Iterator[Path]:
 
 
 def _own_folders() -> tuple[tuple[str, int], ...]:
-    return cpu._limit_folders("", Path("/proc/self/cgroup").read_text()) if sys.platform == "linux" else ()
+    return cgroups.cgroup_folders("cpu") if sys.platform == "linux" else ()
 
 
 def _can_limit(folder: Path, version: int) -> bool:

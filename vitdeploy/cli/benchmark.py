@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from vitdeploy.cli.command import command, option
-from vitdeploy.cli.number_options import TURNS, ParamType
+from vitdeploy.cli.number_options import COUNT, TURNS, ParamType
 from vitdeploy.cli.output import (
     PATH,
     backends_option,
@@ -21,7 +22,12 @@ from vitdeploy.cli.output import (
 from vitdeploy.cli.progress import CommandProgress
 from vitdeploy.cli.reports import Reports, conclude_with, report_options
 from vitdeploy.cli.table import details_option
+from vitdeploy.errors import UsageError
+from vitdeploy.specs import read_image_size
 from vitdeploy.system.cpu import MOST_THREADS
+from vitdeploy.system.shares import read_slowdown
+
+_COMPARING = ("bundle", "after", "max_slowdown", "as_json", "details", "quiet", "verbose", "html", "markdown")
 
 
 class BatchSizes(ParamType[tuple[int, ...]]):
@@ -38,45 +44,158 @@ class BatchSizes(ParamType[tuple[int, ...]]):
         return tuple(int(part) for part in parts)
 
 
+class MaxSlowdown(ParamType[str]):
+    """A share of the time, checked where it is used."""
+
+    name = "share"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            read_slowdown(value)
+        except UsageError as exc:
+            self.fail(str(exc), param, ctx)
+        return str(value)
+
+
+class Threads(ParamType[tuple[int, ...]]):
+    """Comma-separated numbers of threads."""
+
+    name = "N,N,..."
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        parts = [part.strip() for part in str(value).split(",")]
+        if not all(re.fullmatch("[0-9]{1,9}", part, re.ASCII) and int(part) <= MOST_THREADS for part in parts):
+            self.fail(f"{value!r:.80} is not a list of numbers from 0 to {MOST_THREADS} such as 1,2,4", param, ctx)
+        return tuple(map(int, parts))
+
+
+class ImageSizes(ParamType[tuple[tuple[int, int], ...]]):
+    """Comma-separated image sizes."""
+
+    name = "HxW,HxW,..."
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[tuple[int, int], ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            sizes = [read_image_size(part.strip()) for part in str(value).split(",")]
+        except UsageError as exc:
+            self.fail(str(exc), param, ctx)
+        if not all(isinstance(size[0], int) for size in sizes):
+            self.fail(f"{value!r:.80} is not a list of image sizes such as 224x224,384x384", param, ctx)
+        return tuple(sizes)
+
+
 @command(
     examples=(
         "benchmark vit",
         "benchmark vit --backend onnxruntime --batch-sizes 1,8,32 --threads 4",
+        "benchmark vit --setting onnxruntime:int8,allow_spinning=false --setting onnxruntime:int8 --threads 1,2",
         "benchmark vit --images photos --markdown times.md",
+        "benchmark before.json after.json --max-slowdown 5%",
     )
 )
-@click.argument("bundle", type=PATH)
+@click.argument("bundle", type=PATH, metavar="BUNDLE|BEFORE.json")
+@click.argument("after", type=PATH, required=False, metavar="[AFTER.json]")
 @option("--batch-sizes", default="1,8", show_default=True, type=BatchSizes(), help="Batch sizes.")
 @backends_option("Default: the reference (torch) and every artifact.")
+@option(
+    "--setting",
+    "settings",
+    multiple=True,
+    metavar="NAME[:PRECISION],OPTION=VALUE,...",
+    help="Backend with run-time options, such as onnxruntime:int8,allow_spinning=false; repeatable. The first backend "
+    "or setting is the base of the others.",
+)
 @device_option
 @option(
     "--threads",
-    default=0,
-    type=click.IntRange(0, MOST_THREADS),
-    help="Threads of each backend. Default (0): OMP_NUM_THREADS for torch, ORT_INTRA_OP_NUM_THREADS for ONNX "
-    "Runtime; if unset, as many as CPU affinity, cgroup quota and cores allow.",
+    default="0",
+    type=Threads(),
+    help="Threads of each backend; several numbers are timed each. Default (0): OMP_NUM_THREADS for torch, "
+    "ORT_INTRA_OP_NUM_THREADS for ONNX Runtime; if unset, as many as CPU affinity, cgroup quota and cores allow.",
 )
-@option("--images", type=PATH, help="Image folder. Default: synthetic JPEG files.")
-@option("--rounds", default=10, show_default=True, type=TURNS, help="Rounds of each backend.")
+@option("--image-sizes", default=(), type=ImageSizes(), help="Image sizes, for artifacts of dynamic size.")
+@option(
+    "--images",
+    type=PATH,
+    help="Image folder, also for the mean cosine with the reference (without --data). Default: synthetic JPEG files.",
+)
+@option("--data", type=PATH, help="Labelled images, as for evaluate: also measure the accuracy of each setting.")
+@option("--limit", type=COUNT, help="Most images for the accuracy, sampled. Default: all of --data, 64 of --images.")
+@option("--processes", type=TURNS, help="Processes of each setting. Default: 5, or 3 or 4 where starts take long.")
+@option(
+    "--max-slowdown",
+    type=MaxSlowdown(),
+    help="For two recorded results: exit with 1 if a setting is slower by more, and its interval excludes 1.",
+)
+@option("--rounds", default=10, show_default=True, type=TURNS, help="Rounds of each setting, over all processes.")
 @option("--runs", default=10, show_default=True, type=TURNS, help="Timed runs per round.")
 @report_options("html", "markdown")
 @image_limit_option
 @details_option
 @json_option
-def benchmark(bundle: str, reports: Reports, as_json: bool, **options: Any) -> None:
+@click.pass_context
+def benchmark(
+    context: click.Context,
+    /,
+    bundle: str,
+    after: str | None,
+    max_slowdown: str | None,
+    reports: Reports,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Time every artifact of BUNDLE and the reference, in turns, each in its own process.
+
+    With BEFORE.json and AFTER.json, which are outputs of `benchmark --json`, compares these instead: two machines or
+    two versions.
 
     Percentiles are latencies of the runtime on preprocessed images. Latency from image files is measured separately.
     Exits with 1 if a model returns NaN or infinite values, and with 3 if another measurement failed.
     """
+    if after is not None or bundle.endswith(".json"):
+        _compare_recorded(context, bundle, after, max_slowdown, reports, as_json)
+    if max_slowdown is not None:
+        raise UsageError(
+            "--max-slowdown needs two recorded results", what="max_slowdown", found=max_slowdown,
+            hint="vitdeploy benchmark BEFORE.json AFTER.json --max-slowdown 5%",
+        )  # fmt: skip
     from vitdeploy.assess.benchmark.benchmark import benchmark as benchmark_bundle
     from vitdeploy.assess.report.tables import tables
 
     with CommandProgress("rounds") as progress:
-        result = benchmark_bundle(bundle, progress=progress, **options)
+        similarity = options["images"] is not None and options["data"] is None
+        result = benchmark_bundle(bundle, similarity=similarity, progress=progress, **options)
 
     def print_result(_: object) -> None:
         title = f"{result.bundle} on {result.settings['device']}, preprocessed input unless a column says otherwise"
         print_tables(measured_title(title, result.status), tables(result))
 
     conclude_with(result, print_result, as_json, reports)
+
+
+def _compare_recorded(
+    context: click.Context, before: str, after: str | None, max_slowdown: str | None, reports: Reports, as_json: bool
+) -> NoReturn:
+    from vitdeploy.assess.benchmark.comparison import compare_benchmarks
+    from vitdeploy.assess.report.tables import tables
+
+    if after is None:
+        raise UsageError(
+            f"{before} is one recorded result", what="after", where=before,
+            hint="give a second one to compare, or a bundle to measure",
+        )  # fmt: skip
+    given = [name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    measuring = [f"--{name.replace('_', '-')}" for name in given if name not in _COMPARING]
+    if measuring:
+        raise UsageError(
+            f"{', '.join(measuring)}: only for a bundle, not for recorded results",
+            what="options", found=measuring, hint="leave out",
+        )  # fmt: skip
+    result = compare_benchmarks(before, after, max_slowdown=max_slowdown)
+    conclude_with(result, lambda _: print_tables(result.title, tables(result)), as_json, reports)

@@ -60,7 +60,7 @@ def predict(
 
     from vitdeploy.bundle.scores import ProblemType
     from vitdeploy.delivery.loading import load
-    from vitdeploy.runtimes.tuned import TunedElsewhereWarning
+    from vitdeploy.runtimes.choice import TunedElsewhereWarning
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TunedElsewhereWarning)  # printed below, as one line

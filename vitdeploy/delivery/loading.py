@@ -12,8 +12,7 @@ from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import MANIFEST
 from vitdeploy.errors import BundleError, HubError, NoReferenceError, UsageError
 from vitdeploy.predictor import Predictor, files_to_open
-from vitdeploy.runtimes.choice import choose
-from vitdeploy.runtimes.tuned import differing, loads, tuned_choice
+from vitdeploy.runtimes.choice import choose, differing, loads, tuned_choice
 from vitdeploy.system.argument_types import typed
 
 if TYPE_CHECKING:

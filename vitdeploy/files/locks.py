@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vitdeploy.errors import OutputError
+from vitdeploy.files.polling import poll
 from vitdeploy.system.forks import first_in_child
-from vitdeploy.system.polling import poll
 
 try:
     import fcntl

@@ -12,8 +12,8 @@ from typing import BinaryIO
 
 from vitdeploy.errors import OutputError, first_line
 from vitdeploy.files.atomic import check_takes_files, write_file
+from vitdeploy.files.polling import poll
 from vitdeploy.files.regular_file import kind_of
-from vitdeploy.system.polling import poll
 
 _STREAMS = ("pipe", "device")
 _MOST_LINKS = 40  # maximum depth in Linux

@@ -14,10 +14,9 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from pathlib import PurePosixPath
 
 from vitdeploy.errors import UsageError
+from vitdeploy.system.cgroups import cgroup_folders, read_text
 
 INTRA_OP_VARIABLE = "ORT_INTRA_OP_NUM_THREADS"  # ONNX Runtime's variable: new versions read it if they get 0
 MOST_THREADS = 1024
@@ -98,7 +97,7 @@ def usable_cpus(root: str = "", mask: frozenset[int] | None = None) -> Cpus:
         count = getattr(os, "process_cpu_count", os.cpu_count)() or 1  # process_cpu_count: since Python 3.13
         return Cpus(count, max(count, os.cpu_count() or 1))
     cores, online = _topology(root, mask)
-    limits = (_limit(folder, version) for folder, version in _limit_folders(root, _read(f"{root}/proc/self/cgroup")))
+    limits = (_limit(folder, version) for folder, version in cgroup_folders("cpu", root))
     quota = min((limit for limit in limits if limit is not None), default=None)
     return Cpus(len(mask), online, cores, quota)
 
@@ -169,14 +168,15 @@ def _affinity() -> frozenset[int] | None:
 def _topology(root: str, mask: frozenset[int]) -> tuple[int | None, int]:
     """Physical cores of these CPUs, None if unknown, and the number of online CPUs."""
     folder = f"{root}/sys/devices/system/cpu"
-    online = max(len(mask), _list_length(_read(f"{folder}/online")))
+    online = max(len(mask), _list_length(read_text(f"{folder}/online")))
     names = ("core_cpus_list", "thread_siblings_list")  # the same; before kernel 5.3 only the latter name existed
     siblings = {
-        next(filter(None, (_read(f"{folder}/cpu{cpu}/topology/{name}").strip() for name in names)), "") for cpu in mask
+        next(filter(None, (read_text(f"{folder}/cpu{cpu}/topology/{name}").strip() for name in names)), "")
+        for cpu in mask
     }
     if "" not in siblings:
         return len(siblings), online
-    cores = _cpuinfo_cores(_read(f"{root}/proc/cpuinfo"))
+    cores = _cpuinfo_cores(read_text(f"{root}/proc/cpuinfo"))
     used = {cores.get(cpu) for cpu in mask}
     return None if None in used else len(used), online
 
@@ -203,59 +203,11 @@ def _list_length(text: str) -> int:
 def _limit(folder: str, version: int) -> float | None:
     """The CPU limit of a cgroup."""
     if version == 2:
-        fields = _read(f"{folder}/cpu.max").split()
+        fields = read_text(f"{folder}/cpu.max").split()
     else:
-        fields = [_read(f"{folder}/cpu.cfs_{name}_us") for name in ("quota", "period")]
+        fields = [read_text(f"{folder}/cpu.cfs_{name}_us") for name in ("quota", "period")]
     try:
         quota, period = map(int, fields)
         return quota / period if quota > 0 < period else None
     except (ValueError, OverflowError):  # "max", or no such file
         return None
-
-
-@functools.lru_cache(maxsize=16)
-def _limit_folders(root: str, memberships: str) -> tuple[tuple[str, int], ...]:
-    """Folders with relevant limits, and their cgroup version, from the content of /proc/self/cgroup."""
-    mounts = list(_cgroup_mounts(_read(f"{root}/proc/self/mountinfo")))
-    folders = []
-    for line in memberships.splitlines():
-        number, controllers, path = (*line.split(":", 2), "", "")[:3]
-        version = 1 if "cpu" in controllers.split(",") else 2 if (number, controllers) == ("0", "") else None
-        if version is None or not path:
-            continue
-        places = [(top, point) for of, top, point in mounts if of == version]
-        folders += [(f"{root}{folder}", version) for folder in _folders_up(places, path)]
-    return tuple(dict.fromkeys(folders))
-
-
-def _folders_up(mounts: Iterable[tuple[str, str]], path: str) -> Iterator[str]:
-    """Folders of a cgroup and its ancestors, in every mount (top cgroup, folder) that has them."""
-    cgroup = PurePosixPath(path)
-    if cgroup.parts[1:2] == ("..",):  # outside its namespace, so the mounts show others
-        return
-    below = [(point, cgroup.relative_to(top)) for top, point in mounts if cgroup.is_relative_to(top)]
-    # Else the mount is from outside the namespace, and its top, "/..", is above the process.
-    for point, child in below or [(point, PurePosixPath()) for _, point in mounts]:
-        for folder in (child, *child.parents):
-            yield str(PurePosixPath(point, folder))
-
-
-def _cgroup_mounts(text: str) -> Iterator[tuple[int, str, str]]:
-    """Version, top cgroup and folder of every mount that can limit CPUs."""
-    for line in text.splitlines():
-        place, _, kind = line.partition(" - ")
-        fields, (filesystem, _, options) = place.split(" "), (*kind.split(" "), "", "", "")[:3]
-        version = {"cgroup2": 2, "cgroup": 1 if "cpu" in options.split(",") else None}.get(filesystem)
-        if version is not None and len(fields) > 4:
-            # In paths, blanks and backslashes are octal: "\\040".
-            top, point = (re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), path) for path in fields[3:5])
-            yield version, top, point
-
-
-def _read(path: str) -> str:
-    """A file's text; "" if it cannot be read."""
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:  # noqa: PTH123  (half the time)
-            return file.read()
-    except (OSError, ValueError):
-        return ""

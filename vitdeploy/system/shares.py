@@ -66,6 +66,11 @@ def read_tolerance(value: object) -> Share:
     return read_share(value, "tolerance", "a finite number from 0 up, such as 1e-4 or 0.01%", lambda share: share >= 0)
 
 
+def read_slowdown(value: object) -> Share:
+    """Parse a slowdown as a share of the time, above 0, as `read_share`."""
+    return read_share(value, "max_slowdown", "a share above 0, such as 0.05 or 5%", lambda share: 0 < share < 1)
+
+
 def _number(value: object) -> tuple[decimal.Decimal | None, bool]:
     """The number of a value or a text, None for others or if it is not finite; and True if it is in percent."""
     import decimal

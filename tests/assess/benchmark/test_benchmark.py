@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -21,21 +22,22 @@ from bundles import write_bundle
 from raising import raises
 from told import Told
 
-from vitdeploy.assess.benchmark import worker as timing
+from vitdeploy.assess.benchmark import timer as timing
 from vitdeploy.assess.benchmark.benchmark import _encoded, benchmark
-from vitdeploy.assess.benchmark.worker import MOST_WINDOWS, WINDOW, Job
+from vitdeploy.assess.benchmark.setting import Load, Setting
+from vitdeploy.assess.benchmark.timer import MOST_WINDOWS, WINDOW, Job, Timer
 from vitdeploy.assess.data.images import synthetic_images
 from vitdeploy.assess.runs.targets import Selected
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import MANIFEST
 from vitdeploy.errors import BundleError, ImageError, InputError, UsageError
 from vitdeploy.images.processor import ImageProcessor
-from vitdeploy.runtimes import BACKENDS
 from vitdeploy.specs import PixelFormat
 from vitdeploy.system.cpu import Cpus, ThreadCount
 
 ONNX = ["onnxruntime"]
-REFERENCE = Selected("reference", "torch", "fp32")
+REFERENCE = Setting(Selected("reference", "torch", "fp32"))
+ONE = Load(1)
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +48,9 @@ def no_process_is_left() -> Iterator[None]:
 
 def test_every_backend_and_batch_size_is_timed_in_turns(single: Bundle) -> None:
     steps: list[str] = []
-    found = benchmark(single.path, batch_sizes=(3, 1), threads=1, rounds=2, runs=4, progress=Told(steps.append))
+    found = benchmark(
+        single.path, batch_sizes=(3, 1), threads=1, processes=1, rounds=2, runs=4, progress=Told(steps.append)
+    )
     names = [("reference", "torch"), ("onnx-fp32", "onnxruntime")]
     assert [(item.artifact, item.backend, item.batch_size) for item in found.latencies] == [
         (*name, size) for size in (3, 1) for name in names
@@ -75,6 +79,7 @@ class Slow:
 
     inputs = ()
     pixels = PixelFormat()
+    gpu = None
 
     def __init__(self, *times: float) -> None:
         self.times = list(times)
@@ -86,22 +91,22 @@ class Slow:
         self.now += 1e-3 * (self.times.pop(0) if len(self.times) > 1 else self.times[0])
 
 
-def timer(runtime: Slow) -> timing._Timer:
+def timer(runtime: Slow) -> Timer:
     image = synthetic_images(1, 8, 8)[0].tobytes()
-    found = timing._Timer(Job(None, None, "cpu", 0, (image,)))  # type: ignore[arg-type]
+    found = Timer(Job(None, None, "cpu", (image,)))  # type: ignore[arg-type]
     found._runtime = runtime  # type: ignore[assignment]
-    found._ready[1] = {}
+    found._ready[ONE] = {}
     return found
 
 
 def test_a_warm_up_ends_when_times_are_steady(monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = Slow(*[60.0] * WINDOW, *[40.0] * WINDOW, 20.0)
-    monkeypatch.setattr("vitdeploy.assess.benchmark.worker.time.perf_counter", lambda: runtime.now)
-    assert timer(runtime).warm_up(1)
+    monkeypatch.setattr("vitdeploy.assess.benchmark.timer.time.perf_counter", lambda: runtime.now)
+    assert timer(runtime).warm_up(ONE)
     assert runtime.calls == 4 * WINDOW
     growing = Slow(*(2.0 * 1.5**window for window in range(MOST_WINDOWS) for _ in range(WINDOW)))
-    monkeypatch.setattr("vitdeploy.assess.benchmark.worker.time.perf_counter", lambda: growing.now)
-    assert not timer(growing).warm_up(1)
+    monkeypatch.setattr("vitdeploy.assess.benchmark.timer.time.perf_counter", lambda: growing.now)
+    assert not timer(growing).warm_up(ONE)
     assert growing.calls == MOST_WINDOWS * WINDOW
 
 
@@ -114,9 +119,9 @@ def test_what_is_timed_is_the_run_and_the_processing_before_it(monkeypatch: pyte
         runtime.now += 0.03
 
     monkeypatch.setattr(ImageProcessor, "__call__", process)
-    monkeypatch.setattr("vitdeploy.assess.benchmark.worker.time.perf_counter", lambda: runtime.now)
-    found._processor = ImageProcessor()
-    times = found.time(1, 4)
+    monkeypatch.setattr("vitdeploy.assess.benchmark.timer.time.perf_counter", lambda: runtime.now)
+    found._processors[None] = ImageProcessor()
+    times = found.time(ONE, 4)
     assert runtime.calls == 2 * 5
     assert [len(each) for each in (times.ready_ms, times.images_ms, times.processing_ms)] == [4, 4, 4]
     assert times.ready_ms == pytest.approx([20] * 4)
@@ -204,7 +209,7 @@ def test_a_process_that_dies_is_skipped_with_its_exit_code(single: Bundle) -> No
             for process in multiprocessing.active_children():
                 process.kill()
 
-    found = benchmark(single, backends=ONNX, rounds=2, runs=1, progress=Told(kill))
+    found = benchmark(single, backends=ONNX, processes=1, rounds=2, runs=1, progress=Told(kill))
     assert (found.status, found.latencies) == ("skipped", ())
     (skipped,) = found.skipped
     assert "onnx-fp32 on onnxruntime ended with exit code -9" in skipped.reason
@@ -265,20 +270,19 @@ def test_an_interrupt_of_all_while_workers_start_is_quiet(single: Bundle, sent: 
 
 
 def test_threads_are_for_backends_that_heed_them(monkeypatch: pytest.MonkeyPatch, single: Bundle) -> None:
-    monkeypatch.setattr(timing, "_HEED_THREADS", ["torch"])
-    assert "onnxruntime" in BACKENDS
-    with raises(UsageError, what="threads", expected=["torch"], found=["onnxruntime"]):
+    monkeypatch.setattr("vitdeploy.assess.benchmark.setting._THREAD_OPTIONS", {"torch": ""})
+    with raises(UsageError, what="threads", expected=["torch", "torchscript"], found="onnxruntime"):
         benchmark(single, backends=ONNX, threads=2)
 
 
 def test_the_threads_of_torch_are_those_in_force(single: Bundle) -> None:
     before = torch.get_num_threads()  # imported already, as by the script of a user
     try:
-        opened = timing._Timer(Job(single, REFERENCE, "cpu", before + 2, ())).open()
+        opened = Timer(Job(single, dataclasses.replace(REFERENCE, threads=before + 2), "cpu", ())).open()
         assert opened.details["threads"] == torch.get_num_threads() == before + 2
     finally:
         torch.set_num_threads(before)
-    assert timing._Timer(Job(single, REFERENCE, "cpu", 0, ())).open().details["threads"] == before
+    assert Timer(Job(single, REFERENCE, "cpu", ())).open().details["threads"] == before
 
 
 @pytest.mark.parametrize(
@@ -325,7 +329,7 @@ class Die(Progress):
             os.kill(os.getpid(), signal.SIGKILL)
 
 if __name__ == "__main__":
-    benchmark(sys.argv[1], batch_sizes=(1,), backends=["onnxruntime"], rounds=2, runs=1, progress=Die())
+    benchmark(sys.argv[1], batch_sizes=(1,), backends=["onnxruntime"], processes=1, rounds=2, runs=1, progress=Die())
 """
 
 

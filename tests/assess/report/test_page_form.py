@@ -88,7 +88,7 @@ def test_names_are_text_and_nothing_else(page: Page, image: Path) -> None:
     assert page.text["h4"] == [f"Class {HOSTILE}", "Class newt"]
     assert page.all("b") == page.all("i") == []
     assert page.all("img")[0]["alt"] == f"{image.name}, of class {HOSTILE}"
-    assert any(text.startswith("$x^$<b> fp32: median 2.5 ms (1 run") for text in page.text["text"])
+    assert any(text.startswith("$x^$<b> fp32: median 2.5 ms (2 runs") for text in page.text["text"])
     assert len(page.all("img")) == 2
 
 

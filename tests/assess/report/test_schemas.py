@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 from schemas import FOLDER, schema, validated, validator
-from written_results import BENCHMARK, COMPARISON, EVALUATION, LAYERS, SENSITIVITY, gate_result
+from written_results import BENCHMARK, BENCHMARK_COMPARISON, COMPARISON, EVALUATION, LAYERS, SENSITIVITY, gate_result
 
 from vitdeploy.assess.debug.bisection import Bisection
 from vitdeploy.assess.debug.mixed_precision import GraphNode
@@ -26,6 +26,7 @@ RESULTS = [
     ("compare", SENSITIVITY),
     ("evaluate", EVALUATION),
     ("benchmark", BENCHMARK),
+    ("benchmark_comparison", BENCHMARK_COMPARISON),
     ("gate", gate_result()),
     ("gate", gate_result(Path("baseline.json"))),
 ]
@@ -48,7 +49,7 @@ def objects(value: Any, name: str = "") -> Iterator[dict[str, Any]]:
 
 def test_they_are_schemas_of_the_draft_that_they_name() -> None:
     names = [path.stem for path in sorted(FOLDER.iterdir())]
-    assert names == ["benchmark", "compare", "evaluate", "gate"]
+    assert names == ["benchmark", "benchmark_comparison", "compare", "evaluate", "gate"]
     for name in names:
         assert schema(name)["$schema"] == "https://json-schema.org/draft/2020-12/schema"
         assert schema(name)["$id"].endswith(f":{name}")
@@ -81,6 +82,7 @@ def test_no_key_may_be_missing_or_another(command: str, result: Any, capsys: pyt
         ("evaluate", EVALUATION, ("results", 0, "top1", "accuracy"), 1.5),
         ("evaluate", EVALUATION, ("data_sha256",), "0"),
         ("benchmark", BENCHMARK, ("latencies", 0, "steady"), 1),
+        ("benchmark_comparison", BENCHMARK_COMPARISON, ("settings", 0, "verdict"), "as fast"),
         ("gate", gate_result(), ("evaluation", "images"), 0),
     ],
 )

@@ -31,7 +31,7 @@ from vitdeploy.system.argument_types import typed
 from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    from vitdeploy.assess.metrics.latency import Benchmark
+    from vitdeploy.assess.benchmark.result import Benchmark
 
 __all__ = ["Check", "GateResult", "gate", "planned_checks"]
 

@@ -16,6 +16,7 @@ from vitdeploy.assess.runs.targets import Selected
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from vitdeploy.assess.benchmark.result import Benchmark
     from vitdeploy.assess.compare.results import BackendComparison
     from vitdeploy.assess.data.dataset import LabelledData
     from vitdeploy.assess.data.image_set import ImageSet
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from vitdeploy.assess.gate.baseline import Baseline
     from vitdeploy.assess.gate.plan import Planned
     from vitdeploy.assess.metrics.accuracy import Predictions
-    from vitdeploy.assess.metrics.latency import Benchmark
     from vitdeploy.bundle.bundle import Bundle
     from vitdeploy.system.progress import Progress
 

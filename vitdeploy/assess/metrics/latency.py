@@ -4,44 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitdeploy.assess.data.folder_listing import left_out_dict
-from vitdeploy.assess.metrics.status import Assessment, counted, overall
+from vitdeploy.assess.metrics.intervals import Interval, Ratio, interval_of, unpaired_ratio
 from vitdeploy.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vitdeploy.assess.metrics.pareto import Quality
     from vitdeploy.system.cpu import ThreadCount
 
-PERCENTILES = (50, 90, 99)
-_SAME_SPEED, _AS_FAST = 1.05, "as fast"
-_WHOLE = 9.95  # from here on a factor is rounded to a whole number
+_MEDIAN = 50
+PERCENTILES = (_MEDIAN, 90, 95, 99, 99.9)
 _THREAD_DETAILS = ("threads", "intra_op_threads", "threads_reason")  # by backend
-
-
-class Ratio(NamedTuple):
-    """A ratio of two times: median and quartiles over the rounds, in each of which both were measured."""
-
-    median: float
-    low: float
-    high: float
-
-    @property
-    def words(self) -> str:
-        """The median in words, such as "69x faster" or "1.3x slower"; "as fast" within 5 %."""
-        factor = max(self.median, 1 / self.median)
-        if factor < _SAME_SPEED:
-            return _AS_FAST
-        return f"{factor:.{0 if factor >= _WHOLE else 1}f}x {'faster' if self.median < 1 else 'slower'}"
-
-    def against(self, name: str) -> str:
-        """The comparison with the one of that name, such as "2.5x faster than torch fp32 (0.40 of its time)"."""
-        words = self.words
-        return f"{words} {'as' if words == _AS_FAST else 'than'} {name} ({self.median:.2f} of its time)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +41,13 @@ class Latency:
         steady: True if times were steady at the end of the warm-up.
         threads: Number of CPU threads, with the reason; None if it uses none.
         details: Engine, device and settings that ran.
+        sessions: Session of each round: rounds of one session are of one process, and two settings with a common
+            session took turns in it. Default: all rounds are of one.
+        image_size: (height, width) in pixels; None for the model's own.
+        device_rounds_ms: Times of `Runtime.run_device` on arrays of the GPU, by round: without transfers.
+        gpu_memory_bytes: Most memory of the process on its GPU; None if it has none, or the driver does not tell.
+        quality: Accuracy, or similarity with the reference; None if not measured.
+        changes: Threads and options that differ from the defaults; see `Setting`.
     """
 
     artifact: str
@@ -78,10 +63,36 @@ class Latency:
     steady: bool = True
     threads: ThreadCount | None = None
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
+    sessions: tuple[int, ...] = ()
+    image_size: tuple[int, int] | None = None
+    changes: str = ""
+    device_rounds_ms: tuple[tuple[float, ...], ...] = ()
+    gpu_memory_bytes: int | None = None
+    quality: Quality | None = None
 
     @property
     def name(self) -> str:
-        return f"{self.backend} {self.precision}"
+        """Backend, precision and changed options."""
+        return f"{self.backend} {self.precision} {self.changes}".rstrip()
+
+    @property
+    def load(self) -> tuple[int, tuple[int, int] | None]:
+        """Batch size and image size, which two latencies share if they can be compared."""
+        return self.batch_size, self.image_size
+
+    @property
+    def load_text(self) -> str:
+        return load_text(self.batch_size, self.image_size)
+
+    @property
+    def processes_ms(self) -> tuple[tuple[float, ...], ...]:
+        """The median of each round, by process."""
+        return tuple(self.rounds_by_session.values())
+
+    @property
+    def interval_ms(self) -> Interval:
+        """The typical time on preprocessed input, with its interval."""
+        return interval_of(self.processes_ms)
 
     @property
     def times_ms(self) -> tuple[float, ...]:
@@ -93,37 +104,70 @@ class Latency:
         """Times of all rounds from image files."""
         return tuple(itertools.chain.from_iterable(self.image_rounds_ms))
 
-    def percentile_ms(self, percent: float) -> float:
-        """Percentile of the times on preprocessed input."""
-        return float(np.percentile(self.times_ms, percent))
+    @property
+    def device_times_ms(self) -> tuple[float, ...]:
+        """Times of all rounds without transfers."""
+        return tuple(itertools.chain.from_iterable(self.device_rounds_ms))
 
-    def image_percentile_ms(self, percent: float) -> float:
-        """Percentile of the times from image files."""
-        return float(np.percentile(self.image_times_ms, percent))
+    @property
+    def device_p50_ms(self) -> float | None:
+        """Median of the times without transfers; None where the backend has no GPU."""
+        return float(np.median(self.device_times_ms)) if self.device_rounds_ms else None
+
+    @property
+    def p50_ms(self) -> float:
+        """Median of the times on preprocessed input."""
+        return float(np.median(self.times_ms))
+
+    @property
+    def image_p50_ms(self) -> float:
+        """Median of the times from image files."""
+        return float(np.median(self.image_times_ms))
+
+    def percentile_ms(self, percent: float) -> float | None:
+        """Percentile of the times on preprocessed input; None with fewer than `runs_for` runs."""
+        return _percentile(self.times_ms, percent)
 
     @property
     def images_per_second(self) -> float:
         """Throughput at the median time on preprocessed input."""
-        return 1e3 * self.batch_size / self.percentile_ms(50)
+        return 1e3 * self.batch_size / self.p50_ms
 
     def ratio(self, base: Latency) -> Ratio:
-        """Time relative to `base`, from the medians of each round, so that a slow phase of the machine affects both.
+        """Time relative to `base`, with its interval.
+
+        It is that of rounds of the same session, so that a slow phase of the machine affects both; without any, that
+        of two independent measurements.
 
         Raises:
-            UsageError: If they were not measured in the same rounds.
+            UsageError: If the batch or image sizes differ.
         """
-        if len(self.rounds_ms) != len(base.rounds_ms) or self.batch_size != base.batch_size:
+        if self.load != base.load:
             raise UsageError(
-                f"{self.name} at {self.batch_size} and {base.name} at {base.batch_size} are not of one benchmark and "
-                f"batch size, as a ratio needs them",
-                what="base", found=(base.name, base.batch_size),
+                f"{self.name} at {self.batch_size} and {base.name} at {base.batch_size} are not of one batch and image "
+                "size, as a ratio needs them",
+                what="base", found=(base.name, *base.load),
             )  # fmt: skip
-        ratios = [
-            float(np.median(times) / np.median(others))
-            for times, others in zip(self.rounds_ms, base.rounds_ms, strict=True)
-        ]
-        low, median, high = (float(value) for value in np.percentile(ratios, (25, 50, 75)))
-        return Ratio(median, low, high)
+        times, others = self.rounds_by_session, base.rounds_by_session
+        common = [session for session in times if len(times[session]) == len(others.get(session, ()))]
+        if not common:
+            return Ratio(*unpaired_ratio(self.processes_ms, base.processes_ms))
+        return Ratio(
+            *interval_of(
+                [
+                    [time / other for time, other in zip(times[session], others[session], strict=True)]
+                    for session in common
+                ]
+            )
+        )
+
+    @property
+    def rounds_by_session(self) -> dict[int, tuple[float, ...]]:
+        """The median of each round, by session."""
+        found: dict[int, tuple[float, ...]] = {}
+        for session, times in zip(self.sessions or [0] * len(self.rounds_ms), self.rounds_ms, strict=True):
+            found[session] = (*found.get(session, ()), float(np.median(times)))
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; `details` then excludes the threads and the reason for their number."""
@@ -132,118 +176,48 @@ class Latency:
             "artifact": self.artifact,
             "backend": self.backend,
             "precision": self.precision,
+            "changes": self.changes,
             "batch_size": self.batch_size,
-            "ready_input": {**_summary(self.times_ms), "images_per_second": self.images_per_second},
+            "image_size": None if self.image_size is None else list(self.image_size),
+            "ready_input": {
+                **_summary(self.times_ms),
+                "interval_ms": self.interval_ms.to_list(),
+                "images_per_second": self.images_per_second,
+            },
+            "processes_ms": [list(rounds) for rounds in self.processes_ms],
             "image_files": _summary(self.image_times_ms) if self.image_rounds_ms else None,
+            "without_transfers": _summary(self.device_times_ms) if self.device_rounds_ms else None,
             "processing_ms": self.processing_ms,
             "load_ms": self.load_ms,
             "first_ms": self.first_ms,
             "peak_memory_bytes": self.peak_memory_bytes,
+            "gpu_memory_bytes": self.gpu_memory_bytes,
             "steady": self.steady,
+            "quality": None if self.quality is None else self.quality.to_dict(),
             "threads": None if self.threads is None else self.threads.to_dict(),
             "details": self.details if self.threads is None else details,
         }
 
 
+def runs_for(percent: float) -> int:
+    """Runs that a percentile needs: with fewer, it would lie beyond the slowest but one."""
+    return round(100 / (100 - percent))
+
+
+def percentile_name(percent: float) -> str:
+    """Such as "p99.9"."""
+    return f"p{percent:g}"
+
+
+def _percentile(times: Sequence[float], percent: float) -> float | None:
+    return float(np.percentile(times, percent)) if len(times) >= runs_for(percent) or percent == _MEDIAN else None
+
+
 def _summary(times: Sequence[float]) -> dict[str, Any]:
-    percentiles = np.percentile(times, PERCENTILES)
-    return {
-        "runs": len(times),
-        **{f"p{percent}_ms": float(value) for percent, value in zip(PERCENTILES, percentiles, strict=True)},
-    }
+    values = {f"{percentile_name(percent)}_ms": _percentile(times, percent) for percent in PERCENTILES}
+    return {"runs": len(times), **values}
 
 
-@dataclasses.dataclass(frozen=True)
-class NotMeasured:
-    """A backend that was not measured, at one batch size or (None) at all, with the reason.
-
-    Attributes:
-        status: "failed" for NaN or infinite outputs; "left out" if its package is not installed and it was not named;
-            else "skipped".
-    """
-
-    artifact: str
-    backend: str
-    precision: str
-    batch_size: int | None
-    reason: str
-    status: Literal["failed", "skipped", "left out"] = "skipped"
-
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class Benchmark(Assessment):
-    """Latencies of every backend at every batch size.
-
-    Attributes:
-        machine: Machine that measured them.
-        settings: Settings of the benchmark.
-        latencies: Sorted by batch size, then in the order of the backends.
-        skipped: Backends that could not be measured.
-    """
-
-    machine: dict[str, str]
-    settings: dict[str, Any]
-    latencies: tuple[Latency, ...]
-    skipped: tuple[NotMeasured, ...] = ()
-
-    @property
-    def brief(self) -> str:
-        """The result in a few words."""
-        return counted(
-            [*("passed" for _ in self.latencies), *(skipped.status for skipped in self.skipped)], "measurement"
-        )
-
-    @property
-    def status(self) -> str:
-        """Outcome, "failed" or "skipped" if a backend was, or if nothing was measured; else "passed"."""
-        counted = [skipped.status for skipped in self.skipped if skipped.status != "left out"]
-        return overall([*counted, *("passed" for _ in self.latencies)])
-
-    @property
-    def threads_text(self) -> str:
-        """Number of threads of each backend; "" if none computes on the CPU."""
-        counts = {item.backend: item.threads.count for item in self.latencies if item.threads is not None}
-        if len(set(counts.values())) == 1:
-            return _threads(next(iter(counts.values())))
-        return ", ".join(f"{backend} {_threads(count)}" for backend, count in counts.items())
-
-    @property
-    def note(self) -> str:
-        """A warning if backends ran with different numbers of threads; else empty."""
-        counts = {latency.backend: latency.threads.count for latency in self.latencies if latency.threads is not None}
-        if len(set(counts.values())) < 2:
-            return ""
-        return (
-            f"the backends ran with different numbers of threads ({self.threads_text}); --threads N gives each the same"
-        )
-
-    def latency(self, name: str, batch_size: int) -> Latency:
-        """The latency of a backend such as "onnxruntime fp32"; UsageError if it was not measured."""
-        for candidate in self.latencies:
-            if (candidate.name, candidate.batch_size) == (name, batch_size):
-                return candidate
-        measured = ", ".join(f"{candidate.name} at {candidate.batch_size}" for candidate in self.latencies) or "nothing"
-        raise UsageError(f"{name} at {batch_size} was not measured; measured: {measured}", what=name, found=batch_size)
-
-    def ratio(self, name: str, base: str, batch_size: int) -> Ratio:
-        """Ratio of the times of two backends; see `Latency.ratio`."""
-        return self.latency(name, batch_size).ratio(self.latency(base, batch_size))
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "bundle": self.bundle,
-            "processor": self.processor,
-            "status": self.status,
-            "machine": self.machine,
-            "settings": self.settings,
-            "left_out": left_out_dict(self.left_out),
-            "latencies": [latency.to_dict() for latency in self.latencies],
-            "skipped": [skipped.to_dict() for skipped in self.skipped],
-        }
-
-
-def _threads(count: int) -> str:
-    return str(count) if count else "its own number"
+def load_text(batch_size: int | None, image_size: tuple[int, int] | None) -> str:
+    """The batch size, with the image size if it is not the model's own."""
+    return f"{batch_size}" if image_size is None else f"{batch_size} of {image_size[0]}x{image_size[1]}"

@@ -19,7 +19,14 @@ from vitdeploy.assess.report.page_data import (
     settings,
     statuses,
 )
-from vitdeploy.assess.report.plots import accuracy_plot, calibration_plot, latency_plot, layers_plot, sensitivity_plot
+from vitdeploy.assess.report.plots import (
+    accuracy_plot,
+    calibration_plot,
+    latency_plot,
+    layers_plot,
+    pareto_plot,
+    sensitivity_plot,
+)
 from vitdeploy.assess.report.report import Assessed, Report, report_of
 from vitdeploy.assess.report.written import write_result
 from vitdeploy.errors import ImageError, MissingDependencyError
@@ -114,10 +121,15 @@ def _accuracy(report: Report) -> dict[str, Any]:
 
 
 def _latency(report: Report) -> dict[str, Any]:
-    batches: dict[int, list[Latency]] = {}
+    batches: dict[str, list[Latency]] = {}
     for latency in report.benchmark.latencies if report.benchmark else ():
-        batches.setdefault(latency.batch_size, []).append(latency)
-    return {"batches": batches, "latency_plot": latency_plot(batches) if batches else None}
+        batches.setdefault(latency.load_text, []).append(latency)
+    front = report.benchmark.front if report.benchmark else ()
+    return {
+        "batches": batches,
+        "latency_plot": latency_plot(batches) if batches else None,
+        "pareto_plot": pareto_plot(batches, front) if front else None,
+    }
 
 
 def labelled(rows: Markup, columns: Sequence[str]) -> Markup:

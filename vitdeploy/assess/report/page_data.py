@@ -11,9 +11,10 @@ from vitdeploy.exporters.naming.layer_names import readable_name
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from vitdeploy.assess.benchmark.result import Benchmark
     from vitdeploy.assess.evaluate.evaluate import Evaluation
     from vitdeploy.assess.metrics.accuracy import Accuracy, Predictions
-    from vitdeploy.assess.metrics.latency import Benchmark, Latency
+    from vitdeploy.assess.metrics.latency import Latency
     from vitdeploy.assess.report.report import Report
 
 MATRIX_CLASSES = 25  # larger confusion matrices are unreadable, and grow with the square
@@ -185,10 +186,10 @@ def _of_accuracy(report: Report) -> Iterator[Headline]:
 def _of_latency(report: Report) -> Iterator[Headline]:
     latencies = report.benchmark.latencies if report.benchmark else ()
     for first in latencies[:1]:
-        same_batch = [latency for latency in latencies if latency.batch_size == first.batch_size]
+        same_batch = [latency for latency in latencies if latency.load == first.load]
         fastest = max(same_batch, key=lambda latency: latency.images_per_second)
         note = "the fastest" if fastest is first else fastest.ratio(first).against(first.name)
-        yield Headline(f"{fastest.name}, batch {first.batch_size}", f"{fastest.percentile_ms(50):.3g} ms", note)
+        yield Headline(f"{fastest.name}, batch {first.load_text}", f"{fastest.p50_ms:.3g} ms", note)
 
 
 def _exponential(value: float) -> str:

@@ -38,8 +38,8 @@ _WIDTH = 4  # inches: on a phone, text of 10 points is then as large as the page
 _BELOW = 0.2  # a difference of 0 has no logarithm: drawn at this fraction of the smallest other
 
 
-def latency_plot(batches: Mapping[int, Sequence[Latency]]) -> Markup:
-    """A panel per batch size with a row per backend: each run as a dot, and a bar up to the median."""
+def latency_plot(batches: Mapping[str, Sequence[Latency]]) -> Markup:
+    """A panel per batch and image size with a row per backend: each run as a dot, and a bar up to the median."""
     rows = [len(latencies) for latencies in batches.values()]
 
     def draw(panels: Sequence[Axes]) -> None:
@@ -49,6 +49,35 @@ def latency_plot(batches: Mapping[int, Sequence[Latency]]) -> Markup:
         panels[-1].set_xlabel("milliseconds a run", color=_INK)
 
     return _svg("latency", draw, [0.62 * count + 0.75 for count in rows])
+
+
+def pareto_plot(batches: Mapping[str, Sequence[Latency]], front: Sequence[Latency]) -> Markup:
+    """A panel per batch and image size: time against accuracy, the settings of the Pareto front filled and joined."""
+    rated = {size: [item for item in latencies if item.quality is not None] for size, latencies in batches.items()}
+    rated = {size: latencies for size, latencies in rated.items() if latencies}
+
+    def draw(panels: Sequence[Axes]) -> None:
+        for axes, (size, latencies) in zip(panels, rated.items(), strict=True):
+            best = sorted(
+                (item.interval_ms.estimate, item.quality.value)
+                for item in latencies
+                if item.quality is not None and any(item is other for other in front)
+            )
+            axes.step([time for time, _ in best], [value for _, value in best], color=_INK, alpha=0.4, where="post")
+            for row, item in enumerate(latencies):
+                if item.quality is not None:
+                    time, low, high = item.interval_ms
+                    colour, value = _SERIES[row % len(_SERIES)], item.quality.value
+                    face = colour if (time, value) in best else "none"
+                    if math.isfinite(high):
+                        axes.plot([low, high], [value] * 2, color=colour, linewidth=2, alpha=0.5)
+                    axes.plot(time, value, _MARKERS[row % len(_MARKERS)], color=colour, mfc=face, label=item.name)
+            axes.set_xlim(left=0)
+            axes.set_ylabel("top-1" if latencies[0].quality and latencies[0].quality.top1 else "cosine", color=_INK)
+            axes.legend(title=f"batch {size}", alignment="left", frameon=False, loc="lower left", bbox_to_anchor=(0, 1))
+        panels[-1].set_xlabel("milliseconds a run; filled: the Pareto front", color=_INK)
+
+    return _svg("pareto", draw, [2.7 + 0.22 * len(latencies) for latencies in rated.values()])
 
 
 def accuracy_plot(evaluation: Evaluation) -> Markup:
@@ -148,10 +177,10 @@ def _log_bars(axes: Axes, values: Sequence[float], colours: Sequence[str], line:
 
 def _latencies(axes: Axes, latencies: Sequence[Latency]) -> None:
     # A few runs may take many times the median because of other processes: they are counted, not drawn.
-    limit = 2 * max(latency.percentile_ms(50) for latency in latencies)
+    limit = 2 * max(latency.p50_ms for latency in latencies)
     generator = np.random.default_rng(0)
     for row, latency in enumerate(latencies):
-        colour, median = _SERIES[row % len(_SERIES)], latency.percentile_ms(50)
+        colour, median = _SERIES[row % len(_SERIES)], latency.p50_ms
         times = np.array([time for time in latency.times_ms if time <= limit])
         beyond = len(latency.times_ms) - len(times)
         label = f"{latency.name}: median {median:.3g} ms" + (

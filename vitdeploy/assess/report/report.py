@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from vitdeploy.assess.benchmark.result import Benchmark
 from vitdeploy.assess.compare.results import Comparison
 from vitdeploy.assess.debug.layer_results import LayerComparison
 from vitdeploy.assess.debug.sensitivity import Sensitivity
 from vitdeploy.assess.environment.machine import machine
 from vitdeploy.assess.evaluate.evaluate import Evaluation
 from vitdeploy.assess.gate.gate import GateResult
-from vitdeploy.assess.metrics.latency import Benchmark
 from vitdeploy.assess.report.example_images import ExampleImage, furthest_images, worst_images
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import NOT_RECORDED

@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from vitdeploy.assess.benchmark.comparison import BenchmarkComparison
+from vitdeploy.assess.benchmark.result import Benchmark
 from vitdeploy.assess.debug.sensitivity import Sensitivity
 from vitdeploy.assess.evaluate.evaluate import Evaluation
-from vitdeploy.assess.metrics.latency import Benchmark
+from vitdeploy.assess.metrics.latency import PERCENTILES
 
 if TYPE_CHECKING:
     from vitdeploy.assess.metrics.accuracy import Predictions
@@ -26,7 +28,20 @@ class Table(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-Measured: TypeAlias = Evaluation | Benchmark | Sensitivity
+_OPTIONAL = (
+    "accuracy",
+    "Pareto front",
+    "p99.9 ms",
+    "without transfers, p50 ms",
+    "GPU MB",
+)  # absent if no setting has it
+_COLUMNS = (
+    "backend", "batch", "p50 ms", "p99 ms", "images/s", "speed (time / the first's, 95 % interval)", "accuracy",
+    "Pareto front", "p90 ms", "p95 ms", "p99.9 ms", "from image files, p50 ms", "without transfers, p50 ms",
+    "load ms", "first run ms", "peak MB", "GPU MB", "steady",
+)  # fmt: skip
+
+Measured: TypeAlias = Evaluation | Benchmark | BenchmarkComparison | Sensitivity
 
 
 @functools.singledispatch
@@ -55,23 +70,44 @@ def _of_evaluation(result: Evaluation) -> tuple[Table, ...]:
 @tables.register
 def _of_benchmark(result: Benchmark) -> tuple[Table, ...]:
     """A row per backend and batch size, with notes on skipped ones and on threads."""
-    first = {latency.batch_size: latency for latency in reversed(result.latencies)}
-    columns = ("backend", "batch", "p50 ms", "p99 ms", "images/s", "speed (time / the first's, quartiles)", "p90 ms",
-               "from image files, p50 ms", "load ms", "first run ms", "peak MB", "steady")  # fmt: skip
-    rows = tuple(_latency(latency, first[latency.batch_size]) for latency in result.latencies)
+    first = {latency.load: latency for latency in reversed(result.latencies)}
+    rows = [
+        _latency(latency, first[latency.load], in_front=any(latency is item for item in result.front))
+        for latency in result.latencies
+    ]
+    columns = [name for name in _COLUMNS if name not in _OPTIONAL or any(row[name] for row in rows)]
     notes = [
-        f"{timed.name} at batch size {timed.batch_size} was not steady when its timing began"
+        f"{timed.name} at batch size {timed.load_text} was not steady when its timing began"
         for timed in result.latencies
         if not timed.steady
     ]
     for item in result.skipped:
-        size = "" if item.batch_size is None else f" at batch size {item.batch_size}"
-        notes.append(f"{item.backend} {item.precision}{size} was not measured: {item.reason}")
+        size = "" if item.batch_size is None else f" at batch size {item.load_text}"
+        notes.append(f"{item.name}{size} was not measured: {item.reason}")
+    notes += result.notes
     counts = {timed.name: timed.threads for timed in result.latencies if timed.threads is not None}
     threads = tuple((name, str(used.count), used.reason) for name, used in counts.items())
     title = f"Threads: {result.note}" if result.note else "Threads"
     started = (Table(title, ("backend", "threads", "why"), threads),) if threads else ()
-    return (Table("", columns, rows, tuple(notes)), *started)
+    cells = tuple(tuple(row[name] for name in columns) for row in rows)
+    return (Table("", tuple(columns), cells, tuple(notes)), *started)
+
+
+@tables.register
+def _of_benchmark_comparison(result: BenchmarkComparison) -> tuple[Table, ...]:
+    """A row per setting and load, and a table of the differences between machines, versions and settings."""
+    columns = ("backend", "batch", "before ms", "after ms", "after / before (95 % interval)", "verdict")
+    rows = tuple(
+        (change.key.name, change.key.load_text, f"{change.before_ms.estimate:.3f}", f"{change.after_ms.estimate:.3f}",
+         str(change.ratio), change.verdict)
+        for change in result.changes_by_setting
+    )  # fmt: skip
+    failed = tuple(
+        f"failed: {check.subject} is {check.message}" for check in result.check_results if check.status == "failed"
+    )
+    different = tuple((change,) for change in result.changes)
+    differences = (Table("", ("differences between the two",), different),) if different else ()
+    return (Table("", columns, rows, (*failed, *result.only_in_one, *result.notes)), *differences)
 
 
 @tables.register
@@ -97,18 +133,32 @@ def _accuracies(result: Evaluation, predictions: Predictions) -> tuple[str, ...]
     )
 
 
-def _latency(latency: Latency, first: Latency) -> tuple[str, ...]:
+def _latency(latency: Latency, first: Latency, *, in_front: bool) -> dict[str, str]:
+    """Cells by column."""
     ratio = latency.ratio(first)
-    return (
+    percentiles = {percent: _number(latency.percentile_ms(percent)) for percent in PERCENTILES}
+    cells = (
         latency.name,
-        str(latency.batch_size),
-        *(f"{latency.percentile_ms(percent):.3f}" for percent in (50, 99)),
+        latency.load_text,
+        percentiles[50],
+        percentiles[99],
         f"{latency.images_per_second:,.0f}",
-        "first" if latency is first else f"{ratio.words} ({ratio.median:.3f}, {ratio.low:.3f} to {ratio.high:.3f})",
-        f"{latency.percentile_ms(90):.3f}",
-        f"{latency.image_percentile_ms(50):.3f}" if latency.image_rounds_ms else "",
-        "" if latency.load_ms is None else f"{latency.load_ms:.0f}",
-        "" if latency.first_ms is None else f"{latency.first_ms:.1f}",
-        "" if latency.peak_memory_bytes is None else f"{latency.peak_memory_bytes / 1e6:.0f}",
+        "first" if latency is first else f"{ratio.words} ({ratio})",
+        "" if latency.quality is None else str(latency.quality),
+        "yes" if in_front else "",
+        percentiles[90],
+        percentiles[95],
+        percentiles[99.9],
+        _number(latency.image_p50_ms if latency.image_rounds_ms else None),
+        _number(latency.device_p50_ms),
+        _number(latency.load_ms, digits=0),
+        _number(latency.first_ms, digits=1),
+        _number(latency.peak_memory_bytes, 1e6, digits=0),
+        _number(latency.gpu_memory_bytes, 1e6, digits=0),
         "yes" if latency.steady else "no",
     )
+    return dict(zip(_COLUMNS, cells, strict=True))
+
+
+def _number(value: float | None, unit: float = 1, *, digits: int = 3) -> str:
+    return "" if value is None else f"{value / unit:.{digits}f}"

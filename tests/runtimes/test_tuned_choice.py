@@ -18,7 +18,7 @@ from vitdeploy.bundle.manifest import MANIFEST, TUNING
 from vitdeploy.delivery.packing import pack
 from vitdeploy.errors import BundleError
 from vitdeploy.runtimes import BACKENDS
-from vitdeploy.runtimes.tuned import TunedElsewhereWarning
+from vitdeploy.runtimes.choice import TunedElsewhereWarning
 from vitdeploy.system.processor import processor_identity
 from vitdeploy.tuning.record import MadeArtifact, record_choice
 
