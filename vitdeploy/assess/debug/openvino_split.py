@@ -13,9 +13,13 @@ from vitdeploy.assess.debug.layers import GIVEN, MADE, SplitArtifact
 from vitdeploy.assess.inspection.openvino_reader import hidden_states, load_openvino
 from vitdeploy.errors import UnavailableError
 from vitdeploy.files.opened import OpenedFile
-from vitdeploy.runtimes.ov import OpenVINORuntime
-from vitdeploy.runtimes.ov_model import ModelFile, ov
+from vitdeploy.runtimes.ov.model import ModelFile
+from vitdeploy.runtimes.ov.runtime import OpenVINORuntime
 from vitdeploy.specs import TensorSpec
+from vitdeploy.system.telemetry import without_reporter
+
+with without_reporter():
+    import openvino as ov
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

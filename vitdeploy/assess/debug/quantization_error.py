@@ -125,8 +125,8 @@ def opened_variant(
 
 def _opened(path: Path, inference_precision: str | None) -> Runtime:
     if inference_precision is not None:
-        from vitdeploy.runtimes.ov import OpenVINORuntime
-        from vitdeploy.runtimes.ov_model import ModelFile
+        from vitdeploy.runtimes.ov.model import ModelFile
+        from vitdeploy.runtimes.ov.runtime import OpenVINORuntime
 
         return OpenVINORuntime(ModelFile(OpenedFile.of(path), (), (), precision=inference_precision))
     from vitdeploy.runtimes.onnxrt import OnnxRuntime

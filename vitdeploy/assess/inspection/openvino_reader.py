@@ -11,7 +11,10 @@ from vitdeploy.assess.inspection.graph_summary import GraphSummary, most_first
 from vitdeploy.errors import BundleError
 from vitdeploy.exporters.naming.parts import nodes_by_part
 from vitdeploy.files.opened import OpenedFile
-from vitdeploy.runtimes.ov_model import ov
+from vitdeploy.system.telemetry import without_reporter
+
+with without_reporter():
+    import openvino as ov
 
 # ONNX's names, which tell the parts apart.
 _NAMES = {"Convert": "Cast", "ShapeOf": "Shape", "FakeQuantize": "QuantizeLinear"}
