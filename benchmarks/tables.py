@@ -212,6 +212,37 @@ def processor(document: Document) -> str:
     return markdown(["median of processes (lowest to highest)", "vitdeploy", "transformers' PIL backend"], rows)
 
 
+def intervals(document: Document) -> str:
+    """A row with and without the burner: intervals of equal settings with 1, and of a slower one without it."""
+    rows = []
+    for burning in (False, True):
+        found = [row for row in document["experiments"] if row["burner"] == burning]
+        contained = sum(row["identical"]["low"] <= 1 <= row["identical"]["high"] for row in found)
+        seen = sum(row["slowed"]["low"] > 1 for row in found)
+        widths = [(row["identical"]["high"] - row["identical"]["low"]) / 2 for row in found]
+        ratios = [row["slowed"]["ratio"] for row in found]
+        rows.append(
+            [
+                "beside a busy process" if burning else "alone",
+                f"{statistics.median(row['p50_ms'] for row in found):.2f}",
+                f"{contained} of {len(found)}",
+                f"±{statistics.median(widths):.1%}",
+                f"{seen} of {len(found)}",
+                f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})",
+            ]
+        )
+    share = f"{document['slowdown']:.0%}"
+    header = [
+        "",
+        "ms a run",
+        "identical: interval has 1",
+        "half its width, median",
+        f"{share} slower: seen",
+        "its ratio, median (lowest to highest)",
+    ]
+    return markdown(header, rows)
+
+
 def _spread(processes: list[Document], *keys: str) -> str:
     values: list[Any] = list(processes)
     for key in keys:
@@ -326,6 +357,25 @@ def readme(document: Document) -> str:
     return markdown(["", "time / vitdeploy fp32's, batch 1", "batch 8", "mean cosine", "5th percentile"], rows)
 
 
+def server_replay(document: Document) -> str:
+    rows = []
+    for name, found in document["models"].items():
+        search, replays = found["search"], found["replays"]
+        percentiles = sorted(replay["p99_ms"] for replay in replays)
+        rows.append([
+            name, f"{search['bound_ms']:g}",
+            "none" if search["queries_per_second"] is None else f"{search['queries_per_second']:.4g}",
+            "" if search["invalid_queries_per_second"] is None else f"{search['invalid_queries_per_second']:.4g}",
+            str(search["replays_measured"]),
+            f"{sum(replay['held'] for replay in replays)} of {len(replays)}",
+            f"{statistics.median(percentiles):.1f} ({percentiles[0]:.1f} to {percentiles[-1]:.1f})" if replays else "",
+            f"{max(replay['lateness_p99_ms'] for replay in replays):.2f}" if replays else "",
+        ])  # fmt: skip
+    header = ["", "bound (ms)", "rate found (queries/s)", "not valid at", "replays of the search", "later replays held",
+              "their 99th percentile (ms, median and range)", "load late by at most (ms)"]  # fmt: skip
+    return markdown(header, rows)
+
+
 def growth(document: Document) -> str:
     results = document["results"]
     points = [(f"{each['minute']:g} min", each) for each in results["points"]]
@@ -377,7 +427,9 @@ TABLES: dict[str, Callable[[Document], str]] = {
         pixels,
         predict_overhead,
         processor,
+        intervals,
         readme,
+        server_replay,
         peer_comparison,
         trained,
         trips,

@@ -24,6 +24,8 @@ class Backend(NamedTuple):
         artifact_formats: Artifact formats that it runs, the preferred first: of two artifacts in the same precision, it
             opens that one. Empty for the reference, which every bundle has unless it was packed.
         extra: vitdeploy extra that installs its engine.
+        threads_option: Runtime option that sets the number of CPU threads; "" if the number belongs to the process,
+            None if it cannot be set.
         by_default: True if artifacts of its first format are assessed with it unless backends are named.
     """
 
@@ -32,20 +34,37 @@ class Backend(NamedTuple):
     extra: str
     package: str
     device: str = "cpu"
+    threads_option: str | None = None
     by_default: bool = True
 
 
 BACKENDS: dict[str, Backend] = {
-    "torch": Backend("vitdeploy.runtimes.pytorch:PyTorchRuntime", (), "torch", "torch"),
-    "torchscript": Backend("vitdeploy.runtimes.torchscript:TorchScriptRuntime", ("torchscript",), "torch", "torch"),
-    "onnxruntime": Backend("vitdeploy.runtimes.onnxrt:OnnxRuntime", ("onnx",), "onnxruntime", "onnxruntime"),
+    "torch": Backend("vitdeploy.runtimes.pytorch:PyTorchRuntime", (), "torch", "torch", threads_option=""),
+    "torchscript": Backend(
+        "vitdeploy.runtimes.torchscript:TorchScriptRuntime", ("torchscript",), "torch", "torch", threads_option=""
+    ),
+    "onnxruntime": Backend(
+        "vitdeploy.runtimes.onnxrt:OnnxRuntime",
+        ("onnx",),
+        "onnxruntime",
+        "onnxruntime",
+        threads_option="intra_op_threads",
+    ),
     "onnxruntime-tensorrt": Backend(
         "vitdeploy.runtimes.onnxrt_tensorrt:TensorRTOnnxRuntime",
         ("onnx",),
         "onnxruntime-gpu",
         "onnxruntime",
         "cuda",
+        threads_option="intra_op_threads",
         by_default=False,
+    ),
+    "openvino": Backend(
+        "vitdeploy.runtimes.ov.runtime:OpenVINORuntime",
+        ("openvino", "onnx"),
+        "openvino",
+        "openvino",
+        threads_option="inference_threads",
     ),
     "tensorrt": Backend("vitdeploy.runtimes.engine.trt:TensorRTRuntime", ("tensorrt",), "tensorrt", "tensorrt", "cuda"),
     "tensorrt-rtx": Backend(

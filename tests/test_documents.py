@@ -47,7 +47,7 @@ def test_the_commands_of_a_document(document: str, hub: Hub, tmp_path: Path, mon
     add_checkpoint(tmp_path, hub)
     monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     use_hub(hub.url, tmp_path / "hub", monkeypatch)
-    monkeypatch.setattr("vitdeploy.assess.benchmark.benchmark._SYNTHETIC_SIZE", (48, 64))
+    monkeypatch.setattr("vitdeploy.assess.benchmark.image_files._SYNTHETIC_SIZE", (48, 64))
     for block in DOCUMENTS[document]:
         RUN[block.language](block.code)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from stub_runtime import StubRuntime
-from written_results import BENCHMARK, COMPARISON, EVALUATION, LAYERS, SENSITIVITY, gate_result
+from written_results import BENCHMARK, COMPARISON, EVALUATION, LAYERS, SENSITIVITY, SERVER_RUN, gate_result
 
 import vitdeploy
 from vitdeploy.assess.debug.bisection import Bisection
@@ -65,6 +65,7 @@ def test_a_predictor_that_was_put_together() -> None:
         (dataclasses.replace(SENSITIVITY, images=1), "<Sensitivity of 'gone': 4 layers in fp16, on 1 synthetic image>"),
         (BISECTION, "<Bisection of 'gone\\nfor ever': passed, 0 of 9 nodes kept in float32, the others fp16>"),
         (EVALUATION, "<Evaluation of 'gone': 4 images; 3 backends, 1 skipped>"),
+        (SERVER_RUN, "<ScenarioBenchmark of 'gone': server, 4 measurements, 2 failed, 1 skipped>"),
         (BENCHMARK, "<Benchmark of 'gone': 4 measurements, 2 skipped>"),
         (gate_result(), "<GateResult of 'gone': failed on 4 images; 3 checks, 1 failed, 1 skipped>"),
     ],

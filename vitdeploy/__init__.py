@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from vitdeploy.assess.benchmark.benchmark import benchmark
     from vitdeploy.assess.benchmark.comparison import BenchmarkComparison, compare_benchmarks
     from vitdeploy.assess.benchmark.result import Benchmark
+    from vitdeploy.assess.benchmark.scenarios.options import Scenario
+    from vitdeploy.assess.benchmark.scenarios.results import ScenarioBenchmark
+    from vitdeploy.assess.benchmark.scenarios.scenario_benchmark import benchmark_scenario
+    from vitdeploy.assess.benchmark.tuning import Tuning
     from vitdeploy.assess.compare.compare import compare
     from vitdeploy.assess.compare.results import Comparison
     from vitdeploy.assess.debug.bisection import Bisection, bisect
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
     from vitdeploy.serving.triton_repository import TritonModel, write_triton_model
     from vitdeploy.system.progress import Progress
     from vitdeploy.trt.options import EngineOptions
+    from vitdeploy.tuning.tune import tune
 
 telemetry.disable()  # here, because every module of the package is imported after it
 
@@ -64,13 +69,17 @@ __all__ = [
     "Progress",
     "PushedBundle",
     "Quantization",
+    "Scenario",
+    "ScenarioBenchmark",
     "Sensitivity",
     "SourceOptions",
     "TritonModel",
+    "Tuning",
     "ValidationOptions",
     "VitDeployError",
     "__version__",
     "benchmark",
+    "benchmark_scenario",
     "bisect",
     "compare",
     "compare_benchmarks",
@@ -81,6 +90,7 @@ __all__ = [
     "pack",
     "push",
     "sensitivity",
+    "tune",
     "write_triton_model",
 ]
 
@@ -106,13 +116,17 @@ _MODULES = {
     "Progress": "system.progress",
     "PushedBundle": "delivery.hub_upload",
     "Quantization": "exporting.options",
+    "Scenario": "assess.benchmark.scenarios.options",
+    "ScenarioBenchmark": "assess.benchmark.scenarios.results",
     "Sensitivity": "assess.debug.sensitivity",
     "SourceOptions": "exporting.options",
     "TritonModel": "serving.triton_repository",
+    "Tuning": "assess.benchmark.tuning",
     "ValidationOptions": "exporting.options",
     "VitDeployError": "errors",
     "__version__": "_version",
     "benchmark": "assess.benchmark.benchmark",
+    "benchmark_scenario": "assess.benchmark.scenarios.scenario_benchmark",
     "bisect": "assess.debug.bisection",
     "compare": "assess.compare.compare",
     "compare_benchmarks": "assess.benchmark.comparison",
@@ -123,6 +137,7 @@ _MODULES = {
     "pack": "delivery.packing",
     "push": "delivery.hub_upload",
     "sensitivity": "assess.debug.sensitivity",
+    "tune": "tuning.tune",
     "write_triton_model": "serving.triton_repository",
 }
 

@@ -15,11 +15,9 @@ from vitdeploy.assess.runs.targets import select
 from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.errors import UsageError
-from vitdeploy.runtimes import BACKENDS
 from vitdeploy.runtimes.choice import Choice, choose
 
 ONNX, FP16 = "onnxruntime", "fp16"
-TWO_FORMATS = BACKENDS["torchscript"]._replace(artifact_formats=("own", "onnx"))
 
 
 @pytest.mark.parametrize(
@@ -39,39 +37,32 @@ TWO_FORMATS = BACKENDS["torchscript"]._replace(artifact_formats=("own", "onnx"))
         ("onnx-fp16", "torchscript", None, ("torchscript", "fp32")),
         ("onnx-fp16", "tensorflow", None, ("tensorflow", "fp32")),
         ("", None, None, (ONNX, "fp32")),
-        ("own-int8", None, None, ("two", "int8")),
-        ("own-fp32 onnx-fp32", None, None, (ONNX, "fp32", ("own-fp32",))),
-        ("onnx-fp32 own-fp32", "two", None, ("two", "fp32")),
-        ("onnx-fp32 own-int8", "two", None, ("two", "int8", ("onnx-fp32",))),
-        ("onnx-fp32 own-int8", "two", "fp32", ("two", "fp32")),
+        ("openvino-int8", None, None, ("openvino", "int8")),
+        ("openvino-fp32 onnx-fp32", None, None, (ONNX, "fp32", ("openvino-fp32",))),
+        ("onnx-fp32 openvino-fp32", "openvino", None, ("openvino", "fp32")),
+        ("onnx-fp32 openvino-int8", "openvino", None, ("openvino", "int8", ("onnx-fp32",))),
+        ("onnx-fp32 openvino-int8", "openvino", "fp32", ("openvino", "fp32")),
     ],
 )
 def test_the_choice(
-    digits: Bundle,
-    monkeypatch: pytest.MonkeyPatch,
-    artifacts: str,
-    backend: str | None,
-    precision: str | None,
-    chosen: tuple[str, str],
+    digits: Bundle, artifacts: str, backend: str | None, precision: str | None, chosen: tuple[str, str]
 ) -> None:
-    monkeypatch.setitem(BACKENDS, "two", TWO_FORMATS)
     assert choose(bundle_with(digits, artifacts), backend, precision) == Choice(*chosen)
 
 
 def test_a_backend_runs_its_first_format_of_two_in_a_precision(digits: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(BACKENDS, "two", TWO_FORMATS)
-    bundle = bundle_with(digits, "onnx-fp32 own-int8 own-fp32 onnx-fp16")
-    assert [str(selected) for selected in select(bundle, ["two"])] == [
-        "own-int8 on two", "own-fp32 on two", "onnx-fp16 on two"
+    bundle = bundle_with(digits, "onnx-fp32 openvino-int8 openvino-fp32 onnx-fp16")
+    assert [str(selected) for selected in select(bundle, ["openvino"])] == [
+        "openvino-int8 on openvino", "openvino-fp32 on openvino", "onnx-fp16 on openvino"
     ]  # fmt: skip
-    assert [str(selected) for selected in select(bundle, ["two:fp32", "two:fp16"])] == [
-        "own-fp32 on two", "onnx-fp16 on two"
+    assert [str(selected) for selected in select(bundle, ["openvino:fp32", "openvino:fp16"])] == [
+        "openvino-fp32 on openvino", "onnx-fp16 on openvino"
     ]  # fmt: skip
     assert [str(selected) for selected in select(bundle)[1:]] == [
-        "onnx-fp32 on onnxruntime", "own-int8 on two", "own-fp32 on two", "onnx-fp16 on onnxruntime"
+        "onnx-fp32 on onnxruntime", "openvino-int8 on openvino", "openvino-fp32 on openvino", "onnx-fp16 on onnxruntime"
     ]  # fmt: skip
-    with raises(UsageError, what="precision", found="own-bf16"):
-        select(bundle, ["two:bf16"])
+    with raises(UsageError, what="precision", found="openvino-bf16"):
+        select(bundle, ["openvino:bf16"])
 
 
 def bundle_with(digits: Bundle, artifacts: str) -> Bundle:

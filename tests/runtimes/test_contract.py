@@ -34,6 +34,7 @@ CASES: dict[str, str] = {
     "torchscript": "torchscript/model_fp32.pt",
     "onnxruntime": "onnx/model.onnx",
     "onnxruntime-tensorrt": "onnx/model.onnx",
+    "openvino": "onnx/model.onnx",
     "tensorrt": "tensorrt/model_fp32.engine",
     "tensorrt-rtx": "tensorrt-rtx/model_fp32.engine",
 }
@@ -53,7 +54,7 @@ def test_every_backend_of_the_table_is_under_contract() -> None:
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[Task, Bundle]:
-    formats = {row.artifact_formats[0] for name, row in BACKENDS.items() if name in RUNS_HERE and row.artifact_formats}
+    formats = {CASES[name].partition("/")[0] for name in RUNS_HERE if BACKENDS[name].artifact_formats}
     return {task: write_bundle(tmp_path_factory.mktemp("bundles"), task, formats=sorted(formats)) for task in Task}
 
 

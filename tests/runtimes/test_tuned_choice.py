@@ -20,7 +20,8 @@ from vitdeploy.errors import BundleError
 from vitdeploy.runtimes import BACKENDS
 from vitdeploy.runtimes.choice import TunedElsewhereWarning
 from vitdeploy.system.processor import processor_identity
-from vitdeploy.tuning.record import MadeArtifact, record_choice
+from vitdeploy.tuning.record import record_choice
+from vitdeploy.tuning.variant import Variant
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -43,7 +44,7 @@ def choose(bundle: Bundle, target: Path, name: str = "onnx-fp16", **changes: Any
         "backend": "onnxruntime", "options": OPTIONS, "batch_size": 3, "machine": processor_identity(),
         "evidence": {"candidates": []},
     }  # fmt: skip
-    return record_choice(copy, MadeArtifact(copy, artifact), (), **setting | changes)
+    return record_choice(copy, Variant.of(copy, artifact), (), **setting | changes)
 
 
 def edit(bundle: Bundle, change: Any) -> None:

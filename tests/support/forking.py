@@ -21,6 +21,7 @@ import numpy as np
 
 import vitdeploy
 from vitdeploy.errors import VitDeployError
+from vitdeploy.runtimes import BACKENDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,7 +109,7 @@ def children(bundle: str, backend: str, threads: int) -> dict[str, Outcome]:
             return pool.submit(runs, predictor).result()
 
     def runs_with_one_thread() -> bool:
-        if backend != "onnxruntime":
+        if not option:
             import torch
 
             torch.set_num_threads(1)
@@ -118,8 +119,8 @@ def children(bundle: str, backend: str, threads: int) -> dict[str, Outcome]:
         predictor.runtime = None  # type: ignore[assignment]
         gc.collect()
 
-    # torch has OMP_NUM_THREADS
-    options: dict[str, Any] = {"intra_op_threads": threads} if backend == "onnxruntime" else {}
+    option = BACKENDS[backend].threads_option  # torch has OMP_NUM_THREADS
+    options: dict[str, Any] = {option: threads} if option else {}
     feeds = {"pixel_values": np.random.default_rng(0).standard_normal(SHAPE, np.float32)}
     predictor = load()
     expected = np.load(Path(bundle, "expected.npy"))

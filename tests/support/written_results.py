@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vitdeploy.assess.benchmark.comparison import BenchmarkComparison, Change
 from vitdeploy.assess.benchmark.recorded import Key, Recorded
 from vitdeploy.assess.benchmark.result import Benchmark, NotMeasured
+from vitdeploy.assess.benchmark.scenarios.arrivals import Answers
+from vitdeploy.assess.benchmark.scenarios.options import Scenario
+from vitdeploy.assess.benchmark.scenarios.rate_search import Replay
+from vitdeploy.assess.benchmark.scenarios.results import OfflineResult, ScenarioBenchmark, ServerResult, StreamResult
+from vitdeploy.assess.benchmark.tuning import BoundedAccuracy, Candidate, TimedSetting, Tuning
 from vitdeploy.assess.compare.results import BackendComparison, Comparison
 from vitdeploy.assess.compare.worst_images import WorstImage
 from vitdeploy.assess.data.folder_listing import LeftOut, Reason
@@ -23,9 +28,11 @@ from vitdeploy.assess.metrics.accuracy import Accuracy, Predictions
 from vitdeploy.assess.metrics.intervals import Interval, Ratio
 from vitdeploy.assess.metrics.latency import Latency
 from vitdeploy.assess.metrics.logits import LogitsDifference
+from vitdeploy.assess.metrics.order_statistics import Percentile
 from vitdeploy.assess.metrics.outputs import Difference
 from vitdeploy.assess.metrics.pareto import Quality
 from vitdeploy.predictor import Prediction
+from vitdeploy.system.cpu import ThreadCount
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -145,6 +152,38 @@ BENCHMARK = Benchmark(
     left_out=LEFT_OUT,
 )  # fmt: skip
 
+TUNING = Tuning(
+    bundle="gone",
+    settings={
+        "accuracy": "min_agreement 0.99", "target": "latency", "max_batch": 32, "time_limit": 60.0, "seed": 0,
+        "resumed": False,
+    },
+    data={
+        "source": "photos", "calibration_images": 64, "calibration_sha256": "0" * 64, "held_out_images": 100,
+        "held_out_sha256": "1" * 64, "labels": False,
+    },
+    machine={"cpu": "abacus", "cpus": "2"},
+    candidates=(
+        Candidate(
+            "x-int8 static", "x-int8", "x", True, "met",
+            BoundedAccuracy("min_agreement 0.99", True, 0.995, 0.98, 0.999, 0.99, 100, "logits"), None, 10**6,
+        ),
+        Candidate("y-bf16", "y-bf16", "", True, "not made", reason="no such library"),
+    ),
+    timed=(
+        TimedSetting(
+            "x-int8 static", "x", {"threads": 1}, 1, "chosen", None, Interval(2.0, 1.9, 2.1), Interval(1.0, 1.0, 1.0),
+            2.5, 1.5, 40, front=True,
+        ),
+        TimedSetting("x-int8 static", "x", {}, 1, "not run", "out of memory"),
+    ),
+    usual="x-fp32 on x at 1",
+    gain=Interval(0.5, 0.4, 0.6),
+    notes=("the final had 2 of 4 sessions",),
+    seconds=12.0,
+    left_out=LEFT_OUT,
+)  # fmt: skip
+
 
 _KEY = Key("x-fp32", "x", "fp32", "", 1, None)
 _RECORDED = Recorded(
@@ -157,6 +196,67 @@ BENCHMARK_COMPARISON = BenchmarkComparison(
     (Change(_KEY, Interval(2.0, 1.9, 2.1), Interval(2.2, 2.1, 2.3), Ratio(1.1, 1.05, 1.15)),),
     0.05,
 )
+
+_ON_X: dict[str, Any] = {"artifact": "x-fp32", "backend": "x", "precision": "fp32", "details": {"engine": "x 1"}}
+_LOAD: dict[str, Any] = {
+    "machine": {"cpu": "abacus"},
+    "settings": {"batch_sizes": [1], "device": "cpu", "threads": [0], "images": "2 files of a folder"},
+    "left_out": LEFT_OUT,
+}
+
+
+def _replay(seed: int, *late_s: float, stopped: bool = False) -> Replay:
+    """459 queries at 40 per second, most of which took 10 ms."""
+    latencies = np.array([0.01] * (459 - len(late_s)) + [*late_s])
+    return Replay(40.0, seed, 459, Answers(latencies, latencies, np.full(400, 1e-4), stopped))
+
+
+STREAM = ScenarioBenchmark(
+    "gone",
+    Scenario("multi-stream", duration_s=1.0),
+    results=(
+        StreamResult(
+            **_ON_X, batch_size=8, percentile=Percentile.of(99, list(range(1, 1001))), median_ms=500.0, seconds=20.0
+        ),
+        StreamResult(
+            **_ON_X, changes="threads=1", batch_size=8, percentile=Percentile.of(99, [3.0, 4.0]), median_ms=3.5,
+            seconds=0.01,
+        ),
+    ),
+    skipped=(NotMeasured("y-fp16", "y", "fp16", None, "no such device"),),
+    **_LOAD,
+)  # fmt: skip
+
+OFFLINE_RUN = ScenarioBenchmark(
+    "gone",
+    Scenario("offline", sessions=2),
+    results=(OfflineResult(**_ON_X, batch_size=4, sessions=2, threads=ThreadCount(1, "one"), images=800, seconds=4.0),),
+    **_LOAD,
+)
+
+SERVER_RUN = ScenarioBenchmark(
+    "gone",
+    Scenario("server", p99_ms=50.0),
+    results=(
+        ServerResult(
+            **_ON_X, bound_ms=50.0, rate=40.0, invalid_rate=41.0, holds=0.99,
+            replays=(_replay(1), _replay(2, 0.06, 0.06)), measured=9, searched=True,
+        ),
+        ServerResult(
+            **_ON_X, bound_ms=50.0, rate=40.0, invalid_rate=None, holds=0.0,
+            replays=(_replay(0, *[0.07] * 23, stopped=True),), measured=1, searched=False,
+        ),
+        ServerResult(
+            **_ON_X, bound_ms=5.0, rate=None, invalid_rate=2.5, holds=None, replays=(_replay(0, stopped=True),),
+            measured=1, searched=True,
+        ),
+        ServerResult(
+            **_ON_X, bound_ms=0.5, rate=40.0, invalid_rate=None, holds=1.0, measured=1, searched=False,
+            replays=(Replay(40.0, 0, 2, Answers(np.full(2, 4e-4), np.full(2, 4e-4), np.full(2, 1e-4), False)),),
+        ),
+    ),
+    **_LOAD,
+)  # fmt: skip
 
 
 def gate_result(baseline: Path | None = None) -> GateResult:

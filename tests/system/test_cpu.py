@@ -301,7 +301,7 @@ def test_systems_without_affinity_masks(monkeypatch: pytest.MonkeyPatch, failing
     monkeypatch.setattr(os, "process_cpu_count", lambda: 5, raising=False)
     monkeypatch.delenv(INTRA_OP_VARIABLE, raising=False)
     assert usable_cpus() == Cpus(5, 6)
-    assert session_threads() == ThreadCount(0, "ONNX Runtime's choice, one a physical core")
+    assert session_threads() == ThreadCount(0, "the engine's choice, one a physical core")
     monkeypatch.delattr(os, "process_cpu_count")
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert usable_cpus() == Cpus(1, 1)

@@ -52,9 +52,11 @@ def uses(bundle: Bundle, backend: str, threads: int) -> dict[str, Outcome]:
     return outcomes
 
 
-@pytest.mark.parametrize(("backend", "threads"), [("onnxruntime", 1), ("torch", 4), ("torchscript", 4)])
+@pytest.mark.parametrize(
+    ("backend", "threads"), [("onnxruntime", 1), ("openvino", 1), ("torch", 4), ("torchscript", 4)]
+)
 def test_an_engine_that_loses_no_threads_runs_in_a_child(bundle: Bundle, backend: str, threads: int) -> None:
-    """ONNX Runtime without threads of its own; torch whatever the parent computed, since it works in a new thread."""
+    """Without threads of its own; torch whatever the parent computed, since it works in a new thread."""
     used = uses(bundle, backend, threads)
     runs = ("run", "run in a thread", "run with one thread", "reopen", "reopen and exit")
     assert [used[use].answer for use in runs] == [True] * len(runs)
@@ -62,12 +64,15 @@ def test_an_engine_that_loses_no_threads_runs_in_a_child(bundle: Bundle, backend
     assert used["child of a child"].answer == {"answer": True, "exit_code": 0}
 
 
-def test_an_engine_whose_threads_are_lost_is_refused_with_what_to_do(bundle: Bundle) -> None:
-    used = uses(bundle, "onnxruntime", 4)
+@pytest.mark.parametrize(("backend", "threads"), [("onnxruntime", "onnxruntime's"), ("openvino", "OpenVINO's")])
+def test_an_engine_whose_threads_are_lost_is_refused_with_what_to_do(
+    bundle: Bundle, backend: str, threads: str
+) -> None:
+    used = uses(bundle, backend, 4)
     refused = [used[use].answer for use in ("run", "predict", "run in a thread", "run with one thread")]
     for answer in [*refused, used["child of a child"].answer["answer"]]:
         assert answer.startswith("UsageError: ")
-        assert "onnxruntime's threads" in answer
+        assert f"{threads} threads" in answer
         assert "post_fork" in answer
     assert used["reopen"].answer is used["reopen and exit"].answer is True
 

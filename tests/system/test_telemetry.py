@@ -31,8 +31,9 @@ from vitdeploy.assets import default_checkpoint, held_out_images
 if sys.argv[2:]:
     vitdeploy.export(default_checkpoint(), output=sys.argv[2])
 images = sorted(path for path in held_out_images().rglob("*") if path.is_file())[:1]
-with vitdeploy.load(sys.argv[1], backend="onnxruntime") as predictor:
-    predictor.predict(images)
+for backend in ("openvino", "onnxruntime"):
+    with vitdeploy.load(sys.argv[1], backend=backend) as predictor:
+        predictor.predict(images)
 """
 WAIT = f"\ntime.sleep(max(0, imported + {FIRST_EVENT_SECONDS + 3} - time.monotonic()))"
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the folders and the trace of calls are Linux's")
@@ -129,6 +130,73 @@ def test_the_users_setting_stays(digits: Bundle, tmp_path: Path) -> None:
 
 
 @linux
+def test_openvino_alone_reports_its_import(tmp_path: Path) -> None:
+    """Into the home folder and over the network: what the tests above look for."""
+    pytest.importorskip("openvino_telemetry")
+    with proxy() as (url, asked):
+        run("import openvino", env=plain_environ(tmp_path, https_proxy=url))
+    assert files_below(tmp_path)
+    assert asked
+
+
+def test_an_application_can_use_what_was_hidden_from_openvino() -> None:
+    for module in ("openvino_telemetry", "vitdeploy.runtimes.ov.runtime", "openvino.tools.ovc"):
+        pytest.importorskip(module)
+    reporter = sys.modules["openvino.tools.ovc.telemetry_utils"].tm
+    assert reporter.__name__ == "openvino.tools.ovc.telemetry_stub"
+    assert sys.modules["openvino_telemetry"].Telemetry is not reporter.Telemetry
+
+
+@pytest.mark.parametrize("package", [None, "openvino", "openvino_telemetry"])
+def test_the_reporter_is_hidden_while_openvino_is_imported(
+    monkeypatch: pytest.MonkeyPatch, package: str | None
+) -> None:
+    """Unless the application imported openvino before."""
+    for name in list(sys.modules):
+        if name.partition(".")[0] in ("openvino", "openvino_telemetry"):
+            monkeypatch.delitem(sys.modules, name)
+    parts = {name: ModuleType(name) for name in ((package, f"{package}.part") if package else ())}
+    for name, module in parts.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    with contextlib.suppress(KeyError), telemetry.without_reporter():
+        hidden = "openvino_telemetry" in sys.modules and sys.modules["openvino_telemetry"] is None
+        assert hidden == (package != "openvino")
+        assert "openvino_telemetry.part" not in sys.modules
+        raise KeyError
+    left = {name: module for name, module in sys.modules.items() if name.startswith("openvino")}
+    assert left == parts
+
+
+def test_every_module_imports_openvino_without_its_reporter() -> None:
+    plain = []
+    texts = {
+        path: path.read_text(encoding="utf-8")
+        for room in ("vitdeploy", "exporters", "runtimes")
+        for path in (ROOT / room).rglob("*.py")
+    }
+    for path, text in texts.items():
+        tree = ast.parse(text if "openvino" in text else "")
+        guarded = {
+            inner
+            for node in ast.walk(tree)
+            if isinstance(node, ast.With) and "without_reporter()" in [ast.unparse(item) for item in node.items]
+            for inner in ast.walk(node)
+        }
+        plain += [
+            (path.name, node.lineno)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Import | ast.ImportFrom) and node not in guarded and "openvino" in imported(node)
+        ]
+    assert plain == []
+
+
+def imported(node: ast.Import | ast.ImportFrom) -> set[str]:
+    """Top-level packages that a statement imports."""
+    names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+    return {name.partition(".")[0] for name in names}
+
+
+@linux
 def test_the_exporter_imports_onnxruntime_after_it(tmp_path: Path) -> None:
     """As the runtime does, which the process of `reports` imports first."""
     code = "import sys, vitdeploy.exporters.graph.onnx_graph; assert 'onnxruntime' in sys.modules"
@@ -138,15 +206,13 @@ def test_the_exporter_imports_onnxruntime_after_it(tmp_path: Path) -> None:
 
 def test_benchmarks_import_onnxruntime_in_functions_alone() -> None:
     """Where vitdeploy was imported before; at the top of a module, the sorted imports put it first."""
-    imported = {
+    at_the_top = {
         path.name
         for path in (ROOT / "benchmarks").glob("*.py")
         for node in ast.parse(path.read_text(encoding="utf-8")).body
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [one.name for one in node.names])
-        if name.partition(".")[0] in {"onnxruntime", "openvino", "nncf"}
+        if isinstance(node, ast.Import | ast.ImportFrom) and imported(node) & {"onnxruntime", "openvino", "nncf"}
     }
-    assert not imported
+    assert not at_the_top
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ COMMANDS = {
     "evaluate": ("vitdeploy.cli.evaluate:evaluate", "Measure the accuracy of every artifact on labelled images."),
     "gate": ("vitdeploy.cli.gate:gate", "Check every artifact against rules and a baseline."),
     "benchmark": ("vitdeploy.cli.benchmark:benchmark", "Time every artifact in its own process."),
+    "tune": ("vitdeploy.cli.tune:tune", "Find the fastest setting on this machine that keeps the accuracy."),
     "inspect": ("vitdeploy.cli.inspect_bundle:inspect", "Show a bundle's contents, or how two artifacts differ."),
     "triton": (
         "vitdeploy.cli.model_repository:triton",

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import click
 from click.core import ParameterSource
 
+from vitdeploy.assess.benchmark.scenarios.options import Scenario
 from vitdeploy.cli.command import command, option
 from vitdeploy.cli.number_options import COUNT, TURNS, ParamType
 from vitdeploy.cli.output import (
@@ -22,12 +23,15 @@ from vitdeploy.cli.output import (
 from vitdeploy.cli.progress import CommandProgress
 from vitdeploy.cli.reports import Reports, conclude_with, report_options
 from vitdeploy.cli.table import details_option
+from vitdeploy.cli.value_options import values_from_options
 from vitdeploy.errors import UsageError
 from vitdeploy.specs import read_image_size
 from vitdeploy.system.cpu import MOST_THREADS
 from vitdeploy.system.shares import read_slowdown
 
 _COMPARING = ("bundle", "after", "max_slowdown", "as_json", "details", "quiet", "verbose", "html", "markdown")
+
+_TURNS = ("image_sizes", "data", "limit", "processes", "rounds", "runs")  # options of measurements in turns
 
 
 class BatchSizes(ParamType[tuple[int, ...]]):
@@ -92,10 +96,9 @@ class ImageSizes(ParamType[tuple[tuple[int, int], ...]]):
 
 @command(
     examples=(
-        "benchmark vit",
         "benchmark vit --backend onnxruntime --batch-sizes 1,8,32 --threads 4",
-        "benchmark vit --setting onnxruntime:int8,allow_spinning=false --setting onnxruntime:int8 --threads 1,2",
-        "benchmark vit --images photos --markdown times.md",
+        "benchmark vit --setting onnxruntime:int8,allow_spinning=false",
+        "benchmark vit --backend onnxruntime --scenario server --p99 50ms",
         "benchmark before.json after.json --max-slowdown 5%",
     )
 )
@@ -135,6 +138,7 @@ class ImageSizes(ParamType[tuple[tuple[int, int], ...]]):
 )
 @option("--rounds", default=10, show_default=True, type=TURNS, help="Rounds of each setting, over all processes.")
 @option("--runs", default=10, show_default=True, type=TURNS, help="Timed runs per round.")
+@values_from_options(scenario=Scenario)
 @report_options("html", "markdown")
 @image_limit_option
 @details_option
@@ -146,6 +150,7 @@ def benchmark(
     bundle: str,
     after: str | None,
     max_slowdown: str | None,
+    scenario: Scenario | None,
     reports: Reports,
     as_json: bool,
     **options: Any,
@@ -156,7 +161,10 @@ def benchmark(
     two versions.
 
     Percentiles are latencies of the runtime on preprocessed images. Latency from image files is measured separately.
-    Exits with 1 if a model returns NaN or infinite values, and with 3 if another measurement failed.
+    With --scenario, each is measured under load instead, from image files to outputs, one after the other.
+
+    Exits with 1 if a model returns NaN or infinite values or the bound of --p99 is missed, and with 3 if another
+    measurement failed.
     """
     if after is not None or bundle.endswith(".json"):
         _compare_recorded(context, bundle, after, max_slowdown, reports, as_json)
@@ -165,6 +173,8 @@ def benchmark(
             "--max-slowdown needs two recorded results", what="max_slowdown", found=max_slowdown,
             hint="vitdeploy benchmark BEFORE.json AFTER.json --max-slowdown 5%",
         )  # fmt: skip
+    if scenario is not None:
+        _benchmark_scenario(context, bundle, scenario, reports, as_json, options)
     from vitdeploy.assess.benchmark.benchmark import benchmark as benchmark_bundle
     from vitdeploy.assess.report.tables import tables
 
@@ -174,6 +184,32 @@ def benchmark(
 
     def print_result(_: object) -> None:
         title = f"{result.bundle} on {result.settings['device']}, preprocessed input unless a column says otherwise"
+        print_tables(measured_title(title, result.status), tables(result))
+
+    conclude_with(result, print_result, as_json, reports)
+
+
+def _benchmark_scenario(
+    context: click.Context, bundle: str, scenario: Scenario, reports: Reports, as_json: bool, options: dict[str, Any]
+) -> NoReturn:
+    from vitdeploy.assess.benchmark.scenarios.scenario_benchmark import benchmark_scenario
+    from vitdeploy.assess.report.tables import tables
+
+    given = [name for name in options if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    for name in _TURNS:
+        if name in given:
+            flag = f"--{name.replace('_', '-')}"
+            problem = f"{flag} does not apply to --scenario"
+            raise UsageError(problem, what=flag, found=options[name], hint="leave it out")
+        del options[name]
+    batch_sizes = options.pop("batch_sizes")
+    with CommandProgress("replays") as progress:
+        result = benchmark_scenario(
+            bundle, scenario, batch_sizes=batch_sizes if "batch_sizes" in given else None, progress=progress, **options
+        )
+
+    def print_result(_: object) -> None:
+        title = f"{result.bundle} on {result.settings['device']}, {scenario.name}"
         print_tables(measured_title(title, result.status), tables(result))
 
     conclude_with(result, print_result, as_json, reports)

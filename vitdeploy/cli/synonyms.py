@@ -22,6 +22,7 @@ COMMANDS = {
     "optimize": "export",
     "time": "benchmark",
     "profile": "benchmark",
+    "autotune": "tune",
     "serve": "triton",
     "deploy": "triton",
     "publish": "push",

@@ -111,15 +111,16 @@ def recent_workers() -> int:
     return workers
 
 
-def session_threads(asked: int = 0) -> ThreadCount:
-    """Number of threads within an operator of an ONNX Runtime session.
+def session_threads(asked: int = 0, variable: str | None = INTRA_OP_VARIABLE) -> ThreadCount:
+    """Number of threads within an operator of an ONNX Runtime session, or of another engine.
 
     Args:
-        asked: Requested number; 0 for `ORT_INTRA_OP_NUM_THREADS`, or if that is not set (or 0), for one thread per
-            physical core of the affinity mask within the cgroup quota.
+        asked: Requested number; 0 for that in `variable`, or if it is not set (or 0), for one thread per physical core
+            of the affinity mask within the cgroup quota.
+        variable: Environment variable with the engine's default; None if it has none.
 
     Returns:
-        The number. It is 0 on systems without masks and quotas (macOS, Windows): ONNX Runtime then counts the physical
+        The number. It is 0 on systems without masks and quotas (macOS, Windows): the engine then counts the physical
         cores itself.
 
     Raises:
@@ -127,18 +128,24 @@ def session_threads(asked: int = 0) -> ThreadCount:
     """
     if asked:
         return ThreadCount(asked, "as asked for")
-    value = os.environ.get(INTRA_OP_VARIABLE, "")
+    count = _threads_in(variable) if variable else 0
+    if count:
+        return ThreadCount(count, str(variable))
+    if _affinity() is None:
+        return ThreadCount(0, "the engine's choice, one a physical core")
+    return usable_cpus().threads
+
+
+def _threads_in(variable: str) -> int:
+    """The number of threads in an environment variable; 0 without one."""
+    value = os.environ.get(variable, "")
     if not re.fullmatch("[0-9]{0,9}", value) or int(value or 0) > MOST_THREADS:
         raise UsageError(
-            f"{INTRA_OP_VARIABLE} is {value!r:.80}, which is not a number of threads",
-            what=INTRA_OP_VARIABLE, found=value,
+            f"{variable} is {value!r:.80}, which is not a number of threads",
+            what=variable, found=value,
             hint=f"set it to a whole number from 1 to {MOST_THREADS}, or unset it for the default",
         )  # fmt: skip
-    if int(value or 0):
-        return ThreadCount(int(value), INTRA_OP_VARIABLE)
-    if _affinity() is None:
-        return ThreadCount(0, "ONNX Runtime's choice, one a physical core")
-    return usable_cpus().threads
+    return int(value or 0)
 
 
 def limit_openmp() -> None:

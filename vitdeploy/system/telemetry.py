@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 
 # Read when the library is imported. onnxruntime: Privacy.md in its package. huggingface_hub: its page "Environment
 # variables"; transformers and hf_xet read it too. torch, onnx, onnxscript, safetensors and TensorRT report nothing.
 _ONNXRUNTIME = "ORT_DISABLE_TELEMETRY"
 VARIABLES = (_ONNXRUNTIME, "HF_HUB_DISABLE_TELEMETRY")
+_OPENVINO, _REPORTER = "openvino", "openvino_telemetry"
 
 
 def disable() -> None:
@@ -24,3 +27,23 @@ def disable() -> None:
     stop = getattr(sys.modules.get("onnxruntime"), "disable_telemetry_events", None)
     if undecided and stop is not None:
         stop()
+
+
+@contextlib.contextmanager
+def without_reporter() -> Iterator[None]:
+    """Import openvino in this block: it then takes the stub that it has for installations without openvino-telemetry.
+
+    That package has no switch but a file in the home folder. Its own import works again after the block, so that an
+    application can still use it. If the application imported openvino first, nothing changes: the import was reported,
+    and vitdeploy calls no function that reports.
+    """
+    if _OPENVINO in sys.modules:
+        yield
+        return
+    hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == _REPORTER}
+    sys.modules[_REPORTER] = None  # type: ignore[assignment]  # the import system's mark for "does not exist"
+    try:
+        yield
+    finally:
+        sys.modules.pop(_REPORTER, None)
+        sys.modules.update(hidden)

@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.bundle.kept_files import link
-from vitdeploy.bundle.manifest import TUNING, FileRecord, TunedChoice, sha256_of
+from vitdeploy.bundle.manifest import TUNING, FileRecord, TunedChoice
 from vitdeploy.bundle.staging import commit
 from vitdeploy.files.atomic import staged_folder
 
@@ -15,21 +15,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from vitdeploy.bundle.bundle import Bundle
-    from vitdeploy.bundle.manifest import Artifact
-
-
-@dataclasses.dataclass(frozen=True)
-class MadeArtifact:
-    """An artifact, and the bundle with its files, which is in the working folder unless the artifact is an old one."""
-
-    bundle: Bundle
-    artifact: Artifact
+    from vitdeploy.tuning.variant import Variant
 
 
 def record_choice(
     bundle: Bundle,
-    chosen: MadeArtifact,
-    added: Sequence[MadeArtifact],
+    chosen: Variant,
+    added: Sequence[Variant],
     *,
     backend: str,
     options: Mapping[str, Any],
@@ -60,7 +52,7 @@ def record_choice(
         (staging / TUNING).write_text(json.dumps(evidence, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         choice = TunedChoice(
             artifact=chosen.artifact.name,
-            artifact_sha256=sha256_of(chosen.artifact),
+            artifact_sha256=chosen.sha256,
             backend=backend,
             options=dict(options),
             batch_size=batch_size,

@@ -23,7 +23,8 @@ from raising import raises
 from told import Told
 
 from vitdeploy.assess.benchmark import timer as timing
-from vitdeploy.assess.benchmark.benchmark import _encoded, benchmark
+from vitdeploy.assess.benchmark.benchmark import benchmark
+from vitdeploy.assess.benchmark.image_files import image_files
 from vitdeploy.assess.benchmark.setting import Load, Setting
 from vitdeploy.assess.benchmark.timer import MOST_WINDOWS, WINDOW, Job, Timer
 from vitdeploy.assess.data.images import synthetic_images
@@ -32,6 +33,7 @@ from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import MANIFEST
 from vitdeploy.errors import BundleError, ImageError, InputError, UsageError
 from vitdeploy.images.processor import ImageProcessor
+from vitdeploy.runtimes import BACKENDS
 from vitdeploy.specs import PixelFormat
 from vitdeploy.system.cpu import Cpus, ThreadCount
 
@@ -163,14 +165,14 @@ def test_an_image_that_cannot_be_read_is_named(single: Bundle, tmp_path: Path, m
     def refused(file: Path, most_bytes: int) -> bytes:
         raise PermissionError(13, "Permission denied", str(file))
 
-    monkeypatch.setattr("vitdeploy.assess.benchmark.benchmark.read_regular", refused)
+    monkeypatch.setattr("vitdeploy.assess.benchmark.image_files.read_regular", refused)
     with raises(InputError, where=tmp_path / "a.png", expected="an image", found="Permission denied"):
-        _encoded(tmp_path, 1)
+        image_files(tmp_path, 1)
 
 
 def test_no_more_synthetic_images_are_made_than_are_of_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitdeploy.assess.benchmark.benchmark._SYNTHETIC_SIZE", (8, 8))
-    assert [len(_encoded(None, count)[0]) for count in (3, 2**20)] == [3, 64]
+    monkeypatch.setattr("vitdeploy.assess.benchmark.image_files._SYNTHETIC_SIZE", (8, 8))
+    assert [len(image_files(None, count)[0]) for count in (3, 2**20)] == [3, 64]
 
 
 def test_a_damaged_artifact_is_the_caller_s_error(tmp_path: Path) -> None:
@@ -270,8 +272,9 @@ def test_an_interrupt_of_all_while_workers_start_is_quiet(single: Bundle, sent: 
 
 
 def test_threads_are_for_backends_that_heed_them(monkeypatch: pytest.MonkeyPatch, single: Bundle) -> None:
-    monkeypatch.setattr("vitdeploy.assess.benchmark.setting._THREAD_OPTIONS", {"torch": ""})
-    with raises(UsageError, what="threads", expected=["torch", "torchscript"], found="onnxruntime"):
+    monkeypatch.setitem(BACKENDS, "onnxruntime", BACKENDS["onnxruntime"]._replace(threads_option=None))
+    heeding = ["torch", "torchscript", "onnxruntime-tensorrt", "openvino"]
+    with raises(UsageError, what="threads", expected=heeding, found="onnxruntime"):
         benchmark(single, backends=ONNX, threads=2)
 
 
@@ -318,18 +321,20 @@ def test_a_malformed_variable_ends_the_benchmark(monkeypatch: pytest.MonkeyPatch
 
 
 KILLED = """
-import multiprocessing, os, signal, sys
+import multiprocessing, os, signal, sys, threading
 from vitdeploy import Progress
-from vitdeploy.assess.benchmark.benchmark import _encoded, benchmark
+from vitdeploy.assess.benchmark.benchmark import benchmark
 
 class Die(Progress):
     def step(self, text):
-        if text == "timing, round 2 of 2":
+        if text == "timing, round 1 of 1":
             print(*(process.pid for process in multiprocessing.active_children()), flush=True)
-            os.kill(os.getpid(), signal.SIGKILL)
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGKILL)).start()  # in the middle of the runs
 
 if __name__ == "__main__":
-    benchmark(sys.argv[1], batch_sizes=(1,), backends=["onnxruntime"], processes=1, rounds=2, runs=1, progress=Die())
+    benchmark(
+        sys.argv[1], batch_sizes=(1,), backends=["onnxruntime"], processes=1, rounds=1, runs=100000, progress=Die()
+    )
 """
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pages import Page, hostile_report, written
 from PIL import Image
-from written_results import BENCHMARK, COMPARISON, EVALUATION, LAYERS, SENSITIVITY, gate_result
+from written_results import BENCHMARK, COMPARISON, EVALUATION, LAYERS, SENSITIVITY, TUNING, gate_result
 
 from vitdeploy.assess.benchmark.result import Benchmark, NotMeasured
 from vitdeploy.assess.debug.layer_results import ArtifactLayers, PartDifference
@@ -120,12 +120,13 @@ def test_a_status_is_told_in_words(page: Page) -> None:
     assert predicted == ["correct, 75.0%", "wrong, 50.0%", "correct, 50.0%"]
 
 
-@pytest.mark.parametrize("part", ["sensitivity", "evaluation", "benchmark"])
+@pytest.mark.parametrize("part", ["sensitivity", "evaluation", "benchmark", "tuning"])
 def test_a_page_that_judges_nothing_has_no_verdict(part: str, tmp_path: Path) -> None:
     measured: dict[str, Any] = {
         "sensitivity": SENSITIVITY,
         "evaluation": dataclasses.replace(EVALUATION, results=EVALUATION.results[:2]),
         "benchmark": dataclasses.replace(BENCHMARK, skipped=()),
+        "tuning": TUNING,
     }
     page = written(tmp_path / "report.html", Report("Measured", {}, {}, **{part: measured[part]}))
     assert measured[part].status == "passed"

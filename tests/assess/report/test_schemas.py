@@ -11,7 +11,19 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 from schemas import FOLDER, schema, validated, validator
-from written_results import BENCHMARK, BENCHMARK_COMPARISON, COMPARISON, EVALUATION, LAYERS, SENSITIVITY, gate_result
+from written_results import (
+    BENCHMARK,
+    BENCHMARK_COMPARISON,
+    COMPARISON,
+    EVALUATION,
+    LAYERS,
+    OFFLINE_RUN,
+    SENSITIVITY,
+    SERVER_RUN,
+    STREAM,
+    TUNING,
+    gate_result,
+)
 
 from vitdeploy.assess.debug.bisection import Bisection
 from vitdeploy.assess.debug.mixed_precision import GraphNode
@@ -27,11 +39,15 @@ RESULTS = [
     ("evaluate", EVALUATION),
     ("benchmark", BENCHMARK),
     ("benchmark_comparison", BENCHMARK_COMPARISON),
+    ("benchmark_scenario", STREAM),
+    ("benchmark_scenario", OFFLINE_RUN),
+    ("benchmark_scenario", SERVER_RUN),
+    ("tune", TUNING),
     ("gate", gate_result()),
     ("gate", gate_result(Path("baseline.json"))),
 ]
 # Objects whose keys are a runtime's, a machine's or a data set's own.
-FREE = {"details", "machine", "per_class"}
+FREE = {"details", "machine", "options", "per_class"}
 
 
 def objects(value: Any, name: str = "") -> Iterator[dict[str, Any]]:
@@ -49,7 +65,7 @@ def objects(value: Any, name: str = "") -> Iterator[dict[str, Any]]:
 
 def test_they_are_schemas_of_the_draft_that_they_name() -> None:
     names = [path.stem for path in sorted(FOLDER.iterdir())]
-    assert names == ["benchmark", "benchmark_comparison", "compare", "evaluate", "gate"]
+    assert names == ["benchmark", "benchmark_comparison", "benchmark_scenario", "compare", "evaluate", "gate", "tune"]
     for name in names:
         assert schema(name)["$schema"] == "https://json-schema.org/draft/2020-12/schema"
         assert schema(name)["$id"].endswith(f":{name}")
@@ -83,6 +99,8 @@ def test_no_key_may_be_missing_or_another(command: str, result: Any, capsys: pyt
         ("evaluate", EVALUATION, ("data_sha256",), "0"),
         ("benchmark", BENCHMARK, ("latencies", 0, "steady"), 1),
         ("benchmark_comparison", BENCHMARK_COMPARISON, ("settings", 0, "verdict"), "as fast"),
+        ("benchmark_scenario", SERVER_RUN, ("results", 0, "late_share"), 2),
+        ("benchmark_scenario", STREAM, ("scenario", "name"), "stream"),
         ("gate", gate_result(), ("evaluation", "images"), 0),
     ],
 )

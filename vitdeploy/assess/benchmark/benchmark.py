@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from vitdeploy.assess.benchmark.accuracy import measure_quality, open_source
+from vitdeploy.assess.benchmark.image_files import image_files
 from vitdeploy.assess.benchmark.result import Benchmark
 from vitdeploy.assess.benchmark.setting import Load, settings_of
 from vitdeploy.assess.benchmark.timer import MOST_WINDOWS, WINDOW, WITHIN
 from vitdeploy.assess.benchmark.turns import Request, time_settings
-from vitdeploy.assess.data.folder_listing import LeftOut, list_images
-from vitdeploy.assess.data.images import synthetic_images
 from vitdeploy.assess.environment.conditions import Conditions, moment
 from vitdeploy.assess.environment.machine import machine
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.retry import retry_if_changed
-from vitdeploy.errors import UsageError, check_count, readable, shown
-from vitdeploy.files.regular_file import MOST_IMAGE_BYTES, read_regular
-from vitdeploy.images.open import open_image
+from vitdeploy.errors import UsageError, check_count, shown
 from vitdeploy.predictor import check_batch_size, load_processor
 from vitdeploy.system.argument_types import typed
 from vitdeploy.system.progress import SILENT, Progress
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-
-# (height, width) of the synthetic image files: VGA photographs, as many cameras write them.
-_SYNTHETIC_SIZE = (480, 640)
-_JPEG_QUALITY = 90
 _LARGEST_SIDE = 99_999  # pixels, as `vitdeploy.specs.read_image_size`
-_MOST_SYNTHETIC = 64  # larger batches repeat them
 
 
 @typed
@@ -99,7 +86,7 @@ def benchmark(
     bundle = Bundle.of(bundle)
     timed = settings_of(bundle, backends, settings, counts if len(counts) > 1 else ())
     load_processor(bundle)  # or raises before a process is started
-    encoded, kind, left_out = _encoded(images, max(load.batch_size for load in loads))
+    files = image_files(images, max(load.batch_size for load in loads))
     if similarity and images is None:
         raise UsageError("similarity needs images", what="similarity", found=similarity, hint="name a folder of images")
     source = open_source(bundle, data, images if similarity else None, limit)
@@ -111,7 +98,7 @@ def benchmark(
     result = time_settings(
         bundle,
         [Request(setting, loads, optional=backends is None and setting.is_reference) for setting in timed],
-        images=encoded,
+        images=files.encoded,
         device=device,
         threads=counts[0] if len(counts) == 1 else 0,
         processes=processes,
@@ -132,7 +119,7 @@ def benchmark(
             "runs": runs,
             "device": device,
             "threads": counts[0] if len(counts) == 1 else list(counts),
-            "images": kind,
+            "images": files.kind,
             "accuracy": None if quality is None else quality.text,
             "warm_up": f"until the medians of {WINDOW} runs are within {WITHIN:.0%}, at most {MOST_WINDOWS} times",
         },
@@ -140,7 +127,7 @@ def benchmark(
         skipped=result.skipped,
         conditions=Conditions.since(before, result.cpu_s),
         processor=bundle.manifest.processor,
-        left_out=left_out,
+        left_out=files.left_out,
     )
 
 
@@ -160,26 +147,3 @@ def _loads(batch_sizes: Sequence[int], image_sizes: Sequence[Sequence[int]]) -> 
             check_count("image_sizes", side, most=_LARGEST_SIDE)
         sizes.append((size[0], size[1]))
     return tuple(dict.fromkeys(Load(batch, size) for size in sizes or [None] for batch in batch_sizes))
-
-
-def _encoded(images: str | os.PathLike[str] | None, count: int) -> tuple[tuple[bytes, ...], str, LeftOut | None]:
-    """Encoded image files, their kind, and the files of the folder that are not images."""
-    if images is not None:
-        listing = list_images(images)
-        files = listing.files[:count]
-        return tuple(_read(file) for file in files), f"{len(files)} files of a folder", listing.left_out
-    encoded = []
-    for image in synthetic_images(min(count, _MOST_SYNTHETIC), *_SYNTHETIC_SIZE):
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=_JPEG_QUALITY)
-        encoded.append(file.getvalue())
-    height, width = _SYNTHETIC_SIZE
-    return tuple(encoded), f"synthetic JPEG files of {width}x{height} pixels", None
-
-
-def _read(file: Path) -> bytes:
-    """Read an image file that can be decoded."""
-    with readable(file, "an image"):
-        encoded = read_regular(file, MOST_IMAGE_BYTES)
-    open_image(encoded, name=repr(str(file)))
-    return encoded

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from vitdeploy.bundle.bundle import Bundle
     from vitdeploy.runtimes.base import Runtime
 
-# By package: the option with the number of threads; "" for torch, whose number belongs to the process.
-_THREAD_OPTIONS = {"torch": "", "onnxruntime": "intra_op_threads"}
 _BOOLS = {"true": True, "false": False}
 
 
@@ -58,7 +56,7 @@ class Setting:
         check_count("threads", self.threads, 0, MOST_THREADS)
         backend, option = self.selected.backend, self._thread_option
         if self.threads and backend and option is None:
-            heeding = [name for name, row in BACKENDS.items() if row.package in _THREAD_OPTIONS]
+            heeding = [name for name, row in BACKENDS.items() if row.threads_option is not None]
             raise UsageError(
                 f"threads has no effect on {backend}, only on {', '.join(heeding)}",
                 what="threads", expected=heeding, found=backend, hint="leave it out",
@@ -117,7 +115,7 @@ class Setting:
     @property
     def _thread_option(self) -> str | None:
         row = BACKENDS.get(self.selected.backend)
-        return None if row is None else _THREAD_OPTIONS.get(row.package)
+        return None if row is None else row.threads_option
 
     def to_dict(self) -> dict[str, Any]:
         return {**self.selected._asdict(), "options": dict(self.options), "threads": self.threads}

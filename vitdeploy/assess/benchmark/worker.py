@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import signal
+import threading
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +22,15 @@ _ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 
 
 @contextlib.contextmanager
-def worker(job: Job) -> Iterator[Callable[..., Any]]:
-    """Start a process for a job; yield a function that sends a request and returns the answer; see `_serve`.
+def worker(job: Job, timer: type[Timer] = Timer) -> Iterator[Callable[..., Any]]:
+    """Start a process for a job; yield a function that sends a request to its timer and returns the answer.
 
     It is spawned, so a script that measures needs the usual `if __name__ == "__main__":`. It does not outlive the
     block.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs,))
+    process = context.Process(target=_serve, args=(theirs, timer))
 
     def ask(*request: Any) -> Any:
         try:
@@ -77,14 +79,23 @@ def _signals_wait() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _serve(connection: Connection) -> None:
-    """Answer each request after the job (a method name of `Timer`, its arguments) with the result or an error."""
+def _end_with_parent() -> None:
+    """End this process with its parent, even in the middle of a long request."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _serve(connection: Connection, timer_type: type[Timer]) -> None:
+    """Answer each request after the job (a method name of the timer, its arguments) with the result or an error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends this process
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     quiet_libraries()  # as the command line does
     with contextlib.suppress(EOFError, ConnectionError):  # the parent is gone
-        timer = Timer(connection.recv())
+        timer = timer_type(connection.recv())
         while True:
             name, *arguments = connection.recv()
             try:

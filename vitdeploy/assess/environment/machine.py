@@ -15,6 +15,7 @@ PACKAGES = (
     "pillow",
     "onnxruntime",
     "onnxruntime-gpu",
+    "openvino",
     "torch",
     "onnx",
     "onnxscript",

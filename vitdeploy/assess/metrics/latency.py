@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _MEDIAN = 50
 PERCENTILES = (_MEDIAN, 90, 95, 99, 99.9)
-_THREAD_DETAILS = ("threads", "intra_op_threads", "threads_reason")  # by backend
+_THREAD_DETAILS = ("threads", "intra_op_threads", "inference_threads", "threads_reason")  # by backend
 
 
 @dataclasses.dataclass(frozen=True)

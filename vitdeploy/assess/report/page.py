@@ -16,6 +16,7 @@ from vitdeploy.assess.report.page_data import (
     details,
     headlines,
     least_accurate,
+    load_settings,
     settings,
     statuses,
 )
@@ -28,6 +29,7 @@ from vitdeploy.assess.report.plots import (
     sensitivity_plot,
 )
 from vitdeploy.assess.report.report import Assessed, Report, report_of
+from vitdeploy.assess.report.tables import tables
 from vitdeploy.assess.report.written import write_result
 from vitdeploy.errors import ImageError, MissingDependencyError
 from vitdeploy.exporters.naming.layer_names import readable_name
@@ -62,7 +64,16 @@ def write_html(path: str | os.PathLike[str], result: Assessed | Report) -> None:
         OutputError: If the file cannot be written; an existing one is unchanged.
     """
     report = result if isinstance(result, Report) else report_of(result)
-    parts = (report.gate, report.comparison, report.layers, report.sensitivity, report.evaluation, report.benchmark)
+    parts = (
+        report.gate,
+        report.comparison,
+        report.layers,
+        report.sensitivity,
+        report.evaluation,
+        report.benchmark,
+        report.load,
+        report.tuning,
+    )
     write_result(path, writable(_render(report)).encode(), *(part for part in parts if part is not None))
 
 
@@ -79,6 +90,8 @@ def _render(report: Report) -> str:
         "labelled": labelled,
         "readable": readable_name,
         "settings": settings,
+        "tables": tables,
+        "load_settings": load_settings,
         "details": details,
     }
     template = environment.get_template("report.html")
@@ -90,6 +103,7 @@ def _render(report: Report) -> str:
         **_sensitivity(report),
         **_accuracy(report),
         **_latency(report),
+        tuning_tables=() if report.tuning is None else tables(report.tuning),
     )
 
 

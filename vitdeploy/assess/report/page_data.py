@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vitdeploy.assess.benchmark.result import Benchmark
+    from vitdeploy.assess.benchmark.scenarios.results import Measured, ScenarioBenchmark
     from vitdeploy.assess.evaluate.evaluate import Evaluation
     from vitdeploy.assess.metrics.accuracy import Accuracy, Predictions
     from vitdeploy.assess.metrics.latency import Latency
@@ -65,7 +66,13 @@ def statuses(report: Report) -> dict[str, str]:
     A gate's outcome is the page's: other parts are then listed only if they did not pass.
     """
     judged = {"Gate": report.gate, "Comparison": report.comparison, "Layers": report.layers}
-    measured = {"Sensitivity": report.sensitivity, "Accuracy": report.evaluation, "Latency": report.benchmark}
+    measured = {
+        "Sensitivity": report.sensitivity,
+        "Accuracy": report.evaluation,
+        "Latency": report.benchmark,
+        "Load": report.load,
+        "Tuning": report.tuning,
+    }
     found = {name: part.status for name, part in (judged | measured).items() if part is not None}
     verdicts = ("Gate",) if report.gate is not None else tuple(judged)
     return {name: status for name, status in found.items() if name in verdicts or status != "passed"}
@@ -80,6 +87,8 @@ def headlines(report: Report) -> list[Headline]:
         *_of_sensitivity(report),
         *_of_accuracy(report),
         *_of_latency(report),
+        *_of_load(report),
+        *_of_tuning(report),
     ]
 
 
@@ -92,7 +101,14 @@ def settings(benchmark: Benchmark) -> dict[str, str]:
     return shown
 
 
-def details(latency: Latency) -> str:
+def load_settings(result: ScenarioBenchmark) -> dict[str, str]:
+    """Scenario and settings of the measurement as text."""
+    values = {**result.scenario.to_dict(), **result.settings}
+    shown = {name.replace("_", " "): value_text(value) for name, value in values.items()}
+    return {**shown, **{item.name: details(item) for item in result.results}}
+
+
+def details(latency: Latency | Measured) -> str:
     """Engine and settings that ran, as text."""
     return ", ".join(
         f"{name} {value_text(value)}" for name, value in latency.details.items() if value not in ({}, [], None)
@@ -190,6 +206,21 @@ def _of_latency(report: Report) -> Iterator[Headline]:
         fastest = max(same_batch, key=lambda latency: latency.images_per_second)
         note = "the fastest" if fastest is first else fastest.ratio(first).against(first.name)
         yield Headline(f"{fastest.name}, batch {first.load_text}", f"{fastest.p50_ms:.3g} ms", note)
+
+
+def _of_load(report: Report) -> Iterator[Headline]:
+    for result in report.load.results if report.load else ():
+        yield Headline(f"{result.name}, {result.measures}", *result.figure)
+
+
+def _of_tuning(report: Report) -> Iterator[Headline]:
+    tuning = report.tuning
+    if tuning is not None and tuning.chosen is not None and tuning.chosen.ms is not None:
+        chosen, ms = tuning.chosen, tuning.chosen.ms
+        yield Headline("Fastest within the bound", f"{ms.estimate:.3g} ms", f"an image, {chosen}")
+    if tuning is not None and tuning.gain is not None:
+        gain, low, high = tuning.gain
+        yield Headline("Time of the choice", f"{gain:.2f}", f"({low:.2f} to {high:.2f}) of that of {tuning.usual}")
 
 
 def _exponential(value: float) -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from vitdeploy.assess.benchmark.result import Benchmark
+from vitdeploy.assess.benchmark.scenarios.results import ScenarioBenchmark
+from vitdeploy.assess.benchmark.tuning import Tuning
 from vitdeploy.assess.compare.results import Comparison
 from vitdeploy.assess.debug.layer_results import LayerComparison
 from vitdeploy.assess.debug.sensitivity import Sensitivity
@@ -22,7 +24,9 @@ from vitdeploy.errors import BundleError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-Assessed: TypeAlias = "Comparison | LayerComparison | Sensitivity | Evaluation | Benchmark | GateResult"
+Assessed: TypeAlias = (
+    "Comparison | LayerComparison | Sensitivity | Evaluation | Benchmark | ScenarioBenchmark | GateResult | Tuning"
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,6 +43,8 @@ class Report:
         sensitivity: Effect of each layer alone in a lower precision.
         evaluation: Accuracy on labelled images.
         benchmark: Latencies; the first of each batch size is the baseline of the others.
+        load: Figures under load.
+        tuning: The fastest setting within an accuracy bound.
         examples: Images with predictions, in groups by heading.
     """
 
@@ -51,10 +57,12 @@ class Report:
     sensitivity: Sensitivity | None = None
     evaluation: Evaluation | None = None
     benchmark: Benchmark | None = None
+    load: ScenarioBenchmark | None = None
+    tuning: Tuning | None = None
     examples: Mapping[str, Sequence[ExampleImage]] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        names = ("gate", "comparison", "layers", "sensitivity", "evaluation", "benchmark")
+        names = ("gate", "comparison", "layers", "sensitivity", "evaluation", "benchmark", "load", "tuning")
         parts = {name: getattr(self, name) for name in names}
         return {
             "title": self.title,
@@ -76,7 +84,9 @@ def report_of(result: Assessed) -> Report:
         Sensitivity: ("sensitivity", "Sensitivity"),
         Evaluation: ("evaluation", "Accuracy"),
         Benchmark: ("benchmark", "Latency"),
+        ScenarioBenchmark: ("load", "Load"),
         GateResult: ("gate", "Gate"),
+        Tuning: ("tuning", "Tuning"),
     }
     if type(result) not in kinds:
         names, name = [kind.__name__ for kind in kinds], type(result).__name__
@@ -86,14 +96,14 @@ def report_of(result: Assessed) -> Report:
     parts: dict[str, Any] = {part: result}
     if isinstance(result, GateResult):
         parts |= {"evaluation": result.evaluation, "benchmark": result.benchmark}
-    evaluation, benchmark = parts.get("evaluation"), parts.get("benchmark")
+    evaluation, timed = parts.get("evaluation"), parts.get("benchmark") or parts.get("load") or parts.get("tuning")
     examples = {} if evaluation is None else worst_images(evaluation)
     if isinstance(result, Comparison):
         examples = furthest_images(result)
     return Report(
         title=f"{title}: {Path(result.bundle).name or result.bundle}",
         source=source_of(result.bundle),
-        machine=machine() if benchmark is None else benchmark.machine,
+        machine=machine() if timed is None else timed.machine,
         examples=examples,
         **parts,
     )

@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from vitdeploy.assess.benchmark.comparison import BenchmarkComparison
 from vitdeploy.assess.benchmark.result import Benchmark
+from vitdeploy.assess.benchmark.scenarios.results import ScenarioBenchmark
+from vitdeploy.assess.benchmark.tuning import Tuning
 from vitdeploy.assess.debug.sensitivity import Sensitivity
 from vitdeploy.assess.evaluate.evaluate import Evaluation
 from vitdeploy.assess.metrics.latency import PERCENTILES
+from vitdeploy.assess.report.load_table import load_columns, load_row
 
 if TYPE_CHECKING:
+    from vitdeploy.assess.benchmark.tuning import Candidate, TimedSetting
     from vitdeploy.assess.metrics.accuracy import Predictions
     from vitdeploy.assess.metrics.latency import Latency
 
@@ -35,13 +39,14 @@ _OPTIONAL = (
     "without transfers, p50 ms",
     "GPU MB",
 )  # absent if no setting has it
+_AFTER_ACCURACY = ("p99 ms", "images/s")  # a table has six columns without --details
 _COLUMNS = (
     "backend", "batch", "p50 ms", "p99 ms", "images/s", "speed (time / the first's, 95 % interval)", "accuracy",
     "Pareto front", "p90 ms", "p95 ms", "p99.9 ms", "from image files, p50 ms", "without transfers, p50 ms",
     "load ms", "first run ms", "peak MB", "GPU MB", "steady",
 )  # fmt: skip
 
-Measured: TypeAlias = Evaluation | Benchmark | BenchmarkComparison | Sensitivity
+Measured: TypeAlias = Evaluation | Benchmark | BenchmarkComparison | ScenarioBenchmark | Sensitivity | Tuning
 
 
 @functools.singledispatch
@@ -75,7 +80,8 @@ def _of_benchmark(result: Benchmark) -> tuple[Table, ...]:
         _latency(latency, first[latency.load], in_front=any(latency is item for item in result.front))
         for latency in result.latencies
     ]
-    columns = [name for name in _COLUMNS if name not in _OPTIONAL or any(row[name] for row in rows)]
+    order = sorted(_COLUMNS, key=_AFTER_ACCURACY.__contains__) if result.front else _COLUMNS
+    columns = [name for name in order if name not in _OPTIONAL or any(row[name] for row in rows)]
     notes = [
         f"{timed.name} at batch size {timed.load_text} was not steady when its timing began"
         for timed in result.latencies
@@ -111,11 +117,66 @@ def _of_benchmark_comparison(result: BenchmarkComparison) -> tuple[Table, ...]:
 
 
 @tables.register
+def _of_scenario(result: ScenarioBenchmark) -> tuple[Table, ...]:
+    """A row per setting and batch size, with notes on the method and on what did not pass."""
+    return (Table("", load_columns(result), tuple(map(load_row, result.results)), result.notes),)
+
+
+@tables.register
 def _of_sensitivity(result: Sensitivity) -> tuple[Table, ...]:
     """A row per layer, the most sensitive first."""
     columns = ("layer, as --keep-fp32 takes it", "operator", "relative error")
     rows = tuple((layer.layer, layer.op_type, f"{layer.error:.2e}") for layer in result.ranked)
     return (Table(result.summary, columns, rows),)
+
+
+@tables.register
+def _of_tuning(result: Tuning) -> tuple[Table, ...]:
+    """A row per setting, the chosen one first; and a row per candidate."""
+    timed = Table(
+        "",
+        ("artifact", "backend", "options", "batch", "ms an image", "time / the fastest's", "status", "95 % interval",
+         "images/s", "p99 ms a run", "preprocessed, ms an image", "runs", "Pareto front", "reason"),
+        tuple(map(_timed, result.timed)),
+        result.notes,
+    )  # fmt: skip
+    candidates = Table(
+        f"Candidates: {result.settings['accuracy']} on {result.data['held_out_images']} held-out images",
+        ("artifact", "backend", "bound", "accuracy", "95 % interval", "MB", "required", "reason"),
+        tuple(map(_candidate, result.candidates)),
+        tuple(f"{item.variant}: {item.reason}" for item in result.candidates if item.status == "not made"),
+    )
+    return (timed, candidates) if result.timed else (candidates,)
+
+
+def _timed(row: TimedSetting) -> tuple[str, ...]:
+    head = (row.variant, row.backend, row.options_text, str(row.batch_size))
+    if row.ms is None:
+        return (*head, "", "", row.status, *[""] * 6, row.reason or "")
+    low, high = row.ms.to_list()
+    return (
+        *head,
+        f"{row.ms.estimate:.3f}",
+        "" if row.ratio is None else f"{row.ratio.estimate:.2f}",
+        row.status,
+        "" if low is None or high is None else f"{low:.3f} to {high:.3f}",
+        f"{row.images_per_second:,.1f}",
+        f"{row.p99_ms:.3f}",
+        f"{row.ready_ms:.3f}",
+        str(row.runs),
+        "yes" if row.front else "",
+        row.reason or "",
+    )
+
+
+def _candidate(item: Candidate) -> tuple[str, ...]:
+    accuracy = item.accuracy
+    size = "" if item.size_bytes is None else f"{item.size_bytes / 1e6:.1f}"
+    figures = ("", "", size, "")
+    if accuracy is not None:
+        interval = f"{accuracy.low:.4f} to {accuracy.high:.4f}"
+        figures = (f"{accuracy.value:.4f}", interval, size, f"{accuracy.required:.4f}")
+    return (item.variant, item.backend, item.status, *figures, item.reason or "")
 
 
 def _accuracies(result: Evaluation, predictions: Predictions) -> tuple[str, ...]:

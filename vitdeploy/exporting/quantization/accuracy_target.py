@@ -35,6 +35,9 @@ class AccuracyTarget(Protocol):
     def reached_by(self, accuracy: Any) -> bool:
         """True if a search may end with this accuracy."""
 
+    def met_by(self, accuracy: Any) -> bool:
+        """True if this accuracy meets the bound."""
+
     def check(self, name: str, accuracy: Any) -> dict[str, Any]:
         """The artifact's accuracy on the search images, as a manifest record.
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from vitdeploy.assess.data.images import feeds
 from vitdeploy.assess.metrics.cosine_bound import too_long
-from vitdeploy.assess.metrics.features import Nearness, nearness, shown, vectors
+from vitdeploy.assess.metrics.features import Nearness, cosines, nearness, shown, vectors
 from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.errors import CheckFailedError, CheckpointError, UsageError
 from vitdeploy.exporting.quantization.calibration_images import BATCH, CalibrationImages
@@ -31,10 +31,16 @@ SEARCHED = 0.75
 
 @dataclasses.dataclass(frozen=True)
 class LowestCosine:
-    """The output with the lowest 5th percentile of the cosine; `too_long` says how vector lengths differ too much."""
+    """The output with the lowest 5th percentile of the cosine.
+
+    Attributes:
+        too_long: How vector lengths differ too much; None if they do not.
+        cosines: Cosine similarity of each image, (N,).
+    """
 
     nearness: Nearness
     too_long: str | None = None
+    cosines: NDArray[np.float64] = dataclasses.field(default_factory=lambda: np.empty(0), compare=False, repr=False)
 
     @property
     def value(self) -> float:
@@ -87,16 +93,21 @@ class CosineTarget:
     def at(self, positions: Sequence[int]) -> CosineTarget:
         return CosineTarget(self.bound, self.images.at(list(positions)), self.reference)
 
-    def measure(self, runtime: Runtime) -> LowestCosine:
-        nearest = nearness(self.wanted, _vectors(self.images, runtime), search=False)
+    def measure(self, runtime: Runtime, batch_size: int = BATCH) -> LowestCosine:
+        given = _vectors(self.images, runtime, batch_size)
+        nearest = nearness(self.wanted, given, search=False)
         worst = min(nearest, key=lambda near: near.p5_cosine)
-        return LowestCosine(worst, next(filter(None, (too_long(near, self.minimum) for near in nearest)), None))
+        problem = next(filter(None, (too_long(near, self.minimum) for near in nearest)), None)
+        return LowestCosine(worst, problem, cosines(self.wanted[worst.output], given[worst.output]))
 
     def reached_by(self, accuracy: LowestCosine) -> bool:
         return accuracy.value >= self.aim and accuracy.too_long is None
 
+    def met_by(self, accuracy: LowestCosine) -> bool:
+        return accuracy.value >= self.minimum and accuracy.too_long is None
+
     def check(self, name: str, accuracy: LowestCosine) -> dict[str, Any]:
-        if accuracy.too_long is not None or not accuracy.value >= self.minimum:
+        if not self.met_by(accuracy):
             raise CheckFailedError(
                 f"{name} does not reach {self}: {accuracy}; the float graph did, before its inputs and outputs changed",
                 what=name, expected=str(self.bound), found=accuracy,
@@ -105,7 +116,7 @@ class CosineTarget:
         return {"bound": str(self.bound), "aim": round(self.aim, 6), **self._record(accuracy)}
 
     def check_held_out(self, name: str, accuracy: LowestCosine) -> dict[str, Any]:
-        if accuracy.too_long is not None or not accuracy.value >= self.minimum:
+        if not self.met_by(accuracy):
             raise CheckFailedError(
                 f"{name} does not reach {self.bound} on {accuracy.nearness.images} held-out images: {accuracy}",
                 what=name, expected=str(self.bound), found=accuracy,
@@ -140,18 +151,23 @@ def open_cosine_target(
         UsageError: If the model has logits but is not a single-label classifier.
         InputError: If there are no images.
     """
+    check_cosine(bound, problem_type)
+    return CosineTarget(bound, CalibrationImages.open(*source), reference)
+
+
+def check_cosine(bound: AccuracyBound, problem_type: ProblemType) -> None:
+    """Raise UsageError if the model has logits but is not a single-label classifier."""
     if problem_type is not ProblemType.SINGLE_LABEL:
         raise UsageError(
             f"{bound} does not fit a {problem_type} model: the cosine of its values says nothing about each of them",
             what="accuracy", found=problem_type, hint="leave it out, and bound the difference with --tolerance",
         )  # fmt: skip
-    return CosineTarget(bound, CalibrationImages.open(*source), reference)
 
 
-def _vectors(images: CalibrationImages, runtime: Runtime) -> dict[str, NDArray[Any]]:
+def _vectors(images: CalibrationImages, runtime: Runtime, batch_size: int = BATCH) -> dict[str, NDArray[Any]]:
     """The vectors of all images, (N, D), by name."""
     rows_of: dict[str, list[NDArray[Any]]] = {}
-    for batch in images.batches(BATCH, runtime.pixels):
+    for batch in images.batches(batch_size, runtime.pixels):
         for name, rows in vectors(runtime.run(feeds(runtime.inputs, batch[runtime.pixels]))).items():
             rows_of.setdefault(name, []).append(rows)
     return {name: np.concatenate(parts) for name, parts in rows_of.items()}

@@ -43,14 +43,36 @@ class Top1Target:
     wanted: NDArray[np.int32]
     right: NDArray[np.bool_]
 
+    @classmethod
+    def of(
+        cls,
+        bound: AccuracyBound,
+        images: CalibrationImages,
+        reference: Runtime,
+        problem_type: ProblemType,
+        targets: NDArray[np.int32] | None,
+        batch_size: int = 1,
+    ) -> Top1Target:
+        """Run the reference on images; `targets` are their labels, (N,), which MaxDrop needs.
+
+        Raises:
+            UsageError: If the model has no logits, or none for an image's class.
+            CheckpointError: If the reference's outputs are not finite.
+        """
+        _check_model(bound, reference, problem_type)
+        classes = _finite(_best(images, reference, batch_size), images)
+        if targets is None:
+            return cls(bound, images, classes, np.ones(len(classes), bool))
+        return cls(bound, images, targets, classes == targets)
+
     @property
     def minimum(self) -> int:
         """Number of images for which an artifact must give that class."""
         # of 1000 images, 0.99 requires 990, not 991 as its binary value would
-        return max(int(not isinstance(self.bound, MaxDrop)), int(np.ceil(round(self._share * len(self.right), 6))))
+        return max(int(not isinstance(self.bound, MaxDrop)), int(np.ceil(round(self.share * len(self.right), 6))))
 
     @property
-    def _share(self) -> float:
+    def share(self) -> float:
         """Share of images for which an artifact must give that class."""
         limit = self.bound.limit
         return float(self.right.mean()) - limit if isinstance(self.bound, MaxDrop) else limit
@@ -59,13 +81,15 @@ class Top1Target:
         chosen = list(positions)
         return Top1Target(self.bound, self.images.at(chosen), self.wanted[chosen], self.right[chosen])
 
-    def measure(self, runtime: Runtime) -> Accuracy:
+    def measure(self, runtime: Runtime, batch_size: int = 1) -> Accuracy:
         """Count the images for which the artifact gives that class."""
-        best = _best(self.images, runtime)
+        best = _best(self.images, runtime, batch_size)
         return Accuracy(int((best == self.wanted).sum()), len(best))
 
-    def reached_by(self, accuracy: Accuracy) -> bool:
+    def met_by(self, accuracy: Accuracy) -> bool:
         return accuracy.correct >= self.minimum
+
+    reached_by = met_by
 
     def check(self, name: str, accuracy: Accuracy) -> dict[str, Any]:
         if not self.reached_by(accuracy):
@@ -78,10 +102,10 @@ class Top1Target:
 
     def check_held_out(self, name: str, accuracy: Accuracy) -> dict[str, Any]:
         """See `AccuracyTarget`; few images fail the bound only if the upper end of their 95 % interval is below it."""
-        if accuracy.interval[1] < self._share:
+        if accuracy.interval[1] < self.share:
             raise CheckFailedError(
                 f"{name} does not reach {self.bound} on {accuracy.total} held-out images: {accuracy}, "
-                f"{self._share:.2%} required",
+                f"{self.share:.2%} required",
                 what=name, expected=str(self.bound), found=accuracy,
                 hint="ask for more, or give more images; nothing was written",
             )  # fmt: skip
@@ -115,6 +139,17 @@ def open_top1_target(
         InputError: If there are no images or no labels.
         CheckpointError: If the reference's outputs are not finite.
     """
+    _check_model(bound, reference, problem_type)  # before the images are read
+    if isinstance(bound, MaxDrop):
+        path, processor, limit, seed, progress = source
+        data = open_data(path, labels).subset(limit, seed)
+        images = CalibrationImages(ImageSet.of(data), processor, seed, progress)
+        return Top1Target.of(bound, images, reference, problem_type, data.targets)
+    return Top1Target.of(bound, CalibrationImages.open(*source), reference, problem_type, None)
+
+
+def _check_model(bound: AccuracyBound, reference: Runtime, problem_type: ProblemType) -> None:
+    """Raise UsageError unless the model gives logits with a best class."""
     names = [spec.name for spec in reference.outputs]
     if not any(spec.name == LOGITS and len(spec.shape) == 2 for spec in reference.outputs):
         raise UsageError(
@@ -126,23 +161,15 @@ def open_top1_target(
             f"{bound} counts images by their best class, which a {problem_type} model does not have",
             what="accuracy", found=problem_type, hint="leave it out, and bound the difference with --tolerance",
         )  # fmt: skip
-    if isinstance(bound, MaxDrop):
-        path, processor, limit, seed, progress = source
-        data = open_data(path, labels).subset(limit, seed)
-        images = CalibrationImages(ImageSet.of(data), processor, seed, progress)
-        return Top1Target(bound, images, data.targets, _finite(_best(images, reference), images) == data.targets)
-    images = CalibrationImages.open(*source)
-    classes = _finite(_best(images, reference), images)
-    return Top1Target(bound, images, classes, np.ones(len(classes), bool))
 
 
-def _best(images: CalibrationImages, runtime: Runtime) -> NDArray[np.int32]:
+def _best(images: CalibrationImages, runtime: Runtime, batch_size: int = 1) -> NDArray[np.int32]:
     """The top-1 class of each image, (N,)."""
     classes = [
-        best_classes(runtime.run(feeds(runtime.inputs, image[runtime.pixels]))[LOGITS], 1)[0][0, 0]
-        for image in images.pixels(runtime.pixels)
+        best_classes(runtime.run(feeds(runtime.inputs, batch[runtime.pixels]))[LOGITS], 1)[0][:, 0]
+        for batch in images.batches(batch_size, runtime.pixels)
     ]
-    return np.array(classes, np.int32)
+    return np.concatenate(classes).astype(np.int32, copy=False)
 
 
 def _finite(classes: NDArray[np.int32], images: CalibrationImages) -> NDArray[np.int32]:

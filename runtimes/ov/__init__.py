@@ -1,0 +1,1 @@
+"""Run OpenVINO and ONNX artifacts with OpenVINO, on the CPU."""

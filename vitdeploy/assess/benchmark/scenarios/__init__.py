@@ -1,0 +1,1 @@
+"""Measure under load, in MLPerf's scenarios: single-stream, multi-stream, offline and server."""

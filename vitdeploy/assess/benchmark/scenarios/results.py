@@ -1,0 +1,338 @@
+"""Results of scenarios."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitdeploy.assess.benchmark.scenarios.options import MLPERF_SECONDS, OFFLINE, SERVER
+from vitdeploy.assess.benchmark.scenarios.rate_search import MIN_QUERIES
+from vitdeploy.assess.data.folder_listing import left_out_dict
+from vitdeploy.assess.metrics.status import Assessment, counted, overall
+
+if TYPE_CHECKING:
+    from vitdeploy.assess.benchmark.result import NotMeasured
+    from vitdeploy.assess.benchmark.scenarios.options import Scenario
+    from vitdeploy.assess.benchmark.scenarios.rate_search import Replay
+    from vitdeploy.assess.metrics.order_statistics import Percentile
+    from vitdeploy.system.cpu import ThreadCount
+
+MOST_LATENESS = 0.1  # of the bound: 99th percentile of the lateness of a valid load
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A setting under load.
+
+    Attributes:
+        artifact, backend, precision: As in `Latency`.
+        changes: Threads and options that differ from the defaults.
+        batch_size: Images per query, or per run of offline.
+        sessions: Sessions that answered.
+        threads: Number of CPU threads of a session, with the reason; None if it uses none.
+        details: Engine, device and settings that ran.
+    """
+
+    artifact: str
+    backend: str
+    precision: str
+    changes: str = ""
+    batch_size: int = 1
+    sessions: int = 1
+    threads: ThreadCount | None = None
+    details: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def status(self) -> str:
+        """Outcome: "passed"; "failed" if a bound is missed; "skipped" if the measurement is not valid."""
+        return "passed"
+
+    @property
+    def reason(self) -> str:
+        """Why it did not pass; else empty."""
+        return ""
+
+    @property
+    def name(self) -> str:
+        """Backend, precision and changes."""
+        return f"{self.backend} {self.precision} {self.changes}".rstrip()
+
+    @property
+    def measures(self) -> str:
+        """Name of the reported figure."""
+        raise NotImplementedError
+
+    @property
+    def figure(self) -> tuple[str, str]:
+        """The reported figure with its unit, and a note."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            **{name: getattr(self, name) for name in ("artifact", "backend", "precision", "changes", "batch_size")},
+            "sessions": self.sessions,
+            "threads": None if self.threads is None else self.threads.to_dict(),
+            "status": self.status,
+            "reason": self.reason or None,
+            **self._figures(),
+            "details": self.details,
+        }
+
+    def _figures(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StreamResult(Measured):
+    """Single-stream or multi-stream.
+
+    Attributes:
+        percentile: The reported percentile of the latency.
+        median_ms: Median latency of a query.
+        seconds: Duration of the run.
+    """
+
+    percentile: Percentile
+    median_ms: float
+    seconds: float
+
+    @property
+    def measures(self) -> str:
+        """Name of the reported figure."""
+        return f"p{self.percentile.percent} of a query's latency"
+
+    @property
+    def figure(self) -> tuple[str, str]:
+        """The percentile, and its interval."""
+        found = self.percentile
+        high = "an upper end that needs more queries" if found.high_ms is None else f"{found.high_ms:.3g} ms"
+        size = "1 image" if self.batch_size == 1 else f"{self.batch_size} images"
+        return f"{found.value_ms:.3g} ms", f"95 % interval {found.low_ms:.3g} to {high}; {size} a query"
+
+    @property
+    def images_per_second(self) -> float:
+        """Throughput of the run."""
+        return self.percentile.count * self.batch_size / self.seconds
+
+    def _figures(self) -> dict[str, Any]:
+        return {
+            "latency": self.percentile.to_dict(),
+            "p50_ms": self.median_ms,
+            "images_per_second": self.images_per_second,
+            "seconds": self.seconds,
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OfflineResult(Measured):
+    """Offline: all images at once.
+
+    Attributes:
+        images: Number of images.
+        seconds: From the start to the last answer.
+    """
+
+    images: int
+    seconds: float
+
+    @property
+    def measures(self) -> str:
+        """Name of the reported figure."""
+        return "offline throughput"
+
+    @property
+    def figure(self) -> tuple[str, str]:
+        """The throughput, and what was run."""
+        return f"{self.images_per_second:,.4g} images/s", f"{self.images} images in batches of {self.batch_size}"
+
+    @property
+    def images_per_second(self) -> float:
+        """Throughput, the reported figure."""
+        return self.images / self.seconds
+
+    def _figures(self) -> dict[str, Any]:
+        return {"images_per_second": self.images_per_second, "images": self.images, "seconds": self.seconds}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServerResult(Measured):
+    """Server: random arrivals.
+
+    Attributes:
+        bound_ms: Bound on the 99th percentile of the latency.
+        rate: The given rate, or the highest that was confirmed; None if there is none. Queries per second.
+        invalid_rate: Lowest rate that was measured and is not valid: the highest valid rate is between the two. None
+            for a given rate.
+        holds: Share of modelled replays at the rate that meet the bound; see `QueueModel`. None without a rate.
+        replays: Measured replays at that rate; without a rate, of the whole search.
+        measured: Number of replays of the whole search.
+        searched: True if the rate was searched for.
+    """
+
+    bound_ms: float
+    rate: float | None
+    invalid_rate: float | None
+    holds: float | None
+    replays: tuple[Replay, ...]
+    measured: int
+    searched: bool
+
+    @property
+    def measures(self) -> str:
+        """Name of the reported figure."""
+        return f"{'highest rate' if self.searched else 'rate'} with p99 within {self.bound_ms:g} ms"
+
+    @property
+    def figure(self) -> tuple[str, str]:
+        """The rate, and how it held."""
+        held = f"the bound held in {self.held} of {len(self.replays)} replays"
+        if self.rate is None:
+            return "none", held
+        limit = "" if self.invalid_rate is None else f"; {self.invalid_rate:.4g} is not valid"
+        return f"{self.rate:.4g} queries/s", held + limit
+
+    @property
+    def held(self) -> int:
+        """Number of replays that meet the bound."""
+        return sum(replay.meets(self.bound_ms / 1e3) for replay in self.replays)
+
+    @property
+    def latencies_ms(self) -> np.ndarray:
+        """Latencies of the replays' queries."""
+        return 1e3 * np.concatenate([replay.answers.latencies_s for replay in self.replays])
+
+    @property
+    def late_share(self) -> float:
+        """Share of the answered queries above the bound."""
+        return float((self.latencies_ms > self.bound_ms).mean())
+
+    @property
+    def lateness_ms(self) -> float:
+        """99th percentile of the time by which a query that found a free session began after its arrival."""
+        late = np.concatenate([replay.answers.lateness_s for replay in self.replays])
+        return 1e3 * float(np.percentile(late, 99)) if len(late) else 0.0
+
+    def percentile_ms(self, percent: float) -> float:
+        """Percentile of the latencies of answered queries: the smallest that this share does not exceed."""
+        return float(np.percentile(self.latencies_ms, percent, method="inverted_cdf"))
+
+    @property
+    def status(self) -> str:
+        """Outcome: "failed" if the bound is missed, "skipped" if the load was late."""
+        if self.rate is None or self.held < len(self.replays):
+            return "failed"
+        return "skipped" if self.lateness_ms > MOST_LATENESS * self.bound_ms else "passed"
+
+    @property
+    def reason(self) -> str:
+        """Why it did not pass; else empty."""
+        if self.status == "passed":
+            return ""
+        if self.status == "skipped":
+            return (
+                f"the load was late: threads woke up {self.lateness_ms:.2f} ms after an arrival (99th percentile), "
+                f"at most {MOST_LATENESS:.0%} of the bound of {self.bound_ms:g} ms is allowed; free this machine of "
+                f"other work"
+            )
+        if self.rate is None:
+            return f"no rate was found whose 99th percentile stays within {self.bound_ms:g} ms when it is replayed"
+        ended = ", stopped early" if any(replay.answers.stopped for replay in self.replays) else ""
+        return (
+            f"at {self.rate:g} queries/s the 99th percentile exceeds {self.bound_ms:g} ms: {self.late_share:.1%} of "
+            f"the queries were late{ended}, 1% allowed"
+        )
+
+    def _figures(self) -> dict[str, Any]:
+        return {
+            "queries_per_second": self.rate,
+            "invalid_queries_per_second": self.invalid_rate,
+            "bound_ms": self.bound_ms,
+            **{f"p{percent}_ms": self.percentile_ms(percent) for percent in (50, 90, 99)},
+            "late_share": self.late_share,
+            "modelled_replays_that_hold": self.holds,
+            "replays": len(self.replays),
+            "replays_that_hold": self.held,
+            "replays_measured": self.measured,
+            "queries": len(self.latencies_ms),
+            "lateness_p99_ms": self.lateness_ms,
+            "searched": self.searched,
+        }
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class ScenarioBenchmark(Assessment):
+    """A scenario, measured with every setting.
+
+    Attributes:
+        scenario: What was measured.
+        machine: Machine that measured it.
+        settings: Settings of the measurement.
+        results: One per setting and batch size, in their order.
+        skipped: Settings that could not be measured.
+    """
+
+    scenario: Scenario
+    machine: dict[str, str]
+    settings: dict[str, Any]
+    results: tuple[Measured, ...]
+    skipped: tuple[NotMeasured, ...] = ()
+
+    @property
+    def statuses(self) -> list[str]:
+        """Outcomes of the results and of the skipped settings."""
+        return [*(result.status for result in self.results), *(skipped.status for skipped in self.skipped)]
+
+    @property
+    def status(self) -> str:
+        """Outcome, "failed" or "skipped" if a result or a setting was, or if nothing was measured; else "passed"."""
+        return overall(status for status in self.statuses if status != "left out")
+
+    @property
+    def brief(self) -> str:
+        """The result in a few words."""
+        return f"{self.scenario.name}, {counted(self.statuses, 'measurement')}"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to know when reading the figures, one sentence each."""
+        return (
+            f"from encoded image files to outputs, at least {self.scenario.duration_s:g} s a run; MLPerf runs "
+            f"{MLPERF_SECONDS} s, and its models and images are others, so this is no MLPerf result",
+            *_METHOD.get(self.scenario.name, (_STREAM,)),
+            *(f"{result.name}: {result.reason}" for result in self.results if result.reason),
+            *(_not_measured(skipped) for skipped in self.skipped),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "bundle": self.bundle,
+            "processor": self.processor,
+            "status": self.status,
+            "machine": self.machine,
+            "scenario": self.scenario.to_dict(),
+            "settings": self.settings,
+            "left_out": left_out_dict(self.left_out),
+            "results": [result.to_dict() for result in self.results],
+            "skipped": [skipped.to_dict() for skipped in self.skipped],
+        }
+
+
+def _not_measured(skipped: NotMeasured) -> str:
+    size = "" if skipped.batch_size is None else f" at batch size {skipped.batch_size}"
+    return f"{skipped.backend} {skipped.precision}{size} was not measured: {skipped.reason}"
+
+
+_STREAM = (
+    "the interval of a percentile is one of order statistics, for independent latencies; early stopping: the estimate "
+    "of MLPerf's rules, which the true percentile exceeds with a probability of at most 1%"
+)
+_METHOD = {
+    OFFLINE: ("MLPerf runs at least 24,576 images",),
+    SERVER: (
+        f"at least {MIN_QUERIES} queries a run: the fewest that can show a 99th percentile with a confidence of 99%",
+        "holds: share of replays within the bound, modelled from the measured service times and their differences "
+        "between runs; a rate counts from 98%",
+    ),
+}
