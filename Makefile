@@ -44,7 +44,7 @@ fuzz: .venv/.dev  ## COUNT bad inputs of each class, or of CLASS, drawn from SEE
 	$(TEST_ENV) PYTHONPATH=tests:tests/support $(BIN)/python -m fuzz --count $(COUNT) --seed $(SEED) \
 		$(if $(CLASS),--class $(CLASS)) $(if $(INDEX),--index $(INDEX))
 
-bench: .venv/.dev $(ENVS)/optimum/.done $(ENVS)/openvino/.done  ## record results and rewrite the tables of benchmarks/README.md
+bench: .venv/.dev $(ENVS)/optimum/.done $(ENVS)/openvino/.done $(ENVS)/hf-processors/.done  ## record results and rewrite the tables of benchmarks/README.md
 	for name in $(BENCHMARKS); do \
 		$(BIN)/python benchmarks/$$name.py --json benchmarks/results/$$name.json || exit 1; done
 	$(BIN)/python benchmarks/tables.py
@@ -110,6 +110,11 @@ $(ENVS)/openvino/.done: constraints-openvino.txt .venv/.dev
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 		> $$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz_main.pth
 	$(@D)/bin/python $(PIP_INSTALL) --no-deps -c constraints-openvino.txt openvino nncf ninja psutil pydot tabulate
+	touch $@
+
+# An image processor in Rust, a peer of benchmarks/processor.py, which adds this folder to its path.
+$(ENVS)/hf-processors/.done: .venv/.dev
+	$(BIN)/python $(PIP_INSTALL) --no-deps --upgrade --target $(@D) hf-processors-rs==0.1.0
 	touch $@
 
 # NVIDIA's Python bindings of TensorRT without its libraries: the tests ask them which names there are.

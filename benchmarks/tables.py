@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import re
 import statistics
@@ -201,15 +202,31 @@ def evaluate(document: Document) -> str:
 
 def processor(document: Document) -> str:
     found = document["processes"]
-    ours, theirs = (_spread(found, "image_ms", name) for name in ("vitdeploy_file", "transformers_pil"))
+    peers = ["transformers_pil", "hf_processors_rs"]
+
+    def row(title: str, kind: str, *keys: str, name: str = "vitdeploy") -> list[str]:
+        """Our time, and for each peer that was measured, its time and ours as a share of it."""
+        times = [functools.reduce(dict.__getitem__, keys, process[kind]) for process in found]
+        cells = [title, _range([of_one[name] for of_one in times])]
+        for peer in peers:
+            measured = [of_one for of_one in times if peer in of_one]
+            cells += [
+                _range([of_one[peer] for of_one in measured]) if measured else "",
+                _range([of_one[name] / of_one[peer] for of_one in measured]) if measured else "",
+            ]
+        return cells
+
     rows = [
-        ["one image from a file (ms)", ours, theirs],
-        ["... transformers / ours", _spread(found, "speedup"), ""],
-        ["one image from bytes (ms)", _spread(found, "image_ms", "vitdeploy_bytes"), ""],
-        ["16 images, 1 thread (ms)", _spread(found, "batch16_ms", "1_thread"), ""],
-        ["16 images, 2 threads (ms)", _spread(found, "batch16_ms", "2_threads"), ""],
+        row(f"one image from {source}", "image_ms", name=f"vitdeploy_{name}")
+        for name, source in (("file", "a file"), ("bytes", "bytes"), ("uint8", "a file, to bytes"))
     ]
-    return markdown(["median of processes (lowest to highest)", "vitdeploy", "transformers' PIL backend"], rows)
+    for threads in found[0]["batch16_ms"]:
+        for name, form in (("vitdeploy", ""), ("vitdeploy_uint8", ", to bytes")):
+            rows.append(row(f"16 images, threads: {threads}{form}", "batch16_ms", threads, name=name))
+    rows += [row(f"one image, {setting}", "settings_ms", setting) for setting in found[0]["settings_ms"]]
+    header = ["ms, median of processes (lowest to highest)", "vitdeploy", "transformers' PIL backend", "ours / its",
+              "hf-processors-rs", "ours / its"]  # fmt: skip
+    return markdown(header, rows)
 
 
 def intervals(document: Document) -> str:
@@ -243,10 +260,7 @@ def intervals(document: Document) -> str:
     return markdown(header, rows)
 
 
-def _spread(processes: list[Document], *keys: str) -> str:
-    values: list[Any] = list(processes)
-    for key in keys:
-        values = [value[key] for value in values]
+def _range(values: list[float]) -> str:
     return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 

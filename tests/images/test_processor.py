@@ -24,6 +24,7 @@ from vitdeploy.errors import ImageError, InputError, UsageError
 from vitdeploy.images.formats import readable_formats
 from vitdeploy.images.preprocessor_config import ShortestEdge, Size
 from vitdeploy.images.processor import ImageProcessor
+from vitdeploy.specs import PixelFormat, PixelStage
 from vitdeploy.system.cpu import Cpus
 
 SKLEARN = Path(sklearn.datasets.__file__).parent / "images"
@@ -370,6 +371,22 @@ def test_a_batch_must_come_out_in_one_size() -> None:
     assert processor([CHINA, CHINA]).shape == (2, 3, 32, 47)
     with raises(UsageError, what="images", expected=(32, 47), found=(32, 32)):
         processor([CHINA, SKIMAGE / "astronaut.png"])
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_bytes_are_pillows_pixels_in_either_layout(channels: int) -> None:
+    processor = ImageProcessor(
+        size=Size(31, 47), resample=3, image_mean=(0.1, 0.2, 0.3, 0.4)[:channels], image_std=(0.5,) * channels
+    )
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 4), np.uint8)).convert(processor.mode)
+    expected = np.asarray(image.resize((47, 31), Image.Resampling.BICUBIC)).reshape(31, 47, channels)
+    for layout in ("nchw", "nhwc"):
+        actual = processor([image, image], pixels=PixelFormat(PixelStage.RESIZED, layout, "uint8"))
+        assert actual.dtype == np.uint8
+        assert actual.flags.c_contiguous
+        assert actual.flags.writeable
+        for single in actual:
+            np.testing.assert_array_equal(single if layout == "nhwc" else np.moveaxis(single, 0, -1), expected)
 
 
 def test_usage_errors() -> None:

@@ -22,7 +22,7 @@ from vitdeploy.images.open import ImageSource, decode_image, image_name
 from vitdeploy.images.pixel_limit import EmbeddedSide, check_resized_count, embedded_problem, embedded_side_problem
 from vitdeploy.images.preprocessor_config import ShortestEdge, Size, parse
 from vitdeploy.images.preprocessor_files import channels_of_model, find_settings, read_files
-from vitdeploy.specs import MODES, Mode, PixelFormat, PixelStage
+from vitdeploy.specs import MODES, Layout, Mode, PixelFormat, PixelStage
 from vitdeploy.system.cpu import recent_workers
 
 Channels = tuple[float, ...]
@@ -213,15 +213,19 @@ class ImageProcessor:
             threads = recent_workers() if len(sources) > 1 else 1
         check_count("threads", threads)
         names = [image_name(source, default=f"images[{index}]") for index, source in enumerate(sources, first_index)]
-        read = self._decoded if pixels.stage is PixelStage.DECODED else self._resized
+        open_one = self._decoded if pixels.stage is PixelStage.DECODED else self._resized
+
+        def read(source: ImageSource, name: str) -> NDArray[np.uint8]:
+            return _array(open_one(source, name), pixels.layout)
+
         if min(threads, len(sources)) == 1:
             return self._batch(map(read, sources, names), len(sources), pixels)
         readable_formats()  # Pillow registers its formats on first use, without a lock
         with ThreadPoolExecutor(min(threads, len(sources))) as pool:
             return self._batch(pool.map(read, sources, names), len(sources), pixels)
 
-    def _decoded(self, source: ImageSource, name: str) -> NDArray[np.uint8]:
-        """An image as in its file -> (H, W, C)."""
+    def _decoded(self, source: ImageSource, name: str) -> Image.Image:
+        """An image as in its file."""
 
         def check_sides(width: int, height: int) -> None:
             """Refuse sides that are too long, even if the file's orientation swaps them."""
@@ -235,7 +239,7 @@ class ImageProcessor:
         problem = self.embedded_problem(1, image.height, image.width)
         if problem is not None:
             raise unreadable(name, problem, found=(image.width, image.height))
-        return _array(image)
+        return image
 
     def embedded_problem(self, count: int, height: int, width: int) -> str | None:
         """Reason why a graph that does the same cannot take `count` decoded images of this size; None if it can."""
@@ -247,8 +251,8 @@ class ImageProcessor:
         down, across = map(EmbeddedSide, sides, resized, self.output_size or resized)
         return down, across
 
-    def _resized(self, source: ImageSource, name: str) -> NDArray[np.uint8]:
-        """Decode, resize and crop: an image -> (H, W, C)."""
+    def _resized(self, source: ImageSource, name: str) -> Image.Image:
+        """Decode, resize and crop."""
         image = decode_image(source, self.mode, name)
         if self.do_resize:
             height, width = self.size.of(image.height, image.width)
@@ -258,26 +262,25 @@ class ImageProcessor:
             left = _crop_offset(image.width, self._crop.width, self.crop_rounding)
             top = _crop_offset(image.height, self._crop.height, self.crop_rounding)
             image = image.crop((left, top, left + self._crop.width, top + self._crop.height))
-        return _array(image)
+        return image
 
     def _batch(self, images: Iterator[NDArray[np.uint8]], count: int, pixels: PixelFormat) -> NDArray[Any]:
-        """One array of `count` images (H, W, C), rescaled and normalized if requested."""
+        """One array of `count` images in the layout of `pixels`, rescaled and normalized if requested."""
         first = next(images)
-        normalized = pixels.stage is PixelStage.NORMALIZED
-        tables = self._tables.astype(pixels.dtype, copy=False) if normalized else ()
-        batch = np.empty((count, *pixels.shape(self.num_channels, first.shape[:2])), pixels.dtype)
+        tables = self._tables.astype(pixels.dtype, copy=False)
+        batch = np.empty((count, *first.shape), pixels.dtype)
         for image, out in zip(itertools.chain([first], images), batch, strict=True):
             if image.shape != first.shape:
+                size, other = (pixels.size((1, *array.shape)) for array in (first, image))
                 raise UsageError(
-                    f"the images of a batch come out in two sizes, {first.shape[:2]} and {image.shape[:2]}",
-                    what="images", expected=first.shape[:2], found=image.shape[:2],
-                    hint="set a center crop, or pass them one by one",
+                    f"the images of a batch come out in two sizes, {size} and {other}",
+                    what="images", expected=size, found=other, hint="set a center crop, or pass them one by one",
                 )  # fmt: skip
-            if normalized:
-                for channel, table in enumerate(tables):
-                    np.take(table, image[:, :, channel], out=out[channel], mode="wrap")  # the fastest mode
+            if pixels.stage is PixelStage.NORMALIZED:
+                for table, values, plane in zip(tables, image, out, strict=True):
+                    np.take(table, values, out=plane, mode="wrap")  # the fastest mode
             else:
-                np.copyto(out, image if pixels.layout == "nhwc" else image.transpose(2, 0, 1))
+                np.copyto(out, image)
         return batch
 
     @property
@@ -308,10 +311,12 @@ def as_batch(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
     return [images]
 
 
-def _array(image: Image.Image) -> NDArray[np.uint8]:
-    """An image -> (H, W, C)."""
-    array = np.asarray(image)
-    return array[:, :, None] if array.ndim == 2 else array
+def _array(image: Image.Image, layout: Layout) -> NDArray[np.uint8]:
+    """An image -> (H, W, C), or (C, H, W) for "nchw"."""
+    if layout == "nhwc":
+        return np.asarray(image).reshape(image.height, image.width, -1)
+    planes = b"".join(image.tobytes("raw", band) for band in image.getbands())  # faster than numpy's transpose
+    return np.frombuffer(planes, np.uint8).reshape(-1, image.height, image.width)
 
 
 def _crop_offset(length: int, crop: int, rounding: CropRounding) -> int:
