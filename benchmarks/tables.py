@@ -425,6 +425,20 @@ def trips(document: Document) -> str:
     return markdown(["", *commits], rows)
 
 
+def tune(document: Document) -> str:
+    rows = [
+        [str(place), row["setting"], f"{row['ms']:.3f}", f"{row['ratio']:.3f}", "chosen" if row["chosen"] else ""]
+        for place, row in enumerate(document["settings"], 1)
+    ]
+    ratio, seconds = document["chosen_over_fastest"], document["seconds"]
+    text = (
+        f"tune took {seconds:.0f} s; time of its choice / the fastest: {ratio['estimate']:.3f} "
+        f"({ratio['low']:.3f} to {ratio['high']:.3f})"
+    )
+    header = ("place", "setting", "ms an image", "time / the fastest's", "")
+    return f"{caption(document)}\n\n{markdown(header, rows)}\n\n{text}"
+
+
 TABLES: dict[str, Callable[[Document], str]] = {
     of_one.__name__: of_one
     for of_one in (
@@ -447,6 +461,7 @@ TABLES: dict[str, Callable[[Document], str]] = {
         peer_comparison,
         trained,
         trips,
+        tune,
     )
 }
 
