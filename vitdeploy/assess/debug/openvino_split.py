@@ -70,7 +70,8 @@ def _split(model: ov.Model, states: list[ov.Output]) -> ov.Model:
     """The model with an input for each state, used instead of it, and an output for each, after its own."""
     parameters, results = list(model.get_parameters()), list(model.get_results())
     for index, state in enumerate(states):
-        users = state.get_target_inputs()
+        # An output of the artifact stays that state; it would also lend its name to the input.
+        users = [user for user in state.get_target_inputs() if user.get_node().get_type_name() != "Result"]
         given = ov.opset8.parameter(state.get_partial_shape(), np.float32, name=f"{GIVEN}{index}")
         given.output(0).set_names({f"{GIVEN}{index}"})
         for user in users:
