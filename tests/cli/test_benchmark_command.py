@@ -65,7 +65,8 @@ def test_bad_batch_sizes_are_usage_errors(single: Bundle, sizes: str) -> None:
     ("option", "value"),
     [
         ("--threads", "1,,2"), ("--threads", "-1"), ("--threads", "1025"), ("--threads", "two"),
-        ("--threads", "9" * 5000), ("--image-sizes", "224x"), ("--image-sizes", "1:2:3"), ("--image-sizes", "0"), ("--image-sizes", "224,,1"),
+        ("--threads", "9" * 5000), ("--image-sizes", "224x"), ("--image-sizes", "1:2:3"), ("--image-sizes", "0"),
+        ("--image-sizes", "224,,1"),
         ("--max-slowdown", "5"), ("--max-slowdown", "-5%"), ("--processes", "0"), ("--limit", "0"),
         ("--setting", "onnxruntime,intra_op_threads=x"), ("--setting", "abacus"),
     ],
