@@ -36,6 +36,7 @@ GIVEN, MADE = "vitdeploy.given.", "vitdeploy.made."  # names of a state's input 
 LAYER_TOLERANCES = {"fp16": 3e-3, "bf16": 2.4e-2}
 SPLITTERS = {  # by format: required packages
     "onnx": ("vitdeploy.assess.debug.onnx_split:open_split", "export", "onnx"),
+    "openvino": ("vitdeploy.assess.debug.openvino_split:open_split", "openvino", "openvino"),
     "torchscript": ("vitdeploy.assess.debug.torchscript_split:open_split", "torch", "torch"),
 }
 
