@@ -290,6 +290,23 @@ def int8(document: Document) -> str:
     return f"{markdown(header, rows)}\n\nPeers: {versions or 'none'}."
 
 
+def onnxruntime_floor(document: Document) -> str:
+    rows = []
+    for precision, loads in document["precisions"].items():
+        for load, sizes in loads.items():
+            for size, found in sizes.items():
+                ratios = [
+                    "{1:.2f} ({0:.2f} to {2:.2f})".format(*row["ratio"])
+                    for name, row in found.items()
+                    if name != "all tokens"
+                ]
+                base = found["all tokens"]["median_ms"] / int(size)
+                rows.append([precision, load, size, f"{base:.1f}", *ratios])
+    first = next(iter(document["precisions"].values()))["alone"]
+    names = [name for name in next(iter(first.values())) if name != "all tokens"]
+    return markdown(["", "", "batch", "all tokens, ms an image", *names], rows)
+
+
 def accuracy_bound(document: Document) -> str:
     accuracy = document["accuracy"]
     rows = [
@@ -454,6 +471,7 @@ TABLES: dict[str, Callable[[Document], str]] = {
         growth,
         int8,
         large,
+        onnxruntime_floor,
         pixels,
         predict_overhead,
         processor,

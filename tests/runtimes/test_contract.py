@@ -34,7 +34,7 @@ CASES: dict[str, str] = {
     "torchscript": "torchscript/model_fp32.pt",
     "onnxruntime": "onnx/model.onnx",
     "onnxruntime-tensorrt": "onnx/model.onnx",
-    "openvino": "onnx/model.onnx",
+    "openvino": "openvino/model_fp32.xml",
     "tensorrt": "tensorrt/model_fp32.engine",
     "tensorrt-rtx": "tensorrt-rtx/model_fp32.engine",
 }
