@@ -41,6 +41,24 @@ def onnxruntime(file: Path, threads: int, options: dict[str, str]) -> Run:
     return run
 
 
+def vitdeploy(file: Path, threads: int, options: dict[str, str]) -> Run:
+    """ONNX Runtime as vitdeploy opens it; options: numbers of `OnnxRuntimeOptions`, such as parallel_runs."""
+    from vitdeploy.runtimes.onnxrt import OnnxRuntime
+    from vitdeploy.runtimes.onnxrt_options import OnnxRuntimeOptions
+
+    values: dict[str, Any] = {name: int(value) for name, value in options.items()}
+    if "allow_spinning" in values:
+        values["allow_spinning"] = bool(values["allow_spinning"])
+    if "parallel_runs" not in values:
+        values["intra_op_threads"] = threads
+    runtime = OnnxRuntime(file, OnnxRuntimeOptions(**values))
+
+    def run(pixel_values: np.ndarray) -> np.ndarray:
+        return list(runtime.run({"pixel_values": pixel_values}).values())[-1]
+
+    return run
+
+
 def openvino(file: Path, threads: int, options: dict[str, str]) -> Run:
     """Compiled for the actual shape: slightly faster than for any batch, so that no tool is at a disadvantage.
 
@@ -85,6 +103,7 @@ def transformers(file: Path, threads: int, options: dict[str, str]) -> Run:
 
 ENGINES: dict[str, Callable[[Path, int, dict[str, str]], Run]] = {
     "onnxruntime": onnxruntime,
+    "vitdeploy": vitdeploy,
     "openvino": openvino,
     "transformers": transformers,
 }

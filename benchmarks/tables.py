@@ -234,6 +234,8 @@ def intervals(document: Document) -> str:
     rows = []
     for burning in (False, True):
         found = [row for row in document["experiments"] if row["burner"] == burning]
+        if not found:
+            continue
         contained = sum(row["identical"]["low"] <= 1 <= row["identical"]["high"] for row in found)
         seen = sum(row["slowed"]["low"] > 1 for row in found)
         widths = [(row["identical"]["high"] - row["identical"]["low"]) / 2 for row in found]
@@ -286,6 +288,23 @@ def int8(document: Document) -> str:
     header = ["batch", "", "ms", *bases, "MB", "largest difference of logits", "lowest cosine"]
     versions = ", ".join(f"{package} {version}" for package, version in document["peers"].items())
     return f"{markdown(header, rows)}\n\nPeers: {versions or 'none'}."
+
+
+def onnxruntime_floor(document: Document) -> str:
+    rows = []
+    for precision, loads in document["precisions"].items():
+        for load, sizes in loads.items():
+            for size, found in sizes.items():
+                ratios = [
+                    "{1:.2f} ({0:.2f} to {2:.2f})".format(*row["ratio"])
+                    for name, row in found.items()
+                    if name != "all tokens"
+                ]
+                base = found["all tokens"]["median_ms"] / int(size)
+                rows.append([precision, load, size, f"{base:.1f}", *ratios])
+    first = next(iter(document["precisions"].values()))["alone"]
+    names = [name for name in next(iter(first.values())) if name != "all tokens"]
+    return markdown(["", "", "batch", "all tokens, ms an image", *names], rows)
 
 
 def accuracy_bound(document: Document) -> str:
@@ -452,6 +471,7 @@ TABLES: dict[str, Callable[[Document], str]] = {
         growth,
         int8,
         large,
+        onnxruntime_floor,
         pixels,
         predict_overhead,
         processor,

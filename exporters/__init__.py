@@ -64,20 +64,27 @@ class Exporter(NamedTuple):
     Attributes:
         target: "module:function", a `TraceFunction`.
         refuses: Unsupported options, as fields of the option values.
+        refuses_in: The same by precision of the layers that are not quantized, for options that others support.
         made_from: Format of its source artifact; None for the reference. With a source artifact, the target takes a
             `vitdeploy.exporters.engine.build.EngineRequest`.
         has_graph: True if it traces a `vitdeploy.exporters.graph.onnx_graph.TracedGraph`, whose lower precisions depend
             on values observed on images.
         quantized_for: Targets of quantized precisions, the default first.
+        scheme: The only quantization scheme that it supports, which needs calibration images; None for all of the
+            target's.
+        rest: Precisions below float32 for the layers that are not quantized, by target.
     """
 
     target: str
     precisions: tuple[str, ...]
     backend: str
     refuses: tuple[str, ...] = ()
+    refuses_in: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     made_from: str | None = None
     has_graph: bool = False
     quantized_for: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    scheme: str | None = None
+    rest: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
 
 _ENGINE = Exporter(
@@ -87,6 +94,7 @@ _ENGINE = Exporter(
     refuses=("optimize", "scheme", "reduce_range"),
     made_from="onnx",
     quantized_for={"int8": ("tensorrt",), "fp8": ("tensorrt",)},
+    rest={"tensorrt": ("fp16",)},
 )
 EXPORTERS: dict[str, Exporter] = {
     "onnx": Exporter(
@@ -95,6 +103,18 @@ EXPORTERS: dict[str, Exporter] = {
         "onnxruntime",
         has_graph=True,
         quantized_for={"int8": ("cpu", "tensorrt"), "fp8": ("tensorrt",)},
+        rest={"tensorrt": ("fp16",)},
+    ),
+    "openvino": Exporter(
+        "vitdeploy.exporters.openvino_ir:trace_openvino",
+        ("fp32", "fp16", "bf16", "int8"),
+        "openvino",
+        refuses=("opset", "optimize", "embed_resize"),
+        refuses_in={"bf16": ("keep_fp32",)},
+        has_graph=True,
+        quantized_for={"int8": ("cpu",)},
+        scheme="static",
+        rest={"cpu": ("bf16",)},
     ),
     "torchscript": Exporter(
         "vitdeploy.exporters.torchscript.tracing:trace_torchscript",
@@ -124,10 +144,12 @@ def find_exporter(to: str, precision: str, options: Mapping[str, Any]) -> Export
             f"{to} has the precisions {', '.join(exporter.precisions)}, got {shown(precision)}",
             what="precision", expected=exporter.precisions, found=precision,
         )  # fmt: skip
-    for name in exporter.refuses:
+    computed = str(options.get("rest", precision))
+    for name in (*exporter.refuses, *exporter.refuses_in.get(computed, ())):
         if name in options:
+            of = to if name in exporter.refuses else f"{to} in {computed}"
             raise UsageError(
-                f"{name} does not apply to {to}, got {shown(options[name], 80)}",
+                f"{name} does not apply to {of}, got {shown(options[name], 80)}",
                 what=name, found=options[name], hint="leave it out, or export to another format",
             )  # fmt: skip
     return exporter
@@ -148,6 +170,24 @@ def quantization_target(formats: Sequence[str], precision: str, asked: str | Non
             )  # fmt: skip
     shared = [target for known in rows.values() for target in known if all(target in row for row in rows.values())]
     return asked or next(iter(shared), None)
+
+
+def check_rest(to: str, target: str | None, rest: str | None) -> None:
+    """Raise UsageError unless the layers that are not quantized can have this precision in that format."""
+    known = EXPORTERS[to].rest.get(str(target), ())
+    if rest is not None and rest not in known:
+        choices = [
+            f"{precision} with --to {name} and target {of}"
+            for name, row in EXPORTERS.items()
+            if row.made_from is None
+            for of, precisions in row.rest.items()
+            for precision in precisions
+        ]
+        raise UsageError(
+            f"rest does not apply to {to} for {target}, got {rest}" if not known else
+            f"rest takes {' or '.join(known)} for {to}, got {rest}",
+            what="rest", expected=known, found=rest, hint=f"leave it out; there is {', '.join(choices)}",
+        )  # fmt: skip
 
 
 def export_function(exporter: Exporter) -> TraceFunction:

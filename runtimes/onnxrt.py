@@ -16,11 +16,12 @@ from vitdeploy.files.opened import OpenedFile
 from vitdeploy.runtimes.base import Runtime
 from vitdeploy.runtimes.engine.cuda_memory import wait_for
 from vitdeploy.runtimes.onnxrt_options import DEFAULTS, OnnxRuntimeOptions, session_options
+from vitdeploy.runtimes.onnxrt_parallel import ParallelRuns, check_batches, device_images, images, run_threads
 from vitdeploy.runtimes.onnxrt_session import CPU, CUDA, ENGINE_ERRORS, INSTEAD_OF_CPU, TENSORRT, open_session
 from vitdeploy.runtimes.options import parse_device
 from vitdeploy.runtimes.shape_nodes import shape_nodes
 from vitdeploy.specs import TensorSpec
-from vitdeploy.system.cpu import session_threads, usable_cpus
+from vitdeploy.system.cpu import ThreadCount, session_threads, usable_cpus
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -68,7 +69,9 @@ class OnnxRuntime(Runtime):
             options = dataclasses.replace(options, providers=(CPU,))
         file, providers = OpenedFile.of(path), tuple(options.providers or ())
         provider_options = {name: dict(values) for name, values in (options.provider_options or {}).items()}
-        threads = session_threads(options.intra_op_threads)
+        self._parallel: ParallelRuns | None = None
+        runs = run_threads(options)
+        threads = session_threads(options.intra_op_threads) if runs is None else ThreadCount(1, "one a run")
         spinning = options.allow_spinning
         if spinning is None:
             spinning = usable_cpus().within_quota(threads.count)
@@ -88,18 +91,22 @@ class OnnxRuntime(Runtime):
                 f"{', '.join(providers)}: {', '.join(left[:_NAMED])}{more}",
                 what="providers", where=file.path, expected=providers, found=left, hint=INSTEAD_OF_CPU,
             )  # fmt: skip
-        self.threads = threads if CPU in providers else None
+        self.threads = (runs or threads) if CPU in providers else None
         if providers[0] in (CUDA, TENSORRT):
             self.gpu = int(provider_options.get(providers[0], {}).get("device_id", 0))
         self._io_binding = providers != (CPU,) if options.io_binding is None else options.io_binding
         self.inputs = tuple(_tensor_spec(file.path, node) for node in self._session.get_inputs())
         self.outputs = tuple(_tensor_spec(file.path, node) for node in self._session.get_outputs())
+        if runs is not None:
+            check_batches((*self.inputs, *self.outputs))
+            self._parallel = ParallelRuns(runs.count)
         self.details = {
             "engine": f"onnxruntime {ort.__version__}",
             "providers": list(providers),
             "provider_options": provider_options,
             "intra_op_threads": threads.count,
-            "threads_reason": threads.reason,
+            "threads_reason": (runs or threads).reason,
+            "parallel_runs": 1 if runs is None else runs.count,
             "inter_op_threads": options.inter_op_threads,
             "allow_spinning": spinning,
             "prepack": options.prepack,
@@ -136,6 +143,12 @@ class OnnxRuntime(Runtime):
         return None
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if self._parallel is None or len(parts := images(feeds)) == 1:
+            return self._run_once(feeds)
+        results = self._parallel.map(self._run_once, parts)
+        return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
+
+    def _run_once(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         names = [spec.name for spec in self.outputs]
         with self._errors():
             if not self._io_binding:
@@ -149,6 +162,12 @@ class OnnxRuntime(Runtime):
             return dict(zip(names, binding.copy_outputs_to_cpu(), strict=True))
 
     def _run_device(self, arrays: Mapping[str, DeviceArray]) -> None:
+        if self._parallel is None or len(parts := device_images(arrays)) == 1:
+            self._run_device_once(arrays)
+        else:
+            self._parallel.map(self._run_device_once, parts)
+
+    def _run_device_once(self, arrays: Mapping[str, DeviceArray]) -> None:
         if self.gpu is not None:
             wait_for(arrays.values(), self.gpu)
         place = ("cpu", 0) if self.gpu is None else ("cuda", self.gpu)
@@ -174,11 +193,15 @@ class OnnxRuntime(Runtime):
     def _lost_in_fork(self) -> str | None:
         if self.details["providers"] != [CPU]:
             return f"{', '.join(self.details['providers'])} may have threads or a GPU that are not in this process"
+        if self._parallel is not None:
+            return "the threads of its parallel runs are not in this process"
         if self.details["intra_op_threads"] == 1 and self.details["inter_op_threads"] <= 1:
             return None  # the caller's thread does all the work
         return "onnxruntime's threads are not in this process"
 
     def _close(self) -> None:
+        if self._parallel is not None:
+            self._parallel.close()
         del self._session
 
 

@@ -50,6 +50,15 @@ class OnnxRuntimeOptions(RuntimeOptions):
         0, "operators that may run at a time, in graphs with parallel branches; with 0 and 1, one.",
         limits=(0, MOST_THREADS),
     )  # fmt: skip
+    parallel_runs: int = option(
+        1,
+        "images of a batch that run at a time (CPU only), each in a run of its own with one thread. With 1, a batch is "
+        "one run, with `intra_op_threads` inside each operator. More runs are faster for batches, most of all beside "
+        "other work: no thread waits for another after each operator. A single image then has one thread. An image's "
+        "result does not depend on its batch, in dynamic int8 too. Runs share the weights; each has its own "
+        "activations. 0 is the default number of `intra_op_threads`.",
+        limits=(0, MOST_THREADS),
+    )
     allow_spinning: bool | None = option(
         None,
         "whether idle threads spin, which is faster alone and slower beside other work. By default they do unless "

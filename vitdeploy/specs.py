@@ -260,7 +260,8 @@ class ExportSpec:
         reduce_range: int8 on a CPU: 7-bit weights, for processors that accumulate products in 16 bits.
         smooth_quant: int8 and fp8: SmoothQuant migration strength, 0 to 1: how far differences between activation
             channels move into weights. "auto" for 0.65 if that has less error on images; "off" for none.
-        rest: int8 and fp8 for TensorRT: precision of the layers that are not quantized, "fp16"; None for float32.
+        rest: int8 and fp8: precision of the layers that are not quantized, "fp16" for TensorRT or "bf16" for OpenVINO;
+            None for float32.
     """
 
     precision: Precision = Precision.FP32

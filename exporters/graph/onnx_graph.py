@@ -61,6 +61,11 @@ class TracedGraph:
     quantized: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     largest: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
+    @property
+    def inference_precision(self) -> str | None:
+        """OpenVINO's inference precision of a graph that is written for it, "f32" or "bf16"; None for other graphs."""
+        return None
+
     def to_observe(self) -> MeasuredGraph | None:
         """A graph that computes the largest magnitude of each value; None if the precision does not depend on it."""
         if self._half is ir.DataType.FLOAT:
@@ -81,13 +86,7 @@ class TracedGraph:
             OSError: If a file cannot be written.
         """
         spec, graph = self.spec, self.model
-        options = {"opset": self.opset, **self.quantized, **self._set_precision()}
-        tools = (*_TOOLS, "pillow") if spec.pixels.stage is PixelStage.DECODED else _TOOLS
-        versions = {tool: version(tool) for tool in tools}
-        if spec.pixels.stage is PixelStage.DECODED:
-            embed_resize(graph, self.processor)
-            simplify(graph)
-        self._check()
+        options, versions = self.finish()
         precision = spec.precision
         name = "model.onnx" if precision is Precision.FP32 else f"model_{precision}.onnx"
         path, write = folder / "onnx" / name, write_onnx
@@ -108,6 +107,24 @@ class TracedGraph:
             tools=versions,
             emulation=tuple(f"onnx/{file}" for file in emulation),
         )
+
+    def finish(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """Convert the graph to its types, embed the resize and check the result, in place.
+
+        Returns:
+            Export options, and versions of the libraries, for the manifest.
+
+        Raises:
+            UsageError: If a node to keep in float32 does not exist.
+            CheckFailedError: If the graph is invalid, or does not have the model's inputs and outputs.
+        """
+        options = {"opset": self.opset, **self.quantized, **self._set_precision()}
+        tools = (*_TOOLS, "pillow") if self.spec.pixels.stage is PixelStage.DECODED else _TOOLS
+        if self.spec.pixels.stage is PixelStage.DECODED:
+            embed_resize(self.model, self.processor)
+            simplify(self.model)
+        self._check()
+        return options, {tool: version(tool) for tool in tools}
 
     @property
     def _half(self) -> ir.DataType:

@@ -47,6 +47,24 @@ def repeat_first_layer(
     return outputs
 
 
+def name_layer(graph: ir.Graph, first: ir.Value, last: ir.Value, old: str, new: str) -> None:
+    """Name a layer's weights and values after another number, in place.
+
+    Args:
+        graph: The graph.
+        first: Input of the layer.
+        last: Result of the layer.
+        old: Prefix of its weights' names, "layers.1.".
+        new: The new prefix, of its values too.
+    """
+    for value in list(graph.initializers.values()):
+        if value.name is not None and value.name.startswith(old):
+            value.name = f"{new}{value.name.removeprefix(old)}"
+    for node in _between(graph, {first}, (last,)):
+        for value in node.outputs:
+            value.name = f"{new}{value.name}"
+
+
 def _weights(graph: ir.Graph, layer: nn.Module, prefix: str, index: int) -> dict[ir.Value, ir.Value]:
     """Map the first layer's weights to those of `layer`, added as initializers."""
     values: dict[ir.Value, ir.Value] = {}

@@ -87,7 +87,7 @@ def set_precision(
     others = [node for node in nodes if node not in by_rule]
     near_or_asked = [node for node in others if name_of(node) in keep or _largest_of(node, largest) > limit]
     kept = {*by_rule, *near_or_asked}
-    casts = _Casts(graph)
+    casts = Casts(graph)
     for value in filter(_is_float, graph.inputs):
         value.type = ir.TensorType(io)  # a separate one: a clone shares the type of its source value
     for node in nodes:
@@ -129,8 +129,8 @@ def name_of(node: ir.Node) -> str:
     return str(node.outputs[0].name)
 
 
-class _Casts:
-    """Values in another type, each cast once."""
+class Casts:
+    """Values in another type, each cast once; weights are converted when they are written."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self._graph = graph
@@ -191,9 +191,14 @@ def _on_data_path_or_dequantized(model: ir.Model) -> list[ir.Node]:
     return [node for node in model.graph if node in nodes]
 
 
+def largest_of_type(dtype: ir.DataType) -> float:
+    """Largest finite value of FLOAT16 or BFLOAT16; infinite for FLOAT."""
+    return _LARGEST[dtype]
+
+
 def _limit(dtype: ir.DataType) -> float:
     """Largest magnitude allowed in the inputs and outputs of a node in `dtype`."""
-    return _LARGEST[dtype] / HEADROOM
+    return largest_of_type(dtype) / HEADROOM
 
 
 def _stays_float(node: ir.Node, dtype: ir.DataType, graph: ir.Graph) -> bool:

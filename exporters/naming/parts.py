@@ -1,22 +1,36 @@
-"""Assign each node of an ONNX graph to a part of the vision transformer."""
+"""Assign each node of a graph to a part of the vision transformer."""
 
 from __future__ import annotations
 
 import collections
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import onnx
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 CONVERSIONS = frozenset({"Cast", "QuantizeLinear", "DequantizeLinear"})
 _EMBEDDINGS = -1  # before the first layer; the head is one more than the last layer
 
 
-def nodes_by_part(nodes: Sequence[onnx.NodeProto], inputs: set[str]) -> dict[str, list[onnx.NodeProto]]:
+class Node(Protocol):
+    """A node with ONNX's operator names, such as an `onnx.NodeProto`."""
+
+    @property
+    def op_type(self) -> str: ...
+    @property
+    def input(self) -> Sequence[str]: ...
+    @property
+    def output(self) -> Sequence[str]: ...
+    @property
+    def attribute(self) -> Any: ...
+
+
+N = TypeVar("N", bound=Node)
+
+
+def nodes_by_part(nodes: Sequence[N], inputs: set[str]) -> dict[str, list[N]]:
     """The nodes of each part: "embeddings", "layers.0" ..., "head"; all in "graph" if no name refers to a layer.
 
     1. A layer begins with the nodes whose weights or results are named after it, and includes their descendants up to
@@ -59,7 +73,7 @@ def nodes_by_part(nodes: Sequence[onnx.NodeProto], inputs: set[str]) -> dict[str
 
 
 def _split_off_head(
-    nodes: Sequence[onnx.NodeProto],
+    nodes: Sequence[Node],
     sources: list[list[int]],
     users: list[list[int]],
     named: list[int],
@@ -80,7 +94,7 @@ def _split_off_head(
                 stages[index] = last + 1
 
 
-def _captured(node: onnx.NodeProto) -> set[str]:
+def _captured(node: Node) -> set[str]:
     """Values that a node's subgraphs capture from the outer graph."""
     captured: set[str] = set()
     for attribute in node.attribute:
@@ -91,7 +105,7 @@ def _captured(node: onnx.NodeProto) -> set[str]:
     return captured
 
 
-def _converted(index: int, nodes: Sequence[onnx.NodeProto], sources: list[list[int]]) -> int:
+def _converted(index: int, nodes: Sequence[Node], sources: list[list[int]]) -> int:
     """The node whose result is converted by the chain of conversions ending here."""
     while nodes[index].op_type in CONVERSIONS and sources[index]:
         index = sources[index][0]

@@ -9,6 +9,7 @@ from typing import Any
 
 from vitdeploy.errors import BundleError, DeviceError, check_utf_8, first_line
 from vitdeploy.files.opened import OpenedFile
+from vitdeploy.runtimes.ov.layout import rewrite
 from vitdeploy.runtimes.ov.options import OpenVINOOptions
 from vitdeploy.specs import TensorSpec
 from vitdeploy.system.cpu import ThreadCount, session_threads
@@ -52,9 +53,15 @@ class ModelFile:
 
 @dataclasses.dataclass(frozen=True)
 class OpenModel:
-    """A compiled model, the name of its device, its number of threads, and the element types its layers compute in."""
+    """A compiled model.
+
+    Attributes:
+        one_image: True if the model takes one image a run, whatever the artifact's batch size.
+        computes_in: Element types that its layers compute in.
+    """
 
     compiled: Any
+    one_image: bool
     device_name: str
     threads: ThreadCount
     computes_in: list[str]
@@ -95,6 +102,7 @@ def open_model(source: ModelFile, options: OpenVINOOptions) -> OpenModel:
         **({"INFERENCE_NUM_THREADS": asked.count} if asked.count else {}),
     }
     try:
+        one_image = rewrite(model)
         compiled = core.compile_model(model, DEVICE, properties)
     except ENGINE_ERRORS as exc:
         raise _refusal(exc, source) from exc
@@ -111,7 +119,7 @@ def open_model(source: ModelFile, options: OpenVINOOptions) -> OpenModel:
             what="precision", where=path, expected="f32", found=computes_in,
         )  # fmt: skip
     device_name = core.get_property(DEVICE, "FULL_DEVICE_NAME")
-    return OpenModel(compiled, device_name, _threads(compiled, asked), computes_in)
+    return OpenModel(compiled, one_image, device_name, _threads(compiled, asked), computes_in)
 
 
 def _read(core: Any, source: ModelFile, options: OpenVINOOptions) -> Any:
@@ -170,9 +178,20 @@ def _refusal(exc: Exception, source: ModelFile) -> BundleError | DeviceError:
 
 def _computes_in(compiled: Any) -> list[str]:
     """Element types that layers compute in, without the integers of shapes."""
-    notes = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
-    computing = [note for note in notes if note["layerType"].astype(str) not in _MOVING]
-    return sorted({note["runtimePrecision"].astype(str) for note in computing} & _FLOATING_OR_QUANTIZED)
+    layers = [layer for layer in compiled.get_runtime_model().get_ops() if not _only_moves(layer)]
+    return sorted({_note(layer, "runtimePrecision") for layer in layers} & _FLOATING_OR_QUANTIZED)
+
+
+def _only_moves(layer: Any) -> bool:
+    """True also for a fused elementwise layer on float16 inputs: the type that OpenVINO notes is that of the inputs."""
+    kind = _note(layer, "layerType")
+    sources = {_note(value.get_node(), "layerType") for value in layer.input_values()}
+    on_inputs = kind == "Subgraph" and sources - {"Const"} == {"Input"} and _note(layer, "runtimePrecision") == "f16"
+    return kind in _MOVING or on_inputs
+
+
+def _note(layer: Any, name: str) -> str:
+    return str(layer.get_rt_info()[name].astype(str))
 
 
 def _threads(compiled: Any, asked: ThreadCount) -> ThreadCount:

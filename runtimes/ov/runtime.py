@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from importlib import resources
 from pathlib import Path
@@ -14,6 +15,7 @@ from vitdeploy.files.opened import OpenedFile
 from vitdeploy.runtimes import formats_of
 from vitdeploy.runtimes.base import Runtime
 from vitdeploy.runtimes.options import parse_device
+from vitdeploy.runtimes.ov.batches import run_images
 from vitdeploy.runtimes.ov.model import ENGINE_ERRORS, PRECISIONS, ModelFile, open_model
 from vitdeploy.runtimes.ov.options import DEFAULTS, OpenVINOOptions
 from vitdeploy.specs import TensorSpec
@@ -23,7 +25,7 @@ with without_reporter():
     import openvino as ov
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from typing_extensions import Self
 
@@ -55,10 +57,10 @@ class OpenVINORuntime(Runtime):
     def __init__(self, source: ModelFile, options: OpenVINOOptions = DEFAULTS) -> None:
         super().__init__()
         model = open_model(source, options)
-        self._compiled, self.threads = model.compiled, model.threads
+        self._compiled, self._one_image, self.threads = model.compiled, model.one_image, model.threads
         path = source.file.path
-        self.inputs = _specs(path, self._compiled.inputs, source.inputs)
-        self.outputs = _specs(path, self._compiled.outputs, source.outputs)
+        self.inputs = _specs(path, self._compiled.inputs, source.inputs, model.one_image)
+        self.outputs = _specs(path, self._compiled.outputs, source.outputs, model.one_image)
         self.details = {
             "engine": f"openvino {ov.__version__}",
             "device": "cpu",
@@ -96,26 +98,27 @@ class OpenVINORuntime(Runtime):
         return {"cpu": None}
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        arrays = [np.require(feeds[spec.name], requirements=("C", "A", "W")) for spec in self.inputs]
+        if self._one_image:
+            ports = zip(self.outputs, self._compiled.outputs, strict=True)
+            results = {spec.name: np.empty((len(arrays[0]), *port.get_shape()[1:]), spec.dtype) for spec, port in ports}
+            with _device_errors():
+                run_images(self._compiled, arrays, list(results.values()))
+            return results
         request = self._compiled.create_infer_request()  # one per call: threads must not share a request
-        self._infer(request, [np.require(feeds[spec.name], requirements=("C", "A", "W")) for spec in self.inputs])
+        _infer(request, arrays)
         return {spec.name: request.get_output_tensor(index).data.copy() for index, spec in enumerate(self.outputs)}
 
     def _run_device(self, arrays: Mapping[str, DeviceArray]) -> None:
+        given, results = ([_as_numpy(arrays[spec.name]) for spec in specs] for specs in (self.inputs, self.outputs))
+        if self._one_image:
+            with _device_errors():
+                run_images(self._compiled, given, results)
+            return
         request = self._compiled.create_infer_request()
-        results = [_as_numpy(arrays[spec.name]) for spec in self.outputs]
         for index, array in enumerate(results):
             request.set_output_tensor(index, ov.Tensor(array, shared_memory=True))
-        self._infer(request, [_as_numpy(arrays[spec.name]) for spec in self.inputs])
-
-    def _infer(self, request: Any, arrays: Sequence[np.ndarray]) -> None:
-        """Run once on arrays for the inputs, in their order, which the request does not keep alive."""
-        try:
-            for index, array in enumerate(arrays):
-                request.set_input_tensor(index, ov.Tensor(array, shared_memory=True))
-            request.infer()
-        except ENGINE_ERRORS as exc:
-            reason = first_line(exc)
-            raise DeviceError(f"openvino failed to run the model: {reason}", what="openvino", found=reason) from exc
+        _infer(request, given)
 
     def _lost_in_fork(self) -> str | None:
         if self.details["inference_threads"] == 1:
@@ -124,6 +127,23 @@ class OpenVINORuntime(Runtime):
 
     def _close(self) -> None:
         del self._compiled
+
+
+def _infer(request: Any, arrays: Sequence[np.ndarray]) -> None:
+    """Run once on arrays for the inputs, in their order, which the request does not keep alive."""
+    with _device_errors():
+        for index, array in enumerate(arrays):
+            request.set_input_tensor(index, ov.Tensor(array, shared_memory=True))
+        request.infer()
+
+
+@contextlib.contextmanager
+def _device_errors() -> Iterator[None]:
+    try:
+        yield
+    except ENGINE_ERRORS as exc:
+        reason = first_line(exc)
+        raise DeviceError(f"openvino failed to run the model: {reason}", what="openvino", found=reason) from exc
 
 
 def _model_file(artifact: Artifact, files: Sequence[OpenedFile]) -> ModelFile:
@@ -145,14 +165,16 @@ def _model_file(artifact: Artifact, files: Sequence[OpenedFile]) -> ModelFile:
     return ModelFile(files[0], *tensors, weights=files[1], precision=str(precision))
 
 
-def _specs(path: Path, ports: Sequence[Any], stated: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+def _specs(path: Path, ports: Sequence[Any], stated: Sequence[TensorSpec], one_image: bool) -> tuple[TensorSpec, ...]:
     """The tensors of a model's ports; the artifact states the names of dynamic axes, and which of its names one has."""
     expected = [*stated, *[None] * len(ports)]
-    return tuple(_spec(path, port, spec) for port, spec in zip(ports, expected, strict=False))
+    return tuple(_spec(path, port, spec, one_image) for port, spec in zip(ports, expected, strict=False))
 
 
-def _spec(path: Path, port: Any, stated: TensorSpec | None) -> TensorSpec:
-    names, kind, axes = port.get_names(), port.get_element_type().get_type_name(), port.get_partial_shape()
+def _spec(path: Path, port: Any, stated: TensorSpec | None, one_image: bool) -> TensorSpec:
+    names, kind, axes = port.get_names(), port.get_element_type().get_type_name(), list(port.get_partial_shape())
+    if one_image:
+        axes[0] = ov.Dimension.dynamic()  # as before `fix_to_one_image`
     name = stated.name if stated and stated.name in names else min(names, default="")
     if kind not in _DTYPES:
         raise BundleError(f"{path}: '{name}' has type {kind}, which numpy lacks", what=name, where=path, found=kind)

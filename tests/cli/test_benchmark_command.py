@@ -61,6 +61,33 @@ def test_bad_batch_sizes_are_usage_errors(single: Bundle, sizes: str) -> None:
     assert "is not a list of batch sizes such as 1,8,32" in err
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--threads", "1,,2"), ("--threads", "-1"), ("--threads", "1025"), ("--threads", "two"),
+        ("--threads", "9" * 5000), ("--image-sizes", "224x"), ("--image-sizes", "1:2:3"), ("--image-sizes", "0"),
+        ("--image-sizes", "224,,1"),
+        ("--max-slowdown", "5"), ("--max-slowdown", "-5%"), ("--processes", "0"), ("--limit", "0"),
+        ("--setting", "onnxruntime,intra_op_threads=x"), ("--setting", "abacus"),
+    ],
+)  # fmt: skip
+def test_other_values_are_usage_errors(single: Bundle, option: str, value: str) -> None:
+    assert run("benchmark", single.path, option, value).code == 2
+
+
+def test_a_grid_of_settings_and_threads(single: Bundle) -> None:
+    setting = "onnxruntime:fp32,allow_spinning=false"
+    arguments = ("--threads", "1,2", "--batch-sizes", 1, "--rounds", 2, "--runs", 1, "--json")
+    found = validated("benchmark", run("benchmark", single.path, "--setting", setting, *arguments).out)
+    assert [item["changes"] for item in found["latencies"]] == [
+        "threads=1,allow_spinning=false",
+        "threads=2,allow_spinning=false",
+    ]
+    assert [item["threads"]["count"] for item in found["latencies"]] == [1, 2]
+    assert (found["settings"]["threads"], found["settings"]["processes"]) == ([1, 2], 2)
+    assert [len(item["processes_ms"]) for item in found["latencies"]] == [2, 2]
+
+
 def _rows(text: str) -> list[list[str]]:
     """Words of the rows of a table of backends, without the notes below it."""
     words = [line.split() for line in text.splitlines()]

@@ -116,7 +116,6 @@ def test_a_command_of_another_tool_is_answered_with_ours(typed: str, meant: str)
         ("debug layer x", "did you mean layers? Run: vitdeploy debug layers -h"),
         ("export x --calibration-dat y", "--calibration-data"),
         ("compare x --batchsize 3", "--batch-size"),
-        ("export x --to openvino", "--to onnx"),
         ("frobnicate", "export, predict"),
     ],
 )

@@ -83,7 +83,8 @@ def test_latency_stands_beside_the_machine(result: dict[str, Any]) -> None:
     assert found == [(name, size, 20) for size in (1, 8) for name in BACKENDS]
     for item in latencies:
         times = item["ready_input"]
-        assert 0 < times["p50_ms"] <= times["p90_ms"] <= times["p99_ms"]
+        assert 0 < times["p50_ms"] <= times["p90_ms"] <= times["p95_ms"]
+        assert times["p99_ms"] is None, "20 runs do not tell it"
         assert 0 < item["processing_ms"] < 1000
     assert {"cpu", "cores", "torch", "onnxruntime"} <= set(result["machine"])
 
@@ -122,7 +123,7 @@ def test_a_difference_ends_in_1_with_the_report_written(
 ) -> None:
     def quick(bundle: Bundle, backends: Sequence[str], **_: object) -> Benchmark:
         latencies = [
-            Latency("onnx-fp32", name.partition(":")[0], "fp32", 1, ((1.0, 2.0, 3.0),), processing_ms=0.1)
+            Latency("onnx-fp32", name.partition(":")[0], "fp32", 1, ((1.0, 2.0, 3.0),) * 2, processing_ms=0.1)
             for name in backends
         ]
         return Benchmark(str(bundle.path), {"cpu": "one"}, {}, tuple(latencies))
@@ -133,7 +134,9 @@ def test_a_difference_ends_in_1_with_the_report_written(
     code, printed, _ = run("demo", "-o", output)
     assert code == 1
     assert "Against the reference, on 450 images: failed" in printed
-    assert "onnxruntime fp32  1      2.000   2.980   500       as fast (1.000, 1.000 to 1.000)" in printed
+    (row,) = [line.split() for line in printed.splitlines() if "as fast" in line and line.startswith("onnxruntime ")]
+    assert row[:5] == ["onnxruntime", "fp32", "1", "2.000", "500"]
+    assert row[5:] == ["as", "fast", "(1.000,", "1.000", "to", "1.000)"]
     assert f"{result['evaluation']['results'][0]['top1']['correct']} of 450" in printed
     assert f"Report: {output / 'report.html'}" in printed
     after = (output / "report.html").read_bytes()

@@ -1,4 +1,4 @@
-"""Every family in 8 bits: graph features beyond a plain ViT stay correct, and TensorRT builds them."""
+"""Every family in 8 bits: graph features beyond a plain ViT stay correct; TensorRT builds them, OpenVINO runs them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 MASKED = next(head for head in HEADS if head.task is Task.MASKED_IMAGE_MODELING)
 # What a plain ViT has not: relative positions; a gated MLP, or layer scale; a mask, and a convolution for a head.
 CHOSEN = [*(head for head in ONE_A_FAMILY if head.family in ("beit", "dinov2")), MASKED]
-FOR_TENSORRT = Quantization(Calibration(held_out_images(), count=4), target="tensorrt")
+IMAGES = Calibration(held_out_images(), count=4)
+FOR_TENSORRT = Quantization(IMAGES, target="tensorrt")
 
 
 @pytest.mark.parametrize("head", CHOSEN, ids=str)
@@ -35,3 +36,9 @@ def test_what_a_family_adds_survives(write_checkpoint: WriteCheckpoint, tmp_path
     # Seen: 0.993 and more. Weights of such a spread make attention nearly hard, which adds to every rounding before it.
     assert min(output["min_cosine"] for output in artifact.validation["outputs"]) > 0.98
     build_engine(bundle)
+    bundle = vitdeploy.export(
+        checkpoint.folder, to="openvino", precision="int8", output=tmp_path / "openvino",
+        quantization=Quantization(IMAGES), validation=loose,
+    )  # fmt: skip
+    (artifact,) = bundle.manifest.artifacts
+    assert min(output["min_cosine"] for output in artifact.validation["outputs"]) > 0.98

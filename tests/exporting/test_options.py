@@ -60,7 +60,7 @@ ARRAY = np.zeros((2, 2))  # of a repr in two lines, and neither true nor false
         (Quantization, "target", "gpu"),
         (Quantization, "scheme", "x"),
         (Quantization, "reduce_range", None),
-        (Quantization, "rest", "bf16"),
+        (Quantization, "rest", "fp32"),
         *((Quantization, "smooth_quant", value) for value in (1.1, -0.1, "on", True, math.nan, None, 10**400, ARRAY)),
         *((Quantization, "accuracy", value) for value in (0.99, "99%")),
         *((SourceOptions, "seed", value) for value in (-1, 2**63, 1.5, True, None)),
@@ -112,6 +112,22 @@ def test_options_that_do_not_go_together(kind: Any, options: dict[str, Any], wha
         kind(**options)
 
 
+KEEPS = GraphOptions(keep_fp32=["head"])
+OF_OPENVINO: list[tuple[dict[str, Any], str]] = [
+    ({"precision": "fp8", "quantization": Quantization(IMAGES)}, "precision"),
+    ({"graph": GraphOptions(opset=20)}, "opset"),
+    ({"graph": GraphOptions(optimize="onnxruntime")}, "optimize"),
+    ({"precision": "bf16", "graph": KEEPS}, "keep_fp32"),
+    ({"precision": "int8", "graph": KEEPS, "quantization": Quantization(IMAGES, rest="bf16")}, "keep_fp32"),
+    ({"precision": "int8"}, "calibration_data"),
+    ({"precision": "int8", "quantization": Quantization()}, "calibration_data"),
+    ({"precision": "int8", "quantization": Quantization(IMAGES, scheme="dynamic")}, "scheme"),
+    ({"precision": "int8", "quantization": Quantization(IMAGES, target="tensorrt")}, "target"),
+    ({"precision": "int8", "quantization": Quantization(IMAGES, rest="fp16")}, "rest"),
+    ({"precision": "bf16", "quantization": Quantization(rest="bf16")}, "rest"),
+]
+
+
 @pytest.mark.parametrize(
     ("given", "what"),
     [
@@ -139,6 +155,11 @@ def test_options_that_do_not_go_together(kind: Any, options: dict[str, Any], wha
         ({"to": "tensorrt", "precision": "int8", "quantization": Quantization(target="cpu")}, "target"),
         ({"to": "tensorrt", "precision": "int8", "quantization": Quantization(scheme="dynamic")}, "scheme"),
         ({"to": "tensorrt", "precision": "int8", "quantization": Quantization(reduce_range=True)}, "reduce_range"),
+        ({"precision": "int8", "quantization": Quantization(IMAGES, rest="fp16")}, "rest"),
+        ({"precision": "int8", "quantization": Quantization(IMAGES, rest="bf16")}, "rest"),
+        ({"precision": "int8", "quantization": Quantization(IMAGES, target="tensorrt", rest="bf16")}, "rest"),
+        ({"to": "tensorrt", "precision": "fp8", "quantization": Quantization(IMAGES, rest="bf16")}, "rest"),
+        *(({"to": "openvino", **given}, what) for given, what in OF_OPENVINO),
     ],
     ids=str,
 )
@@ -153,7 +174,6 @@ def test_options_that_are_not_for_a_format_or_a_precision(given: dict[str, Any],
     [
         ("fp8", Quantization(), "calibration_data"),
         ("fp8", Quantization(IMAGES, reduce_range=True), "reduce_range"),
-        ("int8", Quantization(IMAGES, rest="fp16"), "rest"),
         ("int8", Quantization(Calibration("images", "mse"), scheme="dynamic"), "calibration"),
     ],
     ids=str,

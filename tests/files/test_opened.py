@@ -36,7 +36,7 @@ from vitdeploy.serving.triton_repository import write_triton_model
 
 Pair = tuple[Bundle, Bundle]
 Swap = Callable[[Path, Path], None]
-FORMAT = {"torch": "onnx", "torchscript": "torchscript", "onnxruntime": "onnx"}
+FORMAT = {"torch": "onnx", "torchscript": "torchscript", "onnxruntime": "onnx", "openvino": "onnx"}
 SECONDS = 1.0
 PIXELS = np.random.default_rng(0).standard_normal((1, 3, 32, 32), np.float32)
 
@@ -197,7 +197,8 @@ def test_another_link_to_a_file_is_no_change(copy: Bundle, tmp_path: Path) -> No
 
 def test_messages_name_the_file(copy: Bundle) -> None:
     """Not the descriptor, whatever a library says."""
-    for name, backend in (("onnx/model.onnx", "onnxruntime"), ("torchscript/model_fp32.pt", "torchscript")):
+    onnx = "onnx/model.onnx"
+    for name, backend in ((onnx, "onnxruntime"), (onnx, "openvino"), ("torchscript/model_fp32.pt", "torchscript")):
         (copy.path / name).write_bytes(b"\x12\x03abc")
         with pytest.raises(BundleError) as caught:
             open_runtime(sign_again(copy), backend)
@@ -265,7 +266,7 @@ def turns(fewest: int) -> Iterator[int]:
 
 
 @pytest.mark.parametrize(("how", "pause_s"), [("replaced", 0.004), ("written to", 0.06)])
-@pytest.mark.parametrize("backend", ["torchscript", "onnxruntime"])
+@pytest.mark.parametrize("backend", ["torchscript", "onnxruntime", "openvino"])
 def test_no_foreign_model_is_opened_beside_a_process_that_swaps_files(
     pair: Pair, copy: Bundle, backend: str, how: str, pause_s: float
 ) -> None:

@@ -375,7 +375,7 @@ NOT_NUMBERS: tuple[Any, ...] = (-1, 2**31, 1.5, "2", True)
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        *itertools.product(["intra_op_threads", "inter_op_threads"], (*NOT_NUMBERS, None)),
+        *itertools.product(["intra_op_threads", "inter_op_threads", "parallel_runs"], (*NOT_NUMBERS, None)),
         *(("log_severity", value) for value in NOT_NUMBERS),  # None is its default
         *itertools.product(["allow_spinning", "io_binding"], ("no", 1)),
         ("graph_optimization", "O3"),

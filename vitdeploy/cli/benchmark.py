@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -166,7 +167,7 @@ def benchmark(
     Exits with 1 if a model returns NaN or infinite values or the bound of --p99 is missed, and with 3 if another
     measurement failed.
     """
-    if after is not None or bundle.endswith(".json"):
+    if after is not None or (bundle.endswith(".json") and not Path(bundle).is_dir()):
         _compare_recorded(context, bundle, after, max_slowdown, reports, as_json)
     if max_slowdown is not None:
         raise UsageError(

@@ -97,10 +97,11 @@ def _print_accuracy(artifact: Artifact) -> None:
     """Print an artifact's accuracy, the layers kept in float32 for it, and the reason."""
     accuracy, kept = artifact.validation["accuracy"], artifact.validation["kept_layers"]
     effects = artifact.validation["layer_effects"]
-    total = artifact.options["quantized_nodes"] + len(artifact.options["float32_nodes"])
+    rest = "float32" if "float32_nodes" in artifact.options else artifact.options["rest"]
+    total = artifact.options["quantized_nodes"] + len(artifact.options[f"{rest}_nodes"])
     print_text(
         f"{artifact.name} honours {accuracy['bound']}: {_honoured(accuracy)}; "
-        f"{len(kept)} of {total} layers kept float32 for it"
+        f"{len(kept)} of {total} layers kept {rest} for it"
     )
     if "held_out" in accuracy:
         print_text(f"on held-out images: {_honoured(accuracy['held_out'])}")
@@ -108,7 +109,7 @@ def _print_accuracy(artifact: Artifact) -> None:
         print_text("the runs were used up before it was shown that none of them can be left out")
     if kept:
         rows = [(layer, f"{float(effects[layer]):.2%}") for layer in kept]
-        print_table("", ("kept float32", "relative error of the outputs when it alone is not"), rows)
+        print_table("", (f"kept {rest}", "relative error of the outputs when it alone is not"), rows)
 
 
 @command(
@@ -128,7 +129,7 @@ def _print_accuracy(artifact: Artifact) -> None:
 )
 @option(
     "--to", "formats", multiple=True, default=["onnx"], show_default=True, group=_OUTPUT,
-    type=Choice(EXPORTERS, synonyms.FORMATS, synonyms.FORMAT_HINTS),
+    type=Choice(EXPORTERS, synonyms.FORMATS),
     help="Format; may be repeated.",
 )  # fmt: skip
 @option(

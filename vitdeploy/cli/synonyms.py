@@ -46,8 +46,14 @@ OPTIONS = {
     "--output-dir": "--output",
 }
 
-FORMATS = {"engine": "tensorrt", "trt": "tensorrt", "ts": "torchscript", "jit": "torchscript"}
-FORMAT_HINTS = {"openvino": "OpenVINO opens the ONNX artifact, so export with --to onnx"}
+FORMATS = {
+    "engine": "tensorrt",
+    "trt": "tensorrt",
+    "ts": "torchscript",
+    "jit": "torchscript",
+    "ov": "openvino",
+    "ir": "openvino",
+}
 PRECISIONS = {"half": "fp16", "float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float": "fp32"}
 
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 _WEIGHTS = "model.safetensors"
 # The session runs a few batches only: prepacking the weights would take longer than it saves, and twice their memory.
-_FOR_A_FEW_RUNS: dict[str, dict[str, Any]] = {"onnxruntime": {"prepack": False}}
+_FOR_A_FEW_RUNS: dict[str, dict[str, Any]] = {"onnxruntime": {"prepack": False}, "openvino": {"memory_map": True}}
 
 
 @dataclasses.dataclass(frozen=True)

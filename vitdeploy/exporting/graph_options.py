@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vitdeploy.errors import UsageError, shown
-from vitdeploy.exporters import find_exporter, quantization_target
+from vitdeploy.exporters import check_rest, find_exporter, quantization_target
 from vitdeploy.exporting.options import Quantization
 from vitdeploy.specs import OPSETS, QUANTIZED, ExportSpec, PixelFormat, PixelStage, Precision, read_image_size
 from vitdeploy.system.option_fields import changed, check_options, described, option
@@ -154,6 +154,11 @@ def spec_of(
         )  # fmt: skip
     options = quantization or Quantization()
     method = None if options.calibration is None else options.calibration.method
+    target = quantization_target([to], precision, options.target)
+    scheme = options.scheme
+    if precision in QUANTIZED:
+        check_rest(to, target, options.rest)
+        scheme = _scheme(to, exporter.scheme, options)
     return ExportSpec(
         precision=Precision(precision),
         outputs=None if graph.outputs is None else tuple(graph.outputs),
@@ -163,13 +168,34 @@ def spec_of(
         opset=graph.opset,
         optimize=graph.optimize,
         keep_fp32=tuple(graph.keep_fp32),
-        target=quantization_target([to], precision, options.target),
-        scheme=options.scheme,
+        target=target,
+        scheme=scheme,
         calibration=None if method == "auto" else method,
         reduce_range=options.reduce_range,
         rest=None if options.rest is None else Precision(options.rest),
         smooth_quant=options.smooth_quant,
     )
+
+
+def _scheme(to: str, only: str | None, options: Quantization) -> str | None:
+    """The requested scheme; for a format that has a single one, that scheme.
+
+    Raises:
+        UsageError: If the format does not support it, or it lacks calibration images.
+    """
+    if only is None:
+        return options.scheme
+    if options.scheme not in (None, only):
+        raise UsageError(
+            f"{to} has the scheme {only} only, got {options.scheme}", what="scheme", expected=(only,),
+            found=options.scheme, hint=f"leave it out and give calibration images, or export {options.scheme} to onnx",
+        )  # fmt: skip
+    if options.calibration is None:
+        raise UsageError(
+            f"{to} in 8 bits needs calibration images", what="calibration_data",
+            hint="add --calibration-data with a folder of some 512 images like those in production",
+        )  # fmt: skip
+    return only
 
 
 def _read_size(size: Any) -> Any:

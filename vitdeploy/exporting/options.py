@@ -147,7 +147,7 @@ class Quantization:
         None,
         "Runtime that the quantized graph is built for.",
         choices=TARGETS,
-        unset="cpu for ONNX int8, tensorrt for engines and fp8",
+        unset="cpu for ONNX and OpenVINO int8, tensorrt for engines and fp8",
     )
     scheme: str | None = option(
         None,
@@ -159,7 +159,10 @@ class Quantization:
         False, "Quantize weights to 7 bits (int8 on a CPU); prevents overflow on x86 without VNNI."
     )
     rest: str | None = option(
-        None, "Precision of the layers that are not quantized (TensorRT only).", choices=("fp16",), unset="fp32"
+        None,
+        "Precision of the layers that are not quantized: fp16 for TensorRT, bf16 for OpenVINO.",
+        choices=("fp16", "bf16"),
+        unset="fp32",
     )
     smooth_quant: float | str = option(
         "auto",

@@ -148,7 +148,7 @@ def quantize_graph(
         measured = search.record(compared)
         if run.accuracy is not None:
             variants = variants_of(model, candidate, activations, spec.keep_fp32)
-            further, record = keep_layers(variants, run.accuracy, images, progress)
+            further, record = keep_layers(variants, run.accuracy, images, progress, traced.inference_precision)
             kept, measured = kept.union(further), measured | record
     options = _options(candidate, spec, run)
     if candidate.smooth is not None:

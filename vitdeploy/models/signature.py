@@ -32,6 +32,7 @@ class Served(nn.Module):
         dynamic_image_size: True for images of any size from one patch up, with interpolated positions.
         pixels: Input image format; see `vitdeploy.models.normalization` for a model that takes bytes.
         io_dtype: Output type.
+        last_tokens: See `VisionTransformer.forward`.
 
     Attributes:
         inputs: Input tensors.
@@ -49,11 +50,13 @@ class Served(nn.Module):
         dynamic_image_size: bool = False,
         pixels: PixelFormat = PixelFormat(),  # noqa: B008  (frozen)
         io_dtype: str = "float32",
+        last_tokens: int | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.dynamic_image_size = dynamic_image_size
         self.pixels = pixels
+        self.last_tokens = last_tokens
         self.inputs = input_specs(model.config, model.task, dynamic_image_size=dynamic_image_size, pixels=pixels)
         self.outputs = output_specs(model, outputs, dynamic_image_size=dynamic_image_size, io_dtype=io_dtype)
         self._names = tuple(spec.name for spec in self.outputs)
@@ -68,6 +71,7 @@ class Served(nn.Module):
             interpolate_pos_encoding=self.dynamic_image_size,
             output_hidden_states=any(name.startswith(_HIDDEN_STATES) for name in self._names),
             output_attentions=any(name.startswith(_ATTENTIONS) for name in self._names),
+            last_tokens=self.last_tokens,
         )
         return {name: outputs[name].to(self._io_dtype) for name in self._names}
 

@@ -74,6 +74,7 @@ class VisionTransformer(nn.Module):
         interpolate_pos_encoding: bool = False,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
+        last_tokens: int | None = None,
     ) -> dict[str, Tensor]:
         """Run the model.
 
@@ -84,6 +85,7 @@ class VisionTransformer(nn.Module):
             output_hidden_states: Add `hidden_states.0` (the embeddings) to `hidden_states.L` (the last block, before
                 the final layer norm), each (N, tokens, D).
             output_attentions: Add `attentions.0` ..., each (N, heads, tokens, tokens); needs eager attention.
+            last_tokens: Leading tokens that the last layer computes, for heads that read no others. Default: all.
 
         Returns:
             The head's outputs and the requested hidden states and attentions, by transformers' names.
@@ -95,7 +97,8 @@ class VisionTransformer(nn.Module):
         biases = self._biases(grid, interpolate=interpolate_pos_encoding)
         extra = {"hidden_states.0": x} if output_hidden_states else {}
         for index, (layer, bias) in enumerate(zip(self.layers, biases, strict=True)):
-            x, weights = layer(x, bias)
+            is_last = index == len(self.layers) - 1
+            x, weights = layer(x, bias, last_tokens if is_last else None)
             if output_hidden_states:
                 extra[f"hidden_states.{index + 1}"] = x
             if output_attentions:

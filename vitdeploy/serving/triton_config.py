@@ -65,6 +65,12 @@ def triton_backend(artifact_format: str) -> TritonBackend:
     Raises:
         UsageError: If there is none.
     """
+    if artifact_format == "openvino":
+        raise UsageError(
+            "Triton's openvino backend cannot pin the inference precision: it has HINT_BF16 alone, and computes in "
+            "bfloat16 by itself on CPUs that have it", what="artifact", expected=tuple(TRITON_BACKENDS),
+            found=artifact_format, hint="export to onnx",
+        )  # fmt: skip
     if artifact_format not in TRITON_BACKENDS:
         instead = "tensorrt" if artifact_format == "tensorrt-rtx" else "onnx"
         raise UsageError(

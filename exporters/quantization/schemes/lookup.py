@@ -59,10 +59,6 @@ def scheme_for(spec: ExportSpec, *, calibrated: bool) -> Scheme:
             f"a calibration method needs fixed ranges, which the scheme {scheme.name} does not have",
             what="calibration", found=spec.calibration, hint="leave it out",
         )  # fmt: skip
-    if spec.rest is not None and target != "tensorrt":
-        raise UsageError(
-            f"rest needs the target tensorrt, got {target}", what="rest", found=spec.rest, hint="leave it out"
-        )
     if isinstance(scheme, TensorRTInt8) and spec.pixels.dtype == "uint8":
         return dataclasses.replace(scheme, quantize_patches=False)  # bytes would lose a bit to the sign
     if not spec.reduce_range:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import multiprocessing
 import os
@@ -16,12 +17,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from bundles import write_bundle
+from bundles import make_feeds, tiny_model, write_bundle, write_checkpoint_of
 from raising import raises
 from told import Told
 
+import vitdeploy
 from vitdeploy.assess.benchmark import timer as timing
 from vitdeploy.assess.benchmark.benchmark import benchmark
 from vitdeploy.assess.benchmark.image_files import image_files
@@ -34,7 +37,7 @@ from vitdeploy.bundle.manifest import MANIFEST
 from vitdeploy.errors import BundleError, ImageError, InputError, UsageError
 from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.runtimes import BACKENDS
-from vitdeploy.specs import PixelFormat
+from vitdeploy.specs import PixelFormat, PixelStage
 from vitdeploy.system.cpu import Cpus, ThreadCount
 
 ONNX = ["onnxruntime"]
@@ -358,3 +361,62 @@ def _runs(process: int) -> bool:
         return False
     status = Path(f"/proc/{process}/stat")  # a container may have nobody who reaps orphans
     return not (status.exists() and status.read_text().rpartition(")")[2].split()[0] == "Z")
+
+
+@pytest.fixture(scope="module")
+def dynamic(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    checkpoint = write_checkpoint_of(tiny_model(), tmp_path_factory.mktemp("dynamic") / "checkpoint")
+    graph = vitdeploy.GraphOptions(dynamic_image_size=True)
+    return vitdeploy.export(checkpoint, to="onnx", graph=graph, output=checkpoint.parent / "bundle")
+
+
+@pytest.mark.parametrize("selected", [REFERENCE.selected, Selected("onnx-fp32", "onnxruntime", "fp32")])
+def test_images_of_other_sizes_are_timed_and_judged(dynamic: Bundle, selected: Selected) -> None:
+    image = io.BytesIO()
+    synthetic_images(1, 50, 60)[0].save(image, "PNG")
+    timer = Timer(Job(dynamic, Setting(selected), "cpu", (image.getvalue(),), any_size=True))
+    timer.open()
+    for size in (None, (48, 64)):
+        load = Load(2, size)
+        assert timer.first_run(load) > 0
+        assert [len(times) for times in dataclasses.astuple(timer.time(load, 2))] == [2, 2, 2, 0]
+        assert timer._inputs(load)["pixel_values"].shape[2:] == (size or (32, 32))
+        assert timer.vectors((image.getvalue(),) * 3, size)["logits"].shape == (3, 3)
+    assert timer.usage().cpu_s > 0
+
+
+def test_sizes_are_refused_where_the_graph_resizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = timer(Slow(1.0))
+    found._processors[None] = ImageProcessor()
+    found._runtime.pixels = PixelFormat(PixelStage.DECODED, "nhwc", "uint8")
+    with raises(UsageError, what="image_size", found=(8, 8)):
+        found.time(Load(1, (8, 8)), 1)
+
+
+def test_runs_without_transfers_are_timed_where_the_backend_has_a_gpu(
+    single: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arrays of the host stand for those of a GPU."""
+    monkeypatch.setattr(timing, "_torch_has", lambda gpu: True)
+    monkeypatch.setattr(timing, "_device_name", lambda gpu: "cpu")
+    monkeypatch.setattr(timing, "gpu_memory_bytes", lambda gpu: 7)
+    timed = Timer(Job(single, Setting(Selected("onnx-fp32", "onnxruntime", "fp32")), "cpu", (), from_files=False))
+    timed.open()
+    timed._ready[ONE] = make_feeds(tiny_model(), 1)
+    assert timed.time(ONE, 3).device_ms == ()
+    run_device = timed._runtime.run_device
+    written = []
+
+    def counted(feeds: Any, results: Any) -> None:
+        timed._runtime.gpu = None  # `run_device` then takes arrays of the host
+        run_device(feeds, results)
+        timed._runtime.gpu = 0
+        written.append({name: value.numpy().copy() for name, value in results.items()})
+
+    monkeypatch.setattr(timed._runtime, "run_device", counted)
+    timed._runtime.gpu = 0
+    found = timed.time(ONE, 3)
+    assert len(found.device_ms) == len(written) - 1 == 3
+    assert timed.usage().gpu_memory_bytes == 7
+    expected = timed._runtime.run(timed._ready[ONE])
+    np.testing.assert_array_equal(written[0]["logits"], expected["logits"])

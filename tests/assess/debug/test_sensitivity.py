@@ -132,7 +132,7 @@ def test_in_half_precision_a_layer_is_what_takes_a_modules_weights_or_computes_w
     assert len(measured) == len(set(measured))
     variants = LowerPrecision.of(tiny, "fp16", "a test").variants
     left_out = {nodes[name].op_type for name in set(variants.nodes).difference(measured)}
-    assert left_out == {"Gather", "Pad", "Reshape", "Transpose"}
+    assert left_out == {"Gather", "Pad", "Reshape", "Slice", "Transpose"}
     assert len([layer for layer in half.layers if layer.part == "layers.0"]) == 12
     assert {layer.op_type for layer in half.layers if len(layer.nodes) == 1} >= {"Gelu", "MatMul", "Add"}
     assert 0 < half.error_float32 < min(layer.error for layer in half.layers)

@@ -13,7 +13,7 @@ from bundles import export_graph, make_feeds, tiny_model
 
 from vitdeploy.exporters.graph.onnx_graph import DEFAULT_OPSET
 from vitdeploy.exporters.graph.passes import simplify
-from vitdeploy.exporters.graph.tracing import traced
+from vitdeploy.exporters.graph.tracing import leading_tokens, traced
 from vitdeploy.models.signature import Served
 from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.specs import Task
@@ -27,7 +27,8 @@ def export(model: VisionTransformer, folder: Path) -> onnx.ModelProto:
 def test_the_graph_is_that_of_a_whole_trace(tmp_path: Path, task: Task) -> None:
     model = tiny_model(task, num_hidden_layers=3)
     repeated = export(model, tmp_path)
-    traced_whole = traced(Served(model.with_attention("eager")).eval(), DEFAULT_OPSET)
+    tokens = leading_tokens(Served(model))
+    traced_whole = traced(Served(model.with_attention("eager"), last_tokens=tokens).eval(), DEFAULT_OPSET)
     simplify(traced_whole)
     whole = ir.to_proto(traced_whole)
     onnx.save(whole, tmp_path / "whole.onnx")

@@ -221,12 +221,12 @@ class Timer:
         import torch
 
         if load not in self._on_device:
-            feeds_there = {name: torch.from_numpy(array).to(f"cuda:{gpu}") for name, array in inputs.items()}
-            outputs = {
-                name: torch.empty(value.shape, dtype=torch.from_numpy(value).dtype, device=f"cuda:{gpu}")
-                for name, value in self._runtime.run(inputs).items()
-            }
-            self._on_device[load] = feeds_there, outputs
+            place = _device_name(gpu)
+            outputs = self._runtime.run(inputs)
+            self._on_device[load] = (
+                {name: torch.from_numpy(array).to(place) for name, array in inputs.items()},
+                {name: torch.empty_like(torch.from_numpy(value), device=place) for name, value in outputs.items()},
+            )
         feeds_there, outputs = self._on_device[load]
         times = []
         for _ in range(runs):
@@ -234,6 +234,10 @@ class Timer:
             self._runtime.run_device(feeds_there, outputs)  # which returns when its work is complete
             times.append(_since(begin))
         return times
+
+
+def _device_name(gpu: int) -> str:
+    return f"cuda:{gpu}"
 
 
 def _torch_has(gpu: int) -> bool:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from vitdeploy.bundle.manifest import Artifact
 
 _PLAIN = "export it without --optimize"
-_AXES = ("batch", "tokens", "hidden")
 
 
 @contextlib.contextmanager
@@ -47,8 +46,9 @@ def open_split(bundle: Bundle, artifact: Artifact) -> Iterator[SplitArtifact]:
 def split_layers(source: Path | OpenedFile, target: Path) -> int:
     """Write a copy of a graph in which hidden states are inputs and outputs of every layer and of the head.
 
-    Layer i has the float32 input `GIVEN`i (N, tokens, hidden) and the float32 output `MADE`i+1; `MADE`0 is the
-    embeddings' output. The graph's inputs and outputs stay; its outputs are computed from the last given state. A layer
+    Layer i has the float32 input `GIVEN`i (N, tokens, hidden) and the float32 output `MADE`i+1, which has fewer tokens
+    if the last layer computes only those that the head reads; `MADE`0 is the embeddings' output. The graph's inputs and
+    outputs stay; its outputs are computed from the last given state. A layer
     ends with the last Add of its part (see `nodes_by_part`), the sum of its two branches.
 
     Args:
@@ -80,10 +80,12 @@ def split_layers(source: Path | OpenedFile, target: Path) -> int:
                     node.input[position] = f"{given}.cast"
         starts.append(helper.make_node("Cast", [given], [f"{given}.cast"], to=types[state]))
         ends.append(helper.make_node("Cast", [state], [f"{MADE}{index}"], to=TensorProto.FLOAT))
-        graph.input.append(helper.make_tensor_value_info(given, TensorProto.FLOAT, _AXES))
-        graph.output.append(helper.make_tensor_value_info(f"{MADE}{index}", TensorProto.FLOAT, _AXES))
+        for values, name in ((graph.input, given), (graph.output, f"{MADE}{index}")):
+            axes = ("batch", f"{name}.tokens", "hidden")
+            values.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, axes))
     nodes = [*starts, *graph.node, *ends]
     del graph.node[:]
+    del graph.value_info[:]  # the head may have been given fewer tokens
     graph.node.extend(nodes)
     onnx.save(model, target, save_as_external_data=has_data)
     return len(states) - 1

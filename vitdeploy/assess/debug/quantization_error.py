@@ -14,12 +14,13 @@ from vitdeploy.assess.data.images import feeds
 from vitdeploy.assess.metrics.features import cosines
 from vitdeploy.assess.metrics.outputs import RelativeError, has_own_scales
 from vitdeploy.bundle.scores import ProblemType
+from vitdeploy.files.opened import OpenedFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from vitdeploy.exporters.graph.variants import Variants
-    from vitdeploy.runtimes.onnxrt import OnnxRuntime
+    from vitdeploy.runtimes.base import Runtime
     from vitdeploy.specs import PixelFormat
     from vitdeploy.system.progress import Progress
 
@@ -102,23 +103,36 @@ class _Sums:
 
 @contextlib.contextmanager
 def opened_variant(
-    variants: Variants, kept: Collection[str], folder: Path | None, pixels: PixelFormat | None = None
-) -> Iterator[OnnxRuntime]:
-    """Open the variant with these nodes in float32, in ONNX Runtime.
+    variants: Variants,
+    kept: Collection[str],
+    folder: Path | None,
+    pixels: PixelFormat | None = None,
+    inference_precision: str | None = None,
+) -> Iterator[Runtime]:
+    """Open the variant with these nodes in float32, in ONNX Runtime, or in OpenVINO with an inference precision.
 
     `folder` is a temporary folder for its file, by default the system's; `pixels` is its input format, by default the
     image processor's output.
     """
-    from vitdeploy.runtimes.onnxrt import OnnxRuntime
-    from vitdeploy.runtimes.onnxrt_options import OnnxRuntimeOptions
-
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         path = Path(scratch, "variant.onnx")
         variants.write(kept, path)
-        with OnnxRuntime(path, OnnxRuntimeOptions(allow_spinning=False)) as runtime:
+        with _opened(path, inference_precision) as runtime:
             if pixels is not None:
                 runtime.pixels = pixels
             yield runtime
+
+
+def _opened(path: Path, inference_precision: str | None) -> Runtime:
+    if inference_precision is not None:
+        from vitdeploy.runtimes.ov.model import ModelFile
+        from vitdeploy.runtimes.ov.runtime import OpenVINORuntime
+
+        return OpenVINORuntime(ModelFile(OpenedFile.of(path), (), (), precision=inference_precision))
+    from vitdeploy.runtimes.onnxrt import OnnxRuntime
+    from vitdeploy.runtimes.onnxrt_options import OnnxRuntimeOptions
+
+    return OnnxRuntime(path, OnnxRuntimeOptions(allow_spinning=False))
 
 
 def sensitivities(

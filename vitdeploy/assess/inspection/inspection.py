@@ -34,6 +34,7 @@ class GraphReader(NamedTuple):
 
 GRAPH_READERS: dict[str, GraphReader] = {
     "onnx": GraphReader("vitdeploy.assess.inspection.onnx_reader:read_onnx", "export"),
+    "openvino": GraphReader("vitdeploy.assess.inspection.openvino_reader:read_openvino", "openvino"),
     "torchscript": GraphReader("vitdeploy.assess.inspection.torchscript_reader:read_torchscript", "torch"),
 }
 

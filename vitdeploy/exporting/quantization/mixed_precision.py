@@ -19,12 +19,17 @@ _NAMED = 8  # layers in a message
 
 
 def keep_layers(
-    variants: Variants, target: AccuracyTarget, images: ChoiceImages, progress: Progress
+    variants: Variants,
+    target: AccuracyTarget,
+    images: ChoiceImages,
+    progress: Progress,
+    inference_precision: str | None = None,
 ) -> tuple[tuple[str, ...], dict[str, Any]]:
     """Find the layers that must stay in float32, the most sensitive ones first.
 
     Args:
-        images: Images for measuring the layers' sensitivity.
+        images: Images for measuring the layers' sensitivity, in ONNX Runtime.
+        inference_precision: The accuracy is measured in OpenVINO in this precision; None for ONNX Runtime.
 
     Returns:
         The nodes, named by their first outputs, and the measurements for the manifest.
@@ -43,7 +48,7 @@ def keep_layers(
         return sorted(layer_effects, key=lambda node: -layer_effects[node])
 
     def measure(kept: frozenset[str]) -> Measure:
-        with opened_variant(variants, kept, images.folder, images.pixels) as runtime:
+        with opened_variant(variants, kept, images.folder, images.pixels, inference_precision) as runtime:
             accuracy: Measure = target.measure(runtime)
         progress.step(f"run {next(runs)}: {len(kept)} of {count} layers in float32, {accuracy}")
         return accuracy

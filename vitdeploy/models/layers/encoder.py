@@ -41,9 +41,16 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, width, bias=config.qkv_bias)
         self.o_proj = nn.Linear(width, config.hidden_size)
 
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Attend; `bias` (1, H, L, L) is added to the scaled products of queries and keys."""
-        q, k, v = (self._split_heads(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+    def forward(self, x: Tensor, bias: Tensor | None = None, tokens: int | None = None) -> tuple[Tensor, Tensor | None]:
+        """Attend; `bias` (1, H, L, L) is added to the scaled products of queries and keys.
+
+        With `tokens`, the result has only the first `tokens` tokens. The query projection still takes all: the three
+        projections then have the same activation, which is quantized and smoothed once.
+        """
+        q, k, v = (proj(x) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        if tokens is not None:
+            q, bias = q[:, :tokens], None if bias is None else bias[:, :, :tokens]
+        q, k, v = (self._split_heads(projected) for projected in (q, k, v))
         weights = None
         if self.kind == "sdpa":
             dropout = self.dropout if self.training else 0.0
@@ -103,8 +110,10 @@ class Layer(nn.Module):
         self.layer_scale1 = nn.Parameter(torch.ones(config.hidden_size)) if config.layer_scale else None
         self.layer_scale2 = nn.Parameter(torch.ones(config.hidden_size)) if config.layer_scale else None
 
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        attended, weights = self.attention(self.layernorm_before(x), bias)
+    def forward(self, x: Tensor, bias: Tensor | None = None, tokens: int | None = None) -> tuple[Tensor, Tensor | None]:
+        """Run the block; with `tokens`, for the first `tokens` tokens only, which attend to all: (N, tokens, D)."""
+        attended, weights = self.attention(self.layernorm_before(x), bias, tokens)
+        x = x if tokens is None else x[:, :tokens]
         x = _scaled(self.dropout(attended), self.layer_scale1) + x
         x = _scaled(self.dropout(self.mlp(self.layernorm_after(x))), self.layer_scale2) + x
         return x, weights

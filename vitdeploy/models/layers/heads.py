@@ -1,4 +1,8 @@
-"""The heads of the tasks: encoder tokens (N, L, D) -> named outputs."""
+"""The heads of the tasks: encoder tokens (N, L, D) -> named outputs.
+
+Poolers and heads have `leading_tokens`, the number of first tokens that they read, or None for all; a FeatureHead's is
+that of `pooler_output`.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,8 @@ from vitdeploy.specs import Task
 class ClsPooler(nn.Module):
     """The class token: (N, L, D) -> (N, D)."""
 
+    leading_tokens: int | None = 1
+
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.width = config.hidden_size
@@ -23,6 +29,8 @@ class ClsPooler(nn.Module):
 
 class MeanPooler(nn.Module):
     """The normalized mean of the patches, BEiT's: (N, L, D) -> (N, D)."""
+
+    leading_tokens: int | None = None
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -37,6 +45,8 @@ class MeanPooler(nn.Module):
 class ClsMeanPooler(nn.Module):
     """The class token concatenated with the mean of the patches, DINOv2's: (N, L, D) -> (N, 2 D)."""
 
+    leading_tokens: int | None = None
+
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.width = 2 * config.hidden_size
@@ -48,6 +58,8 @@ class ClsMeanPooler(nn.Module):
 
 class DensePooler(nn.Module):
     """The class token through a dense layer, ViT's: (N, L, D) -> (N, pooler_output_size)."""
+
+    leading_tokens: int | None = 1
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -73,6 +85,7 @@ class ClassificationHead(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.pooler = _POOLERS[config.classification_pooler](config)
+        self.leading_tokens = self.pooler.leading_tokens
         self.classifier = _classifier(self.pooler.width, config)
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> dict[str, Tensor]:  # noqa: ARG002  (one signature)
@@ -84,6 +97,8 @@ class TeacherHead(nn.Module):
 
     DeiT's, arXiv:2012.12877.
     """
+
+    leading_tokens: int | None = 2
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -102,6 +117,7 @@ class FeatureHead(nn.Module):
         super().__init__()
         kind = config.feature_pooler
         self.pooler = _POOLERS[kind](config) if pooler and kind is not None else None
+        self.leading_tokens = None if self.pooler is None else self.pooler.leading_tokens
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> dict[str, Tensor]:  # noqa: ARG002  (one signature)
         outputs = {"last_hidden_state": x}
@@ -112,6 +128,8 @@ class FeatureHead(nn.Module):
 
 class ReconstructionHead(nn.Module):
     """Tokens -> `reconstruction` (N, C, gh * stride, gw * stride), as in SimMIM (arXiv:2111.09886)."""
+
+    leading_tokens: int | None = None
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -128,6 +146,8 @@ class ReconstructionHead(nn.Module):
 
 class VisualTokenHead(nn.Module):
     """Tokens -> `logits` (N, gh * gw, vocab_size) over the patches' visual tokens, BEiT's."""
+
+    leading_tokens: int | None = None
 
     def __init__(self, config: ViTConfig, vocab_size: int) -> None:
         super().__init__()

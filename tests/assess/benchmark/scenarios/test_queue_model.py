@@ -45,6 +45,7 @@ def test_replays_hold_at_low_rates_and_not_at_high_ones() -> None:
     assert (shares[0], shares[-1]) == (1.0, 0.0)
     assert model.holds(450, 1000) == shares[1], "the draws are seeded"
     assert QueueModel([services], 2, 5e-3).holds(990, 1000) == 1.0
+    assert model.holds(100, 10**9) == 1.0, "no more than 20,000 queries are modelled"
     assert QueueModel([services], 1, 10.0).holds(1001, 1000) == 0.0, "it grows slowly, and without end"
 
 

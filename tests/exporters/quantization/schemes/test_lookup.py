@@ -61,7 +61,6 @@ def test_the_format_decides_the_target() -> None:
         ({"target": "tensorrt"}, "calibration_data", None),
         ({"precision": Precision.FP8}, "calibration_data", None),
         ({"scheme": "dynamic", "calibration": "mse"}, "calibration", "mse"),
-        ({"rest": Precision.FP16}, "rest", "fp16"),
     ],
     ids=str,
 )

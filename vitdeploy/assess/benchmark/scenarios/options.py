@@ -14,7 +14,7 @@ from vitdeploy.system.option_fields import check_options, described, option
 SINGLE_STREAM, MULTI_STREAM, OFFLINE, SERVER = SCENARIOS = ("single-stream", "multi-stream", "offline", "server")
 MLPERF_SECONDS = 600  # MLPerf Inference Rules, section 3, for each scenario
 _BATCH_SIZE = 8  # of MLPerf's multi-stream; ours of offline
-_LONGEST_S, _HIGHEST_RATE, _MOST_SESSIONS = 86_400.0, 1e6, 256
+_LONGEST_S, _HIGHEST_RATE, _MOST_SESSIONS, _MOST_QUERIES = 86_400.0, 1e6, 256, 10**7
 
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -96,6 +96,11 @@ class Scenario:
                 expected = f"a number above 0 and up to {most:g}"
                 problem = f"{name} takes {expected}, got {shown(value, 80)}"
                 raise UsageError(problem, what=name, expected=expected, found=value)
+        if self.rate is not None and self.rate * self.duration_s > _MOST_QUERIES:
+            raise UsageError(
+                f"rate {self.rate:g} for {self.duration_s:g} s are more than {_MOST_QUERIES:,} queries",
+                what="rate", expected=_MOST_QUERIES, found=self.rate, hint="give a shorter duration_s",
+            )  # fmt: skip
         for name, scenarios in _ONLY.items():
             if self.name not in scenarios and getattr(self, name) != getattr(Scenario, name):
                 raise UsageError(

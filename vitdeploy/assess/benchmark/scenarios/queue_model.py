@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 REPLAYS = 300  # modelled; an estimated share of 98 % then has a standard error of 0.8 points
 PERCENT = 99
 MOST_LATE = 1 - PERCENT / 100  # share of queries that may exceed the bound
+_MOST_QUERIES = 20_000  # modelled of a replay
 _MOST_NUMBERS = 2_000_000  # per array, modelled at a time
 _DRAWS = 1 << 32  # seeds of modelled replays differ from those of measured ones
 
@@ -69,8 +70,10 @@ class QueueModel:
     def holds(self, rate: float, count: int) -> float:
         """Share of modelled replays of `count` queries whose 99th percentile is within the bound.
 
-        0 if the sessions cannot keep up with the rate: the queue then grows without end, however short a replay is.
+        0 if the sessions cannot keep up with the rate: the queue then grows without end, however short a replay is. Of
+        a long replay, 20,000 queries are modelled; as longer ones vary less, the share is then a lower bound.
         """
+        count = min(count, _MOST_QUERIES)
         services = np.concatenate(self.runs)
         if rate * services.mean() >= self.sessions:
             return 0.0

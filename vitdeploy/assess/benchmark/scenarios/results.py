@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitdeploy.assess.benchmark.notes import notes_of
 from vitdeploy.assess.benchmark.scenarios.options import MLPERF_SECONDS, OFFLINE, SERVER
 from vitdeploy.assess.benchmark.scenarios.rate_search import MIN_QUERIES
 from vitdeploy.assess.data.folder_listing import left_out_dict
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from vitdeploy.assess.benchmark.result import NotMeasured
     from vitdeploy.assess.benchmark.scenarios.options import Scenario
     from vitdeploy.assess.benchmark.scenarios.rate_search import Replay
+    from vitdeploy.assess.environment.conditions import Conditions
     from vitdeploy.assess.metrics.order_statistics import Percentile
     from vitdeploy.system.cpu import ThreadCount
 
@@ -271,6 +273,7 @@ class ScenarioBenchmark(Assessment):
         settings: Settings of the measurement.
         results: One per setting and batch size, in their order.
         skipped: Settings that could not be measured.
+        conditions: Clocks, quota, and other work on the CPUs meanwhile.
     """
 
     scenario: Scenario
@@ -278,6 +281,7 @@ class ScenarioBenchmark(Assessment):
     settings: dict[str, Any]
     results: tuple[Measured, ...]
     skipped: tuple[NotMeasured, ...] = ()
+    conditions: Conditions | None = None
 
     @property
     def statuses(self) -> list[str]:
@@ -301,6 +305,7 @@ class ScenarioBenchmark(Assessment):
             f"from encoded image files to outputs, at least {self.scenario.duration_s:g} s a run; MLPerf runs "
             f"{MLPERF_SECONDS} s, and its models and images are others, so this is no MLPerf result",
             *_METHOD.get(self.scenario.name, (_STREAM,)),
+            *notes_of((), self.conditions),
             *(f"{result.name}: {result.reason}" for result in self.results if result.reason),
             *(_not_measured(skipped) for skipped in self.skipped),
         )
@@ -313,6 +318,7 @@ class ScenarioBenchmark(Assessment):
             "machine": self.machine,
             "scenario": self.scenario.to_dict(),
             "settings": self.settings,
+            "conditions": None if self.conditions is None else self.conditions.to_dict(),
             "left_out": left_out_dict(self.left_out),
             "results": [result.to_dict() for result in self.results],
             "skipped": [skipped.to_dict() for skipped in self.skipped],

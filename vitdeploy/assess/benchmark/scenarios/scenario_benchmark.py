@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from vitdeploy.assess.benchmark.scenarios.results import (
 from vitdeploy.assess.benchmark.setting import Load, settings_of
 from vitdeploy.assess.benchmark.timer import Job, Opened
 from vitdeploy.assess.benchmark.worker import worker
+from vitdeploy.assess.environment.conditions import Conditions, moment
 from vitdeploy.assess.environment.machine import machine
 from vitdeploy.assess.metrics.order_statistics import Percentile, queries_needed
 from vitdeploy.bundle.bundle import Bundle
@@ -84,6 +86,7 @@ def benchmark_scenario(
         chosen = [setting.with_threads(counts[0]) for setting in chosen]
     load_processor(bundle)  # or raises before a process is started
     files = image_files(images, _IMAGES)
+    before, cpu_s = moment(), -time.process_time()
     measured: list[Measured] = []
     skipped: list[NotMeasured] = []
     for setting in chosen:
@@ -92,6 +95,7 @@ def benchmark_scenario(
         found.measure(sizes)
         measured += found.results
         skipped += found.skipped
+        cpu_s += found.cpu_s
     return ScenarioBenchmark(
         bundle=str(bundle.path),
         scenario=scenario,
@@ -104,17 +108,19 @@ def benchmark_scenario(
         },
         results=tuple(measured),
         skipped=tuple(skipped),
+        conditions=Conditions.since(before, cpu_s + time.process_time()),
         processor=bundle.manifest.processor,
         left_out=files.left_out,
     )
 
 
 class _Measurement:
-    """A setting's process, and its results; `optional` leaves out a package that is not installed."""
+    """A setting's processes, their results and CPU time; `optional` leaves out a package that is not installed."""
 
     def __init__(self, scenario: Scenario, job: Job, optional: bool, progress: Progress) -> None:
         self.results: list[Measured] = []
         self.skipped: list[NotMeasured] = []
+        self.cpu_s = 0.0
         self._scenario, self._job, self._optional, self._progress = scenario, job, optional, progress
         self._ask: Callable[..., Any]
 
@@ -129,6 +135,7 @@ class _Measurement:
                         self.results.append(self._measured(Load(size), opened))
                     except UsageError as exc:  # the artifact has other sizes
                         self._skip(str(exc), size)
+                self.cpu_s += self._ask("usage").cpu_s
             except NotFiniteError as exc:
                 self._skip(str(exc), status="failed")
             except MissingDependencyError as exc:
@@ -209,6 +216,7 @@ class _Measurement:
             self._opened()
             self._warmed_up(load)
             answers = self._answers(arrivals, load, patience)
+            self.cpu_s += self._ask("usage").cpu_s
         self._ask = before
         return answers
 
