@@ -22,7 +22,7 @@ from quantize_peers import onnxruntime as quantize_as_onnxruntime
 import vitdeploy
 from vitdeploy.assets import held_out_images, train_digits
 from vitdeploy.runtimes import open_runtime
-from vitdeploy.runtimes.onnxrt import OnnxRuntime
+from vitdeploy.runtimes.onnxrt.runtime import OnnxRuntime
 
 if TYPE_CHECKING:
     from vitdeploy.bundle.bundle import Bundle

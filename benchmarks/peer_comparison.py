@@ -5,7 +5,7 @@ and SDPA attention, its pipeline, torch.compile), timm's, transformers' exporter
 file, int8 of ONNX Runtime's tool and of NNCF. All but vitdeploy prepare images with transformers' image processor. Two
 times are measured: from JPEG files of 640x427 pixels, and from prepared images. The tools of a group and the base
 (transformers' pipeline) take turns, and each group's processes are started several times, so that ratios to the base
-are of the same turns. Accuracy is the cosine of each held-out photograph's logits or pooled features with those of
+are of the same turns. Accuracy is the cosine of the logits or pooled features of each held-out photograph with those of
 transformers' model in float32, and the share of photographs with the same top class or nearest neighbour.
 """
 

@@ -18,8 +18,8 @@ from common import parser, random_bundle, record
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.predictor import Predictor
-from vitdeploy.runtimes.onnxrt import OnnxRuntime
-from vitdeploy.runtimes.onnxrt_options import OnnxRuntimeOptions
+from vitdeploy.runtimes.onnxrt.options import OnnxRuntimeOptions
+from vitdeploy.runtimes.onnxrt.runtime import OnnxRuntime
 
 if TYPE_CHECKING:
     from collections.abc import Callable

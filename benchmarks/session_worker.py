@@ -43,8 +43,8 @@ def onnxruntime(file: Path, threads: int, options: dict[str, str]) -> Run:
 
 def vitdeploy(file: Path, threads: int, options: dict[str, str]) -> Run:
     """ONNX Runtime as vitdeploy opens it; options: numbers of `OnnxRuntimeOptions`, such as parallel_runs."""
-    from vitdeploy.runtimes.onnxrt import OnnxRuntime
-    from vitdeploy.runtimes.onnxrt_options import OnnxRuntimeOptions
+    from vitdeploy.runtimes.onnxrt.options import OnnxRuntimeOptions
+    from vitdeploy.runtimes.onnxrt.runtime import OnnxRuntime
 
     values: dict[str, Any] = {name: int(value) for name, value in options.items()}
     if "allow_spinning" in values:

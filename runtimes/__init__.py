@@ -44,14 +44,14 @@ BACKENDS: dict[str, Backend] = {
         "vitdeploy.runtimes.torchscript:TorchScriptRuntime", ("torchscript",), "torch", "torch", threads_option=""
     ),
     "onnxruntime": Backend(
-        "vitdeploy.runtimes.onnxrt:OnnxRuntime",
+        "vitdeploy.runtimes.onnxrt.runtime:OnnxRuntime",
         ("onnx",),
         "onnxruntime",
         "onnxruntime",
         threads_option="intra_op_threads",
     ),
     "onnxruntime-tensorrt": Backend(
-        "vitdeploy.runtimes.onnxrt_tensorrt:TensorRTOnnxRuntime",
+        "vitdeploy.runtimes.onnxrt.tensorrt_provider:TensorRTOnnxRuntime",
         ("onnx",),
         "onnxruntime-gpu",
         "onnxruntime",

@@ -21,7 +21,7 @@ import vitdeploy
 from vitdeploy.assets import held_out_images
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.runtimes import BACKENDS, Backend
-from vitdeploy.runtimes.onnxrt import OnnxRuntime
+from vitdeploy.runtimes.onnxrt.runtime import OnnxRuntime
 
 IMAGES = 450
 CORRECT = 446  # as the README says

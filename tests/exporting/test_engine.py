@@ -42,7 +42,7 @@ from vitdeploy.exporting import engine_validation as engine_validation
 from vitdeploy.exporting.engine_validation import judge_of
 from vitdeploy.runtimes import BACKENDS, open_recorded, open_runtime
 from vitdeploy.runtimes.engine.options import EngineRuntimeOptions
-from vitdeploy.runtimes.onnxrt import OnnxRuntime
+from vitdeploy.runtimes.onnxrt.runtime import OnnxRuntime
 from vitdeploy.specs import AxisRange, Task
 from vitdeploy.system.progress import SILENT
 from vitdeploy.trt.gpu import Gpu

@@ -30,7 +30,7 @@ from vitdeploy.bundle.manifest import Artifact
 from vitdeploy.cli.export import export as export_command
 from vitdeploy.cli.inspect_bundle import inspect as inspect_command
 from vitdeploy.errors import CheckFailedError, InputError, UsageError
-from vitdeploy.runtimes.onnxrt import OnnxRuntime
+from vitdeploy.runtimes.onnxrt.runtime import OnnxRuntime
 from vitdeploy.specs import Precision
 
 IMAGES = Calibration(held_out_images(), count=48)

@@ -18,8 +18,8 @@ from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.errors import DeviceError
 from vitdeploy.runtimes import open_runtime
 from vitdeploy.runtimes.base import Runtime
-from vitdeploy.runtimes.onnxrt import _KEEPS_RECORD, OnnxRuntime
-from vitdeploy.runtimes.onnxrt_session import CUDA, TENSORRT
+from vitdeploy.runtimes.onnxrt.runtime import _KEEPS_RECORD, OnnxRuntime
+from vitdeploy.runtimes.onnxrt.session import CUDA, TENSORRT
 from vitdeploy.trt.options import DEFAULT_BATCH
 
 Arrays = dict[str, np.ndarray]

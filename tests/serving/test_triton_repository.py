@@ -30,7 +30,7 @@ from vitdeploy.bundle.manifest import Artifact, FileRecord
 from vitdeploy.cli import main
 from vitdeploy.errors import BundleError, OutputError, UsageError
 from vitdeploy.exporting.engine_validation import NOT_RUN
-from vitdeploy.runtimes.onnxrt import OnnxRuntime
+from vitdeploy.runtimes.onnxrt.runtime import OnnxRuntime
 from vitdeploy.serving.triton_config import model_config
 from vitdeploy.serving.triton_repository import CONFIG, TritonModel
 from vitdeploy.specs import AxisRange, Task

@@ -18,7 +18,7 @@ from vitdeploy.assess.gate.rules import GateRules
 from vitdeploy.demo import run_demo
 from vitdeploy.errors import UsageError
 from vitdeploy.runtimes.engine.options import EngineRuntimeOptions
-from vitdeploy.runtimes.onnxrt_tensorrt import TensorRTOnnxRuntimeOptions
+from vitdeploy.runtimes.onnxrt.tensorrt_provider import TensorRTOnnxRuntimeOptions
 from vitdeploy.runtimes.pytorch import PyTorchRuntimeOptions
 from vitdeploy.runtimes.torchscript import TorchScriptRuntimeOptions
 from vitdeploy.system.argument_types import check_type

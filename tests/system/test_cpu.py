@@ -358,7 +358,7 @@ if cgroup:
 if cpu:
     os.sched_setaffinity(0, {int(cpu)})
 from vitdeploy.system.cpu import usable_cpus
-from vitdeploy.runtimes.onnxrt import OnnxRuntime
+from vitdeploy.runtimes.onnxrt.runtime import OnnxRuntime
 found = usable_cpus()
 tasks = lambda: {int(name) for name in os.listdir("/proc/self/task")}
 before = tasks()

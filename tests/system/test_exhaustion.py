@@ -18,7 +18,7 @@ from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.cli import cli, main
 from vitdeploy.cli.process import DEFECT
 from vitdeploy.errors import BundleError, ExhaustedError
-from vitdeploy.runtimes.onnxrt import OnnxRuntime
+from vitdeploy.runtimes.onnxrt.runtime import OnnxRuntime
 from vitdeploy.system.exhaustion import check_exhaustion, lacking
 
 # As the libraries word them.

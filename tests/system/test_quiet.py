@@ -42,7 +42,7 @@ def unused(tmp_path: Path) -> Path:
 def test_onnxruntime(unused: Path, begin: str, variables: dict[str, str], lines: bool) -> None:
     script = (
         f"from vitdeploy.system.quiet import quiet_libraries; {begin}; "
-        f"from vitdeploy.runtimes.onnxrt import OnnxRuntime; OnnxRuntime({str(unused)!r}).close()"
+        f"from vitdeploy.runtimes.onnxrt.runtime import OnnxRuntime; OnnxRuntime({str(unused)!r}).close()"
     )
     assert ("Removing initializer" in printed(script, **variables)) is lines
 

@@ -25,7 +25,7 @@ from vitdeploy.system import telemetry
 # ONNX Runtime 1.32 writes its device id and event store while it is imported, and sends its first event 9 s later.
 FIRST_EVENT_SECONDS = 9
 PREDICT = """
-import sys, time, vitdeploy.runtimes.onnxrt
+import sys, time, vitdeploy.runtimes.onnxrt.runtime
 imported = time.monotonic()
 from vitdeploy.assets import default_checkpoint, held_out_images
 if sys.argv[2:]:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from vitdeploy.tuning.variant import Variant
     from vitdeploy.tuning.working_folder import WorkingFolder
 
-FEWEST = 16  # held-out images
+FEWEST = 64  # held-out images, if there are as many: a 5th percentile needs some
 _RESAMPLES = 1000
 _PACE_RUNS = 3
 
@@ -56,7 +56,7 @@ class AccuracyMeter:
         key = ("images", bundle.manifest.reference, data.held_out.sha256(), seconds)
         count = work.recall(*key)
         if count is None:
-            count = max(FEWEST, min(len(data.held_out.images), int(seconds / self._pace_s(data))))
+            count = min(len(data.held_out.images), max(FEWEST, int(seconds / self._pace_s(data))))
             work.remember(count, *key)
         self.data = data.first(count)
 

@@ -30,7 +30,9 @@ MAKING, MEASURING, LAST_MEASURING = 0.45, 0.55, 0.8
 FAR = 2.0  # a variant whose pace is slower than an accurate one's by this factor does not race
 _LATE_FAR = 1.3  # the same once the time for measuring accuracy is over
 _NO_TIME = "the time limit was reached"
-RACE, PACES = "race", 2  # the session of the pace and of the race, and its first rounds, which are the pace's
+RACE = "race"  # the session of the pace and of the race
+TURNS = 2  # of the pace: a single one on a busy machine may be several times off
+PACES = 2 * TURNS  # rounds of the session before those of the race: of all entries, and of those of mixed precision
 
 
 @dataclasses.dataclass(eq=False)
@@ -38,7 +40,7 @@ class Entry:
     """A variant on a backend.
 
     Attributes:
-        pace: Its turn with default options at the smallest batch size; None if it did not run.
+        pace: Its turns with default options at the smallest batch size; None if it did not run.
         accuracy: By batch size; several only if an image's outputs depend on the others in its batch.
         problem: Why it cannot be chosen, except its accuracy; None if it can.
     """
@@ -124,7 +126,7 @@ class Field:
         ]
         before = len(self.entries)
         self._make(bounded(missed))
-        self._measure(self.entries[before:], 1)
+        self._measure(self.entries[before:], TURNS)
 
     def trials(self, entry: Entry) -> list[Trial]:
         """Trials of an entry at the batch sizes at which it meets the bound; [] if it does not race."""
@@ -148,9 +150,9 @@ class Field:
         """Entries that meet the bound and are not far slower than the fastest of them; the others get a problem."""
         fit = sorted((entry for entry in self.entries if entry.meets_bound), key=lambda entry: entry.ms)
         for entry in fit[1:]:
-            ratio = entry.ms / fit[0].ms
-            if ratio > FAR:
-                entry.problem = f"{ratio:.2f} times the time of {fit[0].trial} in the first turn"
+            if _least_ratio(entry, fit[0]) > FAR:
+                ratio = entry.ms / fit[0].ms
+                entry.problem = f"{ratio:.2f} times the time of {fit[0].trial} in the first turns"
         return [entry for entry in fit if entry.problem is None]
 
     def _enter(self, variant: Variant) -> None:
@@ -197,13 +199,15 @@ class Field:
         if not entries:
             return
         self._progress.step(f"timing {len(entries)} candidates")
-        turns = self._session.round(number, [entry.trial for entry in entries])
-        for entry in entries:
-            if entry.trial in turns:
-                entry.pace = Scores(entry.trial.batch_size)
-                entry.pace.add(RACE, number, turns[entry.trial])
-            else:
-                entry.problem = self._session.problems[entry.trial]
+        for turn in range(number, number + TURNS):
+            order = [entry for entry in (entries if turn % 2 else reversed(entries)) if entry.problem is None]
+            times = self._session.round(turn, [entry.trial for entry in order])
+            for entry in order:
+                if entry.trial in times:
+                    entry.pace = entry.pace or Scores(entry.trial.batch_size)
+                    entry.pace.add(RACE, turn, times[entry.trial])
+                else:
+                    entry.problem = self._session.problems[entry.trial]
         for entry in sorted(entries, key=lambda entry: entry.ms):
             if entry.problem is None:
                 self._measure_accuracy(entry)
@@ -230,3 +234,11 @@ class Field:
                 entry.accuracy[size] = self._meter.measure(entry.variant, entry.backend, size)
         except UnavailableError as exc:
             entry.problem = str(exc)
+
+
+def _least_ratio(entry: Entry, fastest: Entry) -> float:
+    """The smallest ratio of the times of two entries in rounds that they share; of their medians without any."""
+    if entry.pace is None or fastest.pace is None:
+        return entry.ms / fastest.ms
+    shared = [value for ratios in entry.pace.ratios(fastest.pace) for value in ratios]
+    return min(shared, default=entry.ms / fastest.ms)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
+from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.kept_files import link
 from vitdeploy.bundle.manifest import TUNING, FileRecord, TunedChoice
 from vitdeploy.bundle.staging import commit
@@ -14,7 +15,6 @@ from vitdeploy.files.atomic import staged_folder
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from vitdeploy.bundle.bundle import Bundle
     from vitdeploy.tuning.variant import Variant
 
 
@@ -45,10 +45,11 @@ def record_choice(
     """
     with staged_folder(bundle.path.resolve()) as staging:
         for made in added:
-            with made.bundle.opened_artifact(made.artifact):
-                for record in made.artifact.files:
-                    (staging / record.path).parent.mkdir(parents=True, exist_ok=True)
-                    link(made.bundle.path / record.path, staging / record.path)
+            for record in made.artifact.files:
+                (staging / record.path).parent.mkdir(parents=True, exist_ok=True)
+                link(made.bundle.path / record.path, staging / record.path)
+            with Bundle(staging, made.bundle.manifest).opened_artifact(made.artifact):
+                pass  # verified after it was linked, which changes a file's times
         (staging / TUNING).write_text(json.dumps(evidence, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         choice = TunedChoice(
             artifact=chosen.artifact.name,

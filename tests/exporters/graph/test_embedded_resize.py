@@ -21,7 +21,7 @@ from vitdeploy.errors import UsageError
 from vitdeploy.exporters.graph.embedded_resize import embed_resize
 from vitdeploy.exporters.graph.onnx_file import write_onnx
 from vitdeploy.images.processor import ImageProcessor
-from vitdeploy.runtimes.onnxrt import OnnxRuntime
+from vitdeploy.runtimes.onnxrt.runtime import OnnxRuntime
 from vitdeploy.specs import PixelFormat, PixelStage
 
 

@@ -13,7 +13,7 @@ from vitdeploy.exporters.graph.tracing import leading_tokens
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.signature import Served
 from vitdeploy.models.vit import VisionTransformer
-from vitdeploy.runtimes.onnxrt import OnnxRuntime
+from vitdeploy.runtimes.onnxrt.runtime import OnnxRuntime
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:

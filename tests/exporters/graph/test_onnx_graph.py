@@ -39,7 +39,7 @@ from vitdeploy.exporters.graph.tracing import traced
 from vitdeploy.models.layers.activations import ACTIVATIONS
 from vitdeploy.models.signature import Served, input_specs, output_specs
 from vitdeploy.models.vit import VisionTransformer
-from vitdeploy.runtimes.onnxrt import OnnxRuntime
+from vitdeploy.runtimes.onnxrt.runtime import OnnxRuntime
 from vitdeploy.specs import OPSETS, Task, TensorSpec
 
 BATCHES = (1, 2, 7)

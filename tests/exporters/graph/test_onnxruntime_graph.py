@@ -28,7 +28,7 @@ import vitdeploy
 from vitdeploy.errors import CheckFailedError
 from vitdeploy.exporters.graph import onnxruntime_graph
 from vitdeploy.exporters.graph.onnxruntime_graph import write_optimized
-from vitdeploy.runtimes.onnxrt import OnnxRuntime
+from vitdeploy.runtimes.onnxrt.runtime import OnnxRuntime
 from vitdeploy.specs import Task
 
 

@@ -13,7 +13,7 @@ import pytest
 from small_graphs import graph_of
 
 from vitdeploy.exporters.graph.variants import half_variants
-from vitdeploy.runtimes.onnxrt import OnnxRuntime
+from vitdeploy.runtimes.onnxrt.runtime import OnnxRuntime
 from vitdeploy.specs import Precision
 
 GRAPH = """agraph (float[N, 8] x) => (float[N, 8] y) <float[8, 8] w, float[8] shift> {

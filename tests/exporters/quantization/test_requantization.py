@@ -24,7 +24,7 @@ from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.errors import UsageError
 from vitdeploy.exporters.graph.onnx_file import read_onnx_ir, write_onnx
 from vitdeploy.exporters.quantization.requantization import recorded_variants
-from vitdeploy.runtimes.onnxrt import OnnxRuntime
+from vitdeploy.runtimes.onnxrt.runtime import OnnxRuntime
 from vitdeploy.specs import ExportSpec, Precision
 
 IMAGES = Calibration(held_out_images(), count=8)

@@ -25,7 +25,7 @@ from vitdeploy.exporters.quantization.schemes.scheme import quantizable
 from vitdeploy.exporters.quantization.schemes.static_int8 import StaticInt8
 from vitdeploy.exporters.quantization.smooth_quant import SmoothQuant, recorded_scales
 from vitdeploy.exporters.quantization.smoothing_places import find_places
-from vitdeploy.runtimes.onnxrt import OnnxRuntime
+from vitdeploy.runtimes.onnxrt.runtime import OnnxRuntime
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:

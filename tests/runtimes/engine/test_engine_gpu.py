@@ -26,7 +26,7 @@ from vitdeploy.exporting.engine_validation import is_pending
 from vitdeploy.runtimes import open_runtime
 from vitdeploy.runtimes.engine.options import KERNEL_SPECIALIZATIONS
 from vitdeploy.runtimes.engine.runtime import EngineRuntime
-from vitdeploy.runtimes.onnxrt import OnnxRuntime
+from vitdeploy.runtimes.onnxrt.runtime import OnnxRuntime
 from vitdeploy.specs import AxisRange
 
 Build = Callable[[str, str], Bundle]

@@ -52,7 +52,7 @@ def by_threads(times: dict[int, float | str]) -> Callable[[Trial], float | str]:
 
 def test_the_slower_ones_are_dropped_and_the_fastest_stays(variant: Variant) -> None:
     trials = with_threads(variant, 1, 2, 3, 4)
-    clock = FakeClock(by_threads({1: 10.0, 2: 8.0, 3: 30.0, 4: 12.0}))
+    clock = FakeClock(by_threads({1: 10.0, 2: 8.0, 3: 40.0, 4: 12.0}))
     result = race(trials, clock)
     assert result.alive == [trials[1]]
     assert set(result.dropped) == {trials[0], trials[2], trials[3]}

@@ -139,7 +139,7 @@ def bisect(
     count = itertools.count(1)
     problem_type = bundle.read_config().problem_type
     with tempfile.TemporaryDirectory() as scratch:
-        from vitdeploy.runtimes.onnxrt import OnnxRuntime
+        from vitdeploy.runtimes.onnxrt.runtime import OnnxRuntime
 
         def evaluate(kept: frozenset[str]) -> float:
             path = Path(scratch, "variant.onnx")

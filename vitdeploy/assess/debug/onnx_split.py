@@ -15,7 +15,7 @@ from vitdeploy.assess.inspection.onnx_reader import load_onnx, valid_onnx
 from vitdeploy.errors import UnavailableError
 from vitdeploy.exporters.naming.parts import CONVERSIONS, nodes_by_part
 from vitdeploy.files.opened import OpenedFile
-from vitdeploy.runtimes.onnxrt import OnnxRuntime
+from vitdeploy.runtimes.onnxrt.runtime import OnnxRuntime
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -129,8 +129,8 @@ def _opened(path: Path, inference_precision: str | None) -> Runtime:
         from vitdeploy.runtimes.ov.runtime import OpenVINORuntime
 
         return OpenVINORuntime(ModelFile(OpenedFile.of(path), (), (), precision=inference_precision))
-    from vitdeploy.runtimes.onnxrt import OnnxRuntime
-    from vitdeploy.runtimes.onnxrt_options import OnnxRuntimeOptions
+    from vitdeploy.runtimes.onnxrt.options import OnnxRuntimeOptions
+    from vitdeploy.runtimes.onnxrt.runtime import OnnxRuntime
 
     return OnnxRuntime(path, OnnxRuntimeOptions(allow_spinning=False))
 

@@ -134,8 +134,8 @@ class CalibrationImages:
 
     def run(self, path: Path, pixels: PixelFormat) -> Iterator[Mapping[str, np.ndarray]]:
         """Run an ONNX file with inputs of this format on each image; yield the outputs by name."""
-        from vitdeploy.runtimes.onnxrt import OnnxRuntime
-        from vitdeploy.runtimes.onnxrt_options import OnnxRuntimeOptions
+        from vitdeploy.runtimes.onnxrt.options import OnnxRuntimeOptions
+        from vitdeploy.runtimes.onnxrt.runtime import OnnxRuntime
 
         with OnnxRuntime(path, OnnxRuntimeOptions(allow_spinning=False)) as runtime:
             for image in self.pixels(pixels):

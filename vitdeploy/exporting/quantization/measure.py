@@ -120,7 +120,7 @@ def observe(graph: MeasuredGraph, samples: Iterable[Sample], pixels: PixelFormat
         folder: Temporary folder for the graph's file.
     """
     from vitdeploy.exporters.graph.onnx_file import write_onnx
-    from vitdeploy.runtimes.onnxrt import OnnxRuntime
+    from vitdeploy.runtimes.onnxrt.runtime import OnnxRuntime
 
     folder.mkdir(parents=True, exist_ok=True)
     largest = dict.fromkeys(graph.names.values(), 0.0)

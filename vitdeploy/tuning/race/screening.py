@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 FINALISTS = 4
 MOST_ROUNDS = 8
 # One round and two give no useful interval: a trial is dropped if each was slower than the fastest by this factor.
-_FAR = (2.0, 1.3)
+_FAR = (3.0, 1.5)
 _FEWEST_ROUNDS = 3  # for an interval
 
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 from vitdeploy.errors import UsageError
-from vitdeploy.runtimes.onnxrt_session import CPU
+from vitdeploy.runtimes.onnxrt.session import CPU
 from vitdeploy.system.cpu import ThreadCount, session_threads, usable_cpus
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from vitdeploy.runtimes.device_arrays import DeviceArray
-    from vitdeploy.runtimes.onnxrt_options import OnnxRuntimeOptions
+    from vitdeploy.runtimes.onnxrt.options import OnnxRuntimeOptions
     from vitdeploy.specs import TensorSpec
 
 T = TypeVar("T")

@@ -36,7 +36,7 @@ from vitdeploy.assess.runs.targets import select
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.errors import DeviceError, OutputError, UsageError
 from vitdeploy.runtimes import open_runtime
-from vitdeploy.runtimes.onnxrt_session import CPU, CUDA, TENSORRT
+from vitdeploy.runtimes.onnxrt.session import CPU, CUDA, TENSORRT
 from vitdeploy.specs import AxisRange, Task
 
 BACKEND = "onnxruntime-tensorrt"
@@ -214,7 +214,7 @@ def test_a_cache_that_cannot_be(bundle: Bundle, asked: Asked, tmp_path: Path) ->
 
 
 def test_a_user_without_a_cache(bundle: Bundle, asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitdeploy.runtimes.onnxrt_tensorrt.user_cache", lambda: None)
+    monkeypatch.setattr("vitdeploy.runtimes.onnxrt.tensorrt_provider.user_cache", lambda: None)
     with raises(OutputError, what="engine_cache", hint=re.compile("VITDEPLOY_CACHE")):
         open_runtime(bundle, BACKEND)
     open_runtime(bundle, BACKEND, {"engine_cache": False}).close()

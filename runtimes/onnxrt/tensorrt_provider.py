@@ -14,9 +14,9 @@ import onnxruntime as ort
 
 from vitdeploy.errors import MissingDependencyError, OutputError, UnavailableError, UsageError
 from vitdeploy.files.user_cache import user_cache
-from vitdeploy.runtimes.onnxrt import OnnxRuntime
-from vitdeploy.runtimes.onnxrt_options import OnnxRuntimeOptions
-from vitdeploy.runtimes.onnxrt_session import TENSORRT, check_built
+from vitdeploy.runtimes.onnxrt.options import OnnxRuntimeOptions
+from vitdeploy.runtimes.onnxrt.runtime import OnnxRuntime
+from vitdeploy.runtimes.onnxrt.session import TENSORRT, check_built
 from vitdeploy.runtimes.options import cuda_index
 from vitdeploy.specs import AxisRange, TensorSpec, read_range
 from vitdeploy.system.option_fields import described, option

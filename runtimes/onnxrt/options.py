@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import onnxruntime as ort
 
 from vitdeploy.errors import UsageError
-from vitdeploy.runtimes.onnxrt_session import CPU
+from vitdeploy.runtimes.onnxrt.session import CPU
 from vitdeploy.runtimes.options import RuntimeOptions
 from vitdeploy.system.cpu import MOST_THREADS
 from vitdeploy.system.option_fields import described, option

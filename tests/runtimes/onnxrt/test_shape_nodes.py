@@ -10,7 +10,7 @@ import onnx
 import pytest
 from bundles import export_graph, tiny_model
 
-from vitdeploy.runtimes.shape_nodes import shape_nodes
+from vitdeploy.runtimes.onnxrt.shape_nodes import shape_nodes
 from vitdeploy.specs import Precision
 
 WHOLE = (onnx.TensorProto.INT32, onnx.TensorProto.INT64, onnx.TensorProto.BOOL)

@@ -15,11 +15,11 @@ from vitdeploy.errors import BundleError, DeviceError, UsageError, VitDeployErro
 from vitdeploy.files.opened import OpenedFile
 from vitdeploy.runtimes.base import Runtime
 from vitdeploy.runtimes.engine.cuda_memory import wait_for
-from vitdeploy.runtimes.onnxrt_options import DEFAULTS, OnnxRuntimeOptions, session_options
-from vitdeploy.runtimes.onnxrt_parallel import ParallelRuns, check_batches, device_images, images, run_threads
-from vitdeploy.runtimes.onnxrt_session import CPU, CUDA, ENGINE_ERRORS, INSTEAD_OF_CPU, TENSORRT, open_session
+from vitdeploy.runtimes.onnxrt.options import DEFAULTS, OnnxRuntimeOptions, session_options
+from vitdeploy.runtimes.onnxrt.parallel import ParallelRuns, check_batches, device_images, images, run_threads
+from vitdeploy.runtimes.onnxrt.session import CPU, CUDA, ENGINE_ERRORS, INSTEAD_OF_CPU, TENSORRT, open_session
+from vitdeploy.runtimes.onnxrt.shape_nodes import shape_nodes
 from vitdeploy.runtimes.options import parse_device
-from vitdeploy.runtimes.shape_nodes import shape_nodes
 from vitdeploy.specs import TensorSpec
 from vitdeploy.system.cpu import ThreadCount, session_threads, usable_cpus
 

@@ -17,10 +17,10 @@ from raising import raises
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.errors import DeviceError, UsageError
 from vitdeploy.runtimes import open_runtime
-from vitdeploy.runtimes.onnxrt import OnnxRuntime
-from vitdeploy.runtimes.onnxrt_options import OnnxRuntimeOptions
-from vitdeploy.runtimes.onnxrt_parallel import ParallelRuns
-from vitdeploy.runtimes.onnxrt_session import CUDA
+from vitdeploy.runtimes.onnxrt.options import OnnxRuntimeOptions
+from vitdeploy.runtimes.onnxrt.parallel import ParallelRuns
+from vitdeploy.runtimes.onnxrt.runtime import OnnxRuntime
+from vitdeploy.runtimes.onnxrt.session import CUDA
 from vitdeploy.system.cpu import session_threads
 
 

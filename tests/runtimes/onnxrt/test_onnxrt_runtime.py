@@ -25,11 +25,13 @@ from small_graphs import graph_of
 
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.errors import BundleError, DeviceError, UsageError
-from vitdeploy.runtimes import onnxrt, onnxrt_session, open_runtime
-from vitdeploy.runtimes.onnxrt import OnnxRuntime
-from vitdeploy.runtimes.onnxrt_options import OnnxRuntimeOptions
-from vitdeploy.runtimes.onnxrt_session import CPU, CUDA, TENSORRT
-from vitdeploy.runtimes.shape_nodes import shape_nodes
+from vitdeploy.runtimes import open_runtime
+from vitdeploy.runtimes.onnxrt import runtime as onnxrt
+from vitdeploy.runtimes.onnxrt import session as onnxrt_session
+from vitdeploy.runtimes.onnxrt.options import OnnxRuntimeOptions
+from vitdeploy.runtimes.onnxrt.runtime import OnnxRuntime
+from vitdeploy.runtimes.onnxrt.session import CPU, CUDA, TENSORRT
+from vitdeploy.runtimes.onnxrt.shape_nodes import shape_nodes
 from vitdeploy.specs import TensorSpec
 from vitdeploy.system.cpu import Cpus, ThreadCount
 
@@ -316,7 +318,7 @@ def test_the_session_fits_the_cpus(
 ) -> None:
     """0 is the default, and is never left to ONNX Runtime, which knows neither quota nor mask."""
     monkeypatch.delenv("ORT_INTRA_OP_NUM_THREADS", raising=False)
-    for module in ("system.cpu", "runtimes.onnxrt"):
+    for module in ("system.cpu", "runtimes.onnxrt.runtime"):
         monkeypatch.setattr(f"vitdeploy.{module}.usable_cpus", lambda: cpus)
     expected = ThreadCount(asked, "as asked for") if asked else cpus.threads
     with OnnxRuntime(probe, OnnxRuntimeOptions(intra_op_threads=asked)) as runtime:
