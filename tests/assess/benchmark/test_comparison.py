@@ -108,6 +108,8 @@ def test_a_bound_that_cannot_be_checked_is_skipped(tmp_path: Path) -> None:
     done = run("benchmark", before, after, "--max-slowdown", "5%", "--json")
     found = validated("benchmark_comparison", done.out)
     assert (done.code, found["status"], found["settings"][0]["verdict"]) == (3, "skipped", "unknown")
+    assert result.brief == "0 faster, 0 slower, 0 no difference, 1 unknown"
+    assert "- skipped: gone fp32 at batch size 8 is not in " in markdown(result)
     assert run("benchmark", before, after).code == 0, "without a bound, nothing is checked"
 
 

@@ -92,7 +92,8 @@ class BenchmarkComparison(Assessment):
     @property
     def brief(self) -> str:
         verdicts = [change.verdict for change in self.changes_by_setting]
-        return ", ".join(f"{verdicts.count(word)} {word}" for word in ("faster", "slower", "no difference"))
+        words = ("faster", "slower", "no difference", *(["unknown"] if "unknown" in verdicts else []))
+        return ", ".join(f"{verdicts.count(word)} {word}" for word in words)
 
     @property
     def status(self) -> str:
