@@ -44,11 +44,11 @@ def _arguments() -> argparse.Namespace:
     arguments = parser(__doc__)
     arguments.add_argument("--model", help="folder of a model, or a preset with random weights; default: the embedded")
     arguments.add_argument("--data", type=Path, help="images; default: those of the embedded model")
-    arguments.add_argument("--min-agreement", type=float, help="bound on the share of images with the same class")
-    arguments.add_argument("--min-cosine", type=float, help="bound on the cosine; default: 0.99")
+    arguments.add_argument("--min-agreement", help="bound on the share of images with the same class")
+    arguments.add_argument("--min-cosine", default="0.99", help="bound on the cosine, without the other")
     arguments.add_argument("--target", default="latency", help="latency, throughput or p99:TIME")
     arguments.add_argument("--max-batch", type=int, default=8, help="largest batch size")
-    arguments.add_argument("--time-limit", type=float, default=300.0, help="seconds of tune")
+    arguments.add_argument("--time-limit", type=int, default=300, help="seconds of tune")
     arguments.add_argument("--sessions", type=int, default=3, help="sessions of the exhaustive measurement")
     arguments.add_argument("--rounds", type=int, default=5, help="rounds of each")
     arguments.add_argument("--folder", type=Path, help="keep the bundle and the working folder here, and go on from it")
@@ -61,14 +61,14 @@ def main() -> None:
         bundle = _bundle(arguments, (arguments.folder or Path(temporary)) / "bundle")
         data = arguments.data or held_out_images()
         bound = (
-            vitdeploy.MinCosine(arguments.min_cosine or 0.99)
+            vitdeploy.MinCosine(arguments.min_cosine)
             if arguments.min_agreement is None
             else vitdeploy.MinAgreement(arguments.min_agreement)
         )
         begin = time.monotonic()
         tuned = vitdeploy.tune(
             bundle, data=data, accuracy=bound, target=arguments.target, max_batch=arguments.max_batch,
-            time_limit=arguments.time_limit, keep_work=True,
+            time_limit=float(arguments.time_limit), keep_work=True,
         )  # fmt: skip
         seconds = time.monotonic() - begin
         if tuned.chosen is None:

@@ -35,6 +35,7 @@ OPTIONS = [
     *(kind for kind in PUBLIC if inspect.isclass(kind) and kind.__module__.endswith("options")),
     *(TensorRTOnnxRuntimeOptions, EngineRuntimeOptions, PyTorchRuntimeOptions, TorchScriptRuntimeOptions, GateRules),
 ]
+GIVEN: dict[str, Any] = {"accuracy": vitdeploy.MinAgreement(0.9), "scenario": vitdeploy.Scenario("offline")}  # required
 WRONG = object()
 
 
@@ -53,18 +54,19 @@ def test_every_parameter(function: Any, name: str) -> None:
         for parameter in inspect.signature(function).parameters.values()
         if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
     ]
+    right = {parameter: GIVEN.get(parameter, "nowhere") for parameter in required}
     with raises(UsageError, what=name, found=type(WRONG) if name == "token" else WRONG):
-        function(**{**dict.fromkeys(required, "nowhere"), name: WRONG})
+        function(**{**right, name: WRONG})
 
 
 @pytest.mark.parametrize(
     ("kind", "name"), [(kind, field.name) for kind in OPTIONS for field in dataclasses.fields(kind)]
 )
 def test_every_option(kind: Any, name: str) -> None:
-    given = {"images": "images"} if kind is vitdeploy.Calibration else {}
+    given = {vitdeploy.Calibration: {"images": "images"}, vitdeploy.Scenario: {"name": "server", "p99_ms": 1.0}}
     argument = {"limit": f"m{kind.__name__[1:3]}_{kind.__name__[3:].lower()}"}.get(name, name)
     with raises(UsageError) as caught:
-        kind(**{**given, name: WRONG})
+        kind(**{**given.get(kind, {}), name: WRONG})
     assert caught.value.what == argument
     assert caught.value.found in (WRONG, (WRONG,), type(WRONG) if name == "token" else WRONG)
     assert name != "token" or repr(WRONG) not in str(caught.value)

@@ -135,7 +135,8 @@ class ImageSizes(ParamType[tuple[tuple[int, int], ...]]):
 @option(
     "--max-slowdown",
     type=MaxSlowdown(),
-    help="For two recorded results: exit with 1 if a setting is slower by more, and its interval excludes 1.",
+    help="For two recorded results: exit with 1 if a setting is slower by more, and its interval excludes 1; with 3 if "
+    "one has no interval, or is not in the second.",
 )
 @option("--rounds", default=10, show_default=True, type=TURNS, help="Rounds of each setting, over all processes.")
 @option("--runs", default=10, show_default=True, type=TURNS, help="Timed runs per round.")

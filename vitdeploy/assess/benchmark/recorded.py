@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _MOST_BYTES = 64 * 2**20
-_LONGEST_MS = 1e12
+_LONGEST_MS, _MOST_PROCESSES = 1e12, 10_000
 _WORDS: dict[type, str] = {str: "a text", list: "a list", dict: "an object"}
 _HINT = "give the output of: vitdeploy benchmark BUNDLE --json"
 
@@ -122,8 +122,10 @@ class _Fields:
 
     def times(self, name: str) -> tuple[tuple[float, ...], ...]:
         processes = self.get(name, list)
-        if not processes or not all(type(rounds) is list and rounds for rounds in processes):
-            raise self.error(name, processes, "lists of times, one for each process")
+        if not 0 < len(processes) <= _MOST_PROCESSES or not all(
+            type(rounds) is list and rounds for rounds in processes
+        ):
+            raise self.error(name, processes, f"lists of times, one for each of at most {_MOST_PROCESSES:,} processes")
         for time in (time for rounds in processes for time in rounds):
             if type(time) not in (int, float) or not 0 < time < _LONGEST_MS:
                 raise self.error(name, time, "times above 0")
