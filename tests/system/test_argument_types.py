@@ -63,7 +63,10 @@ def test_every_parameter(function: Any, name: str) -> None:
     ("kind", "name"), [(kind, field.name) for kind in OPTIONS for field in dataclasses.fields(kind)]
 )
 def test_every_option(kind: Any, name: str) -> None:
-    given = {vitdeploy.Calibration: {"images": "images"}, vitdeploy.Scenario: {"name": "server", "p99_ms": 1.0}}
+    given: dict[Any, dict[str, Any]] = {
+        vitdeploy.Calibration: {"images": "images"},
+        vitdeploy.Scenario: {"name": "server", "p99_ms": 1.0},
+    }
     argument = {"limit": f"m{kind.__name__[1:3]}_{kind.__name__[3:].lower()}"}.get(name, name)
     with raises(UsageError) as caught:
         kind(**{**given.get(kind, {}), name: WRONG})
