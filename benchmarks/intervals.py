@@ -121,9 +121,9 @@ def main() -> None:
     )
     arguments.add_argument("--bundle", type=Path, help="a bundle of the model with onnx-fp32, instead of a new one")
     options = arguments.parse_args()
-    found = _earlier(options.json)
     deadline = time.monotonic() + options.seconds
     del options.seconds
+    found = _earlier(options)
     with tempfile.TemporaryDirectory() as folder:
         if options.bundle is None:
             wait(start(vitdeploy_export(Path(folder, "bundle"), "--random-weights", options.preset)))
@@ -137,10 +137,15 @@ def main() -> None:
     record(options, {"slowdown": options.slowdown, "experiments": found})
 
 
-def _earlier(file: Path | None) -> list[dict[str, Any]]:
-    if file is None or not file.exists():
+def _earlier(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Recorded experiments with the same options."""
+    if options.json is None or not options.json.exists():
         return []
-    found: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["experiments"]
+    earlier: dict[str, Any] = json.loads(options.json.read_text(encoding="utf-8"))
+    command = document(options, {})["command"]
+    if earlier["command"] != command:
+        raise SystemExit(f"{options.json} must have the results of {command}, it has those of {earlier['command']}")
+    found: list[dict[str, Any]] = earlier["experiments"]
     return found
 
 

@@ -28,7 +28,7 @@ def rewrite(model: ov.Model) -> bool:
 
 
 def fix_to_one_image(model: ov.Model) -> bool:
-    """Fix the first axis of every input and output to 1, in place, if it is the only dynamic one.
+    """Fix the first axis of every input and output to 1, in place, if no other axis of them is dynamic.
 
     OpenVINO merges transpositions into its kernels for fixed sizes only. A batch is then several runs, and an image has
     the same result in every batch.
@@ -40,7 +40,7 @@ def fix_to_one_image(model: ov.Model) -> bool:
     free = [*shapes.values(), *(port.get_partial_shape() for port in model.outputs)]
     if not shapes or not all(len(shape) and shape[0].is_dynamic for shape in free):
         return False
-    if any(axis.is_dynamic for shape in shapes.values() for axis in list(shape)[1:]):
+    if any(axis.is_dynamic for shape in free for axis in list(shape)[1:]):
         return False
     model.reshape({port: [1, *list(shape)[1:]] for port, shape in shapes.items()})
     if all(port.get_partial_shape().is_static and port.get_shape()[0] == 1 for port in model.outputs):

@@ -30,7 +30,7 @@ from vitdeploy.specs import read_image_size
 from vitdeploy.system.cpu import MOST_THREADS
 from vitdeploy.system.shares import read_slowdown
 
-_COMPARING = ("bundle", "after", "max_slowdown", "as_json", "details", "quiet", "verbose", "html", "markdown")
+_COMPARING = ("bundle", "after", "max_slowdown", "as_json", "details", "quiet", "verbose", "markdown")
 
 _TURNS = ("image_sizes", "data", "limit", "processes", "rounds", "runs")  # options of measurements in turns
 
@@ -135,7 +135,8 @@ class ImageSizes(ParamType[tuple[tuple[int, int], ...]]):
 @option(
     "--max-slowdown",
     type=MaxSlowdown(),
-    help="For two recorded results: exit with 1 if a setting is slower by more, and its interval excludes 1.",
+    help="For two recorded results: exit with 1 if a setting is slower by more, and its interval excludes 1; with 3 if "
+    "one has no interval, or is not in the second.",
 )
 @option("--rounds", default=10, show_default=True, type=TURNS, help="Rounds of each setting, over all processes.")
 @option("--runs", default=10, show_default=True, type=TURNS, help="Timed runs per round.")

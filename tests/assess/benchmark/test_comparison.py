@@ -90,7 +90,27 @@ def test_a_slowdown_within_its_interval_fails_no_check(tmp_path: Path) -> None:
     (tmp_path / "after.json").write_text(json.dumps(data))
     (change,) = vitdeploy.compare_benchmarks(before, tmp_path / "after.json", max_slowdown="5%").changes_by_setting
     assert change.ratio.median > 1.2
-    assert (change.verdict, change.exceeds(0.05)) == ("no difference", False)
+    assert (change.verdict, change.check(0.05).status) == ("no difference", "passed")
+
+
+def test_a_bound_that_cannot_be_checked_is_skipped(tmp_path: Path) -> None:
+    """Twice as slow, but only one number tells so; and a setting that was not measured again."""
+    before = recorded(tmp_path / "before.json", seed=1, alone=1.0, gone=1.0)
+    after = recorded(tmp_path / "after.json", seed=2, alone=1.0, fresh=1.0)
+    data = json.loads(after.read_text())
+    data["latencies"][0]["processes_ms"] = [[20.0]]
+    after.write_text(json.dumps(data))
+    result = vitdeploy.compare_benchmarks(before, after, max_slowdown="5%")
+    assert [(check.subject, check.status) for check in result.check_results] == [
+        ("alone fp32 at batch size 8", "skipped"),
+        ("gone fp32 at batch size 8", "skipped"),
+    ]
+    done = run("benchmark", before, after, "--max-slowdown", "5%", "--json")
+    found = validated("benchmark_comparison", done.out)
+    assert (done.code, found["status"], found["settings"][0]["verdict"]) == (3, "skipped", "unknown")
+    assert result.brief == "0 faster, 0 slower, 0 no difference, 1 unknown"
+    assert "- skipped: gone fp32 at batch size 8 is not in " in markdown(result)
+    assert run("benchmark", before, after).code == 0, "without a bound, nothing is checked"
 
 
 def _changed(data: dict[str, Any], path: tuple[str | int, ...], value: object) -> dict[str, Any]:
@@ -118,13 +138,16 @@ def _changed(data: dict[str, Any], path: tuple[str | int, ...], value: object) -
         (("latencies", 0, "processes_ms"), [[1.0, "1"]], "latencies[0].processes_ms"),
         (("latencies", 0, "processes_ms"), [[10**300]], "latencies[0].processes_ms"),
         (("latencies", 0, "processes_ms"), [[True]], "latencies[0].processes_ms"),
+        (("latencies", 0, "processes_ms"), [[1.0]] * 10_001, "latencies[0].processes_ms"),
         (("latencies", 0, "batch_size"), 0, "latencies[0].batch_size"),
         (("latencies", 0, "batch_size"), True, "latencies[0].batch_size"),
         (("latencies", 0, "image_size"), [1], "latencies[0].image_size"),
         (("latencies", 0, "backend"), None, "latencies[0].backend"),
+        (("latencies", 0, "backend"), "x\n::error::y", "latencies[0].backend"),
         (("machine",), [], "machine"),
         (("machine", "cpu"), 1, "machine"),
         (("notes",), [1], "notes"),
+        (("notes",), ["hot\n::error::y"], "notes"),
         (("bundle",), ..., "bundle"),
     ],
 )
@@ -168,7 +191,9 @@ def test_a_setting_twice_and_nothing_in_common_are_refused(tmp_path: Path) -> No
         ("good.json",),
         ("good.json", "good.json", "--rounds", 3),
         ("good.json", "good.json", "--backend", "torch"),
+        ("good.json", "good.json", "--html", "page.html"),
         ("good.json", "good.json", "--max-slowdown", "0"),
+        ("good.json", "other.json", "--markdown", "other.json"),
         ("bundle", "--max-slowdown", "5%"),
     ],
 )
@@ -176,7 +201,8 @@ def test_options_are_for_one_of_the_two_uses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[Any, ...]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    recorded(tmp_path / "good.json", seed=1, x=1.0)
+    for name in ("good.json", "other.json"):
+        recorded(tmp_path / name, seed=1, x=1.0)
     assert run("benchmark", *arguments).code == 2
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -77,8 +80,8 @@ def test_the_files_of_version_1_and_of_a_virtual_machine(tmp_path: Path) -> None
 @pytest.mark.parametrize("text", ["", "cpu0 1 2\n", "\n\n", "intr 5\n"])
 def test_what_is_not_told_is_unknown(tmp_path: Path, text: str) -> None:
     root = write(tmp_path, {"proc/stat": text, "proc/loadavg": "", "proc/cpuinfo": "cpu MHz : unknown\n"})
-    assert dataclasses.replace(moment(root), seconds=0.0) == Moment(0.0)
-    shown = Conditions(Moment(1.0), Moment(3.0), 1.0, 2, None).to_dict()
+    assert dataclasses.replace(moment(root), seconds=0.0, own_s=0.0) == Moment(0.0)
+    shown = Conditions(Moment(1.0), Moment(3.0), 2, None).to_dict()
     assert shown["clock_mhz"] == {
         "before": None, "after": None, "minimum": None, "maximum": None, "governor": "unknown"
     }  # fmt: skip
@@ -86,17 +89,23 @@ def test_what_is_not_told_is_unknown(tmp_path: Path, text: str) -> None:
 
 
 def test_shares_are_of_the_time_of_the_cpus() -> None:
-    before = Moment(10.0, busy_s=100.0, steal_s=5.0, throttled=3, throttled_s=1.0, hot=1)
-    after = Moment(20.0, busy_s=112.0, steal_s=6.0, throttled=5, throttled_s=1.5, hot=1)
-    found = Conditions(before, after, own_s=8.0, cpus=2, quota=1.5)
+    before = Moment(10.0, own_s=3.0, busy_s=100.0, steal_s=5.0, throttled=3, throttled_s=1.0, hot=1)
+    after = Moment(20.0, own_s=11.0, busy_s=112.0, steal_s=6.0, throttled=5, throttled_s=1.5, hot=1)
+    found = Conditions(before, after, cpus=2, quota=1.5)
     assert (found.foreign_share, found.steal_share) == pytest.approx((0.2, 0.05))
     assert (found.throttled, found.throttled_s, found.slowed_by_heat) == (2, 0.5, 0)
-    assert dataclasses.replace(found, own_s=13.0).foreign_share == 0
+    assert dataclasses.replace(found, after=dataclasses.replace(after, own_s=16.0)).foreign_share == 0
 
 
 @pytest.mark.skipif(not Path("/proc/stat").exists(), reason="Linux has these files")
 def test_this_machine() -> None:
     before = moment()
-    found = Conditions.since(before, 0.0)
+    with subprocess.Popen([sys.executable, "-c", "print(flush=True)\nwhile True: pass"], stdout=-1) as child:
+        assert child.stdout is not None
+        child.stdout.read(1)
+        time.sleep(0.05)
+        child.kill()
+    found = Conditions.since(before)
+    assert found.after.own_s > before.own_s, "of a killed child too"
     assert found.cpus == len(os.sched_getaffinity(0))
     assert 0 <= (found.foreign_share or 0) <= 1

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from raising import raises
 
-from vitdeploy.assess.metrics.intervals import interval_of, unpaired_ratio
+from vitdeploy.assess.metrics.intervals import _t, interval_of, unpaired_ratio
 from vitdeploy.errors import UsageError
 
 EXPERIMENTS = 200
@@ -85,6 +85,11 @@ def test_an_interval_is_the_same_each_time_and_scales() -> None:
     doubled = interval_of([[2 * value for value in rounds] for rounds in numbers])
     assert doubled == pytest.approx([2 * value for value in interval_of(numbers)])
     assert interval_of([[2.0, 2.0], [2.0]]) == pytest.approx((2, 2, 2))
+
+
+def test_the_factor_is_a_quantile_of_student_s_distribution() -> None:
+    tabulated = {1: 12.706, 4: 2.776, 15: 2.1314, 16: 2.1199, 20: 2.0860, 30: 2.0423, 60: 2.0003}
+    assert {freedom: _t(freedom) for freedom in tabulated} == pytest.approx(tabulated, abs=1e-3)
 
 
 def test_one_number_has_no_finite_interval() -> None:

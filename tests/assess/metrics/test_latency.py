@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -70,6 +71,9 @@ def test_a_ratio_is_of_rounds_so_that_a_slow_spell_falls_on_both() -> None:
         latency("torch", (1.0,), batch_size=1).ratio(base)
     with raises(UsageError, what="tensorrt fp16", found=8):
         result.ratio("tensorrt fp16", "torch fp32", 8)
+    large = dataclasses.replace(other, image_size=(384, 384))
+    assert benchmark(large, other).latency(other.name, 8) is other
+    assert benchmark(other, large).latency(other.name, 8, (384, 384)) is large
 
 
 @pytest.mark.parametrize(

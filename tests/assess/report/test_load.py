@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 from pages import Page, written
 from written_results import OFFLINE_RUN, SERVER_RUN, STREAM
 
-from vitdeploy.assess.benchmark.scenarios.results import ScenarioBenchmark
+from vitdeploy.assess.benchmark.scenarios.results import ScenarioBenchmark, ServerResult
 from vitdeploy.assess.report.markdown import markdown
 from vitdeploy.assess.report.report import report_of
 from vitdeploy.assess.report.tables import tables
@@ -50,6 +51,17 @@ def test_rows_and_outcomes_of_servers() -> None:
     assert "5.0% of the queries were late, stopped early, 1% allowed" in reasons[1]
     assert "no rate" in reasons[2]
     assert "0.10 ms" in reasons[3]
+
+
+def test_a_queue_that_grows_without_end_fails_however_short_the_run_was() -> None:
+    held = SERVER_RUN.results[0]
+    assert isinstance(held, ServerResult)
+    assert held.status == "passed"
+    assert held.utilization == pytest.approx(0.4, rel=0.02)
+    flooded = dataclasses.replace(held, rate=110.0)
+    assert (flooded.held, flooded.status) == (2, "failed")
+    assert "1.1" in flooded.reason
+    assert dataclasses.replace(flooded, sessions=2).status == "passed"
 
 
 @pytest.mark.parametrize("result", [STREAM, OFFLINE_RUN, SERVER_RUN], ids=lambda result: result.scenario.name)

@@ -93,7 +93,7 @@ def test_markdown_of_figures() -> None:
     assert lines[6] == "| y-fp16 | y fp16 | skipped |  |  |  |  |"
     assert lines[8] == "- y fp16 was skipped: no such device"
     lines = markdown(BENCHMARK).splitlines()
-    assert lines[4].startswith("| torch fp32 | 1 | 5.500 |  | 182 |")
+    assert lines[4].startswith("| torch fp32 | 1 | 5.500 | first |")
     assert lines[6] == ""
     assert lines[7] == "- x fp32 at batch size 1 was not steady when its timing began"
     assert lines[8].endswith(f"was not measured: {BENCHMARK.skipped[0].reason}")

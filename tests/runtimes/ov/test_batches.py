@@ -15,6 +15,7 @@ from vitdeploy.runtimes.ov.layout import fix_to_one_image
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -57,12 +58,18 @@ def test_an_error_ends_every_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "axis"), [([-1, -1], None), ([2, 4], None), ([-1, 4], 0)], ids=["size", "fixed batch", "sum over images"]
+    ("shape", "operator"),
+    [
+        ([-1, -1], opset.relu),
+        ([2, 4], opset.relu),
+        ([-1, 4], lambda x: opset.reduce_sum(x, np.array([0]), keep_dims=False)),
+        ([-1, 4], lambda x: opset.matmul(x, x, transpose_a=False, transpose_b=True)),
+    ],
+    ids=["size", "fixed batch", "sum over images", "each image with each"],
 )
-def test_models_that_keep_their_shapes(shape: list[int], axis: int | None) -> None:
+def test_models_that_keep_their_shapes(shape: list[int], operator: Callable[[Any], Any]) -> None:
     x = opset.parameter(shape, np.float32)
-    y = opset.relu(x) if axis is None else opset.reduce_sum(x, np.array([axis]), keep_dims=False)
-    model = ov.Model([y], [x])
+    model = ov.Model([operator(x)], [x])
     before = [str(port.get_partial_shape()) for port in (*model.inputs, *model.outputs)]
     assert not fix_to_one_image(model)
     assert [str(port.get_partial_shape()) for port in (*model.inputs, *model.outputs)] == before

@@ -125,7 +125,7 @@ def benchmark(
         },
         latencies=tuple(sorted(result.latencies, key=lambda latency: order[latency.load])),
         skipped=result.skipped,
-        conditions=Conditions.since(before, result.cpu_s),
+        conditions=Conditions.since(before),
         processor=bundle.manifest.processor,
         left_out=files.left_out,
     )

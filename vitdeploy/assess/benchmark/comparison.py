@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.assess.benchmark.recorded import Key, Recorded
 from vitdeploy.assess.metrics.intervals import Interval, Ratio, interval_of, unpaired_ratio
-from vitdeploy.assess.metrics.status import Assessment, CheckResult
+from vitdeploy.assess.metrics.status import Assessment, CheckResult, overall
 from vitdeploy.errors import InputError
 from vitdeploy.system.argument_types import typed
 from vitdeploy.system.shares import read_slowdown
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 _SETTINGS = ("device", "threads", "images", "processes", "rounds", "runs")  # that change times, or their intervals
+_CHECK = "max_slowdown"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,14 +39,19 @@ class Change:
 
     @property
     def verdict(self) -> str:
-        """The words "faster" or "slower" if the interval of the ratio excludes 1; else "no difference"."""
+        """Faster or slower if the interval of the ratio excludes 1, unknown without one; else "no difference"."""
+        if not math.isfinite(self.ratio.high):
+            return "unknown"
         if self.ratio.is_same:
             return "no difference"
         return "faster" if self.ratio.median < 1 else "slower"
 
-    def exceeds(self, share: float) -> bool:
-        """True for a slowdown that is known and larger than a share of the time."""
-        return self.verdict == "slower" and self.ratio.median > 1 + share
+    def check(self, bound: float) -> CheckResult:
+        """The check of a largest slowdown, a share of the time: "skipped" without an interval."""
+        exceeds = self.verdict == "slower" and self.ratio.median > 1 + bound
+        status = "skipped" if self.verdict == "unknown" else "failed" if exceeds else "passed"
+        message = f"{self.ratio.words} ({self.ratio}), {bound:.1%} slower allowed"
+        return CheckResult(_subject(self.key), _CHECK, status, message)
 
     def to_dict(self) -> dict[str, Any]:
         size = self.key.image_size
@@ -85,27 +92,26 @@ class BenchmarkComparison(Assessment):
     @property
     def brief(self) -> str:
         verdicts = [change.verdict for change in self.changes_by_setting]
-        return ", ".join(f"{verdicts.count(word)} {word}" for word in ("faster", "slower", "no difference"))
+        words = ("faster", "slower", "no difference", *(["unknown"] if "unknown" in verdicts else []))
+        return ", ".join(f"{verdicts.count(word)} {word}" for word in words)
 
     @property
     def status(self) -> str:
-        """Outcome, "failed" if a slowdown exceeds the bound, else "passed"."""
-        return "failed" if any(check.status == "failed" for check in self.check_results) else "passed"
+        """Outcome: "failed" if a slowdown exceeds the bound, "skipped" if a setting could not be checked."""
+        return "passed" if self.max_slowdown is None else overall(check.status for check in self.check_results)
 
     @property
     def check_results(self) -> tuple[CheckResult, ...]:
-        """A check of each setting and load; none without a bound."""
-        bound = self.max_slowdown
-        if bound is None:
+        """A check of each setting and load of the first result; none without a bound."""
+        if self.max_slowdown is None:
             return ()
-        return tuple(
-            CheckResult(
-                f"{change.key.name} at batch size {change.key.load_text}",
-                "max_slowdown",
-                "failed" if change.exceeds(bound) else "passed",
-                f"{change.ratio.words} ({change.ratio}), {bound:.1%} slower allowed",
-            )
-            for change in self.changes_by_setting
+        return (
+            *(change.check(self.max_slowdown) for change in self.changes_by_setting),
+            *(
+                CheckResult(_subject(key), _CHECK, "skipped", f"not in {self.after.file}")
+                for key in self.before.times_ms
+                if key not in self.after.times_ms
+            ),
         )
 
     @property
@@ -124,7 +130,7 @@ class BenchmarkComparison(Assessment):
         """Settings and loads that one of the results lacks, one line each."""
         sides = ((self.before, self.after), (self.after, self.before))
         return tuple(
-            f"{key.name} at batch size {key.load_text} is only in {side.file}"
+            f"{_subject(key)} is only in {side.file}"
             for side, other in sides
             for key in side.times_ms
             if key not in other.times_ms
@@ -158,13 +164,15 @@ def compare_benchmarks(
     """Compare two files of `vitdeploy benchmark --json`, such as of two machines or versions.
 
     Each is resampled alone, processes before rounds, because they did not take turns; see
-    `vitdeploy.assess.metrics.intervals`. Of twenty settings without a difference, one is faster or slower by chance.
+    `vitdeploy.assess.metrics.intervals`. By chance alone, at most one of twenty settings without a difference is faster
+    or slower. A machine that itself was slower or faster, with another clock or beside other work, counts as a
+    difference.
 
     Args:
         before: The first file, the base of the ratios.
         after: The second file.
         max_slowdown: Largest slowdown allowed, such as 0.05 or "5%". A setting fails if it is slower by more, and the
-            interval of its ratio excludes 1.
+            interval of its ratio excludes 1. One that the second file lacks, or without an interval, is skipped.
 
     Raises:
         InputError: If a file is missing or not such a result, or they have no setting and load in common.
@@ -188,6 +196,10 @@ def compare_benchmarks(
         tuple(_change(key, first.times_ms[key], second.times_ms[key]) for key in common),
         bound,
     )
+
+
+def _subject(key: Key) -> str:
+    return f"{key.name} at batch size {key.load_text}"
 
 
 def _change(key: Key, before: tuple[tuple[float, ...], ...], after: tuple[tuple[float, ...], ...]) -> Change:

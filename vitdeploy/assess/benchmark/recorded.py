@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _MOST_BYTES = 64 * 2**20
-_LONGEST_MS = 1e12
+_LONGEST_MS, _MOST_PROCESSES = 1e12, 10_000
 _WORDS: dict[type, str] = {str: "a text", list: "a list", dict: "an object"}
 _HINT = "give the output of: vitdeploy benchmark BUNDLE --json"
 
@@ -73,7 +73,7 @@ class Recorded:
         for position, item in enumerate(fields.get("latencies", list)):
             latency = _Fields(file, item, f"latencies[{position}].")
             artifact, backend, precision, changes = (
-                latency.get(name, str) for name in ("artifact", "backend", "precision", "changes")
+                latency.line(name) for name in ("artifact", "backend", "precision", "changes")
             )
             key = Key(artifact, backend, precision, changes, latency.whole("batch_size"), latency.size("image_size"))
             if key in times:
@@ -83,8 +83,8 @@ class Recorded:
         if not all(isinstance(value, str) for value in machine.values()):
             raise fields.error("machine", machine, "texts by name")
         notes = fields.get("notes", list)
-        if not all(isinstance(note, str) for note in notes):
-            raise fields.error("notes", notes, "a list of texts")
+        if not all(isinstance(note, str) and note.isprintable() for note in notes):
+            raise fields.error("notes", notes, "lines of text")
         return cls(str(file), fields.get("bundle", str), machine, fields.get("settings", dict), times, tuple(notes))
 
 
@@ -106,6 +106,12 @@ class _Fields:
             raise self.error(name, value, _WORDS[kind])
         return value
 
+    def line(self, name: str) -> str:
+        value: str = self.get(name, str)
+        if not value.isprintable():  # a line break would let a CI job's log take the next line as a command
+            raise self.error(name, value, "a line of text")
+        return value
+
     def whole(self, name: str) -> int:
         value = self.data.get(name)
         if type(value) is not int or value < 1:
@@ -122,8 +128,10 @@ class _Fields:
 
     def times(self, name: str) -> tuple[tuple[float, ...], ...]:
         processes = self.get(name, list)
-        if not processes or not all(type(rounds) is list and rounds for rounds in processes):
-            raise self.error(name, processes, "lists of times, one for each process")
+        if not 0 < len(processes) <= _MOST_PROCESSES or not all(
+            type(rounds) is list and rounds for rounds in processes
+        ):
+            raise self.error(name, processes, f"lists of times, one for each of at most {_MOST_PROCESSES:,} processes")
         for time in (time for rounds in processes for time in rounds):
             if type(time) not in (int, float) or not 0 < time < _LONGEST_MS:
                 raise self.error(name, time, "times above 0")

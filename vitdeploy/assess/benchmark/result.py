@@ -119,17 +119,18 @@ class Benchmark(Assessment):
             f"the backends ran with different numbers of threads ({self.threads_text}); --threads N gives each the same"
         )
 
-    def latency(self, name: str, batch_size: int) -> Latency:
+    def latency(self, name: str, batch_size: int, image_size: tuple[int, int] | None = None) -> Latency:
         """The latency of a backend such as "onnxruntime fp32"; UsageError if it was not measured."""
         for candidate in self.latencies:
-            if (candidate.name, candidate.batch_size) == (name, batch_size):
+            if (candidate.name, *candidate.load) == (name, batch_size, image_size):
                 return candidate
-        measured = ", ".join(f"{candidate.name} at {candidate.batch_size}" for candidate in self.latencies) or "nothing"
-        raise UsageError(f"{name} at {batch_size} was not measured; measured: {measured}", what=name, found=batch_size)
+        measured = ", ".join(f"{candidate.name} at {candidate.load_text}" for candidate in self.latencies) or "nothing"
+        problem = f"{name} at {load_text(batch_size, image_size)} was not measured; measured: {measured}"
+        raise UsageError(problem, what=name, found=batch_size)
 
-    def ratio(self, name: str, base: str, batch_size: int) -> Ratio:
+    def ratio(self, name: str, base: str, batch_size: int, image_size: tuple[int, int] | None = None) -> Ratio:
         """Ratio of the times of two backends; see `Latency.ratio`."""
-        return self.latency(name, batch_size).ratio(self.latency(base, batch_size))
+        return self.latency(name, batch_size, image_size).ratio(self.latency(base, batch_size, image_size))
 
     def _in_front(self, latency: Latency) -> bool | None:
         return None if latency.quality is None else any(latency is item for item in self.front)

@@ -91,11 +91,10 @@ class Round:
 
 @dataclasses.dataclass(frozen=True)
 class Usage:
-    """Resources of a process so far: see `Latency`, and its CPU time in seconds."""
+    """Resources of a process so far; see `Latency`."""
 
     peak_memory_bytes: int | None
     gpu_memory_bytes: int | None
-    cpu_s: float
 
 
 class Timer:
@@ -164,7 +163,7 @@ class Timer:
 
     def usage(self) -> Usage:
         gpu = None if self._runtime.gpu is None else gpu_memory_bytes(self._runtime.gpu)
-        return Usage(self.peak_memory_bytes(), gpu, time.process_time())
+        return Usage(self.peak_memory_bytes(), gpu)
 
     def peak_memory_bytes(self) -> int | None:
         """Peak resident memory so far."""

@@ -31,14 +31,10 @@ _OPENING = 0.2  # of the time of the rounds
 
 @dataclasses.dataclass(frozen=True)
 class Timed:
-    """Measured latencies, by setting and load in the requested order, and the settings that could not be measured.
-
-    `cpu_s` is the CPU time of all processes in seconds.
-    """
+    """Measured latencies, by setting and load in the requested order, and the settings that could not be measured."""
 
     latencies: tuple[Latency, ...]
     skipped: tuple[NotMeasured, ...]
-    cpu_s: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +116,6 @@ def time_settings(
     return Timed(
         tuple(latency for timing in timings for latency in timing.latencies(qualities or {})),
         tuple(reason for timing in timings for reason in timing.skipped),
-        sum(timing.cpu_s for timing in timings),
     )
 
 
@@ -192,7 +187,6 @@ class _Timing:
         self._first_ms: list[float] = []
         self._peaks: list[int] = []
         self._gpu_peaks: list[int] = []
-        self.cpu_s = 0.0
 
     @property
     def goes_on(self) -> bool:
@@ -232,7 +226,6 @@ class _Timing:
         for load in list(self._measured)[:1]:
             usage = self._at(load, "usage")
             if usage is not None:
-                self.cpu_s += usage.cpu_s
                 self._peaks += [] if usage.peak_memory_bytes is None else [usage.peak_memory_bytes]
                 self._gpu_peaks += [] if usage.gpu_memory_bytes is None else [usage.gpu_memory_bytes]
 

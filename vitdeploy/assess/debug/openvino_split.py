@@ -34,8 +34,9 @@ _AXES = ("batch", "tokens", "hidden")
 def open_split(bundle: Bundle, artifact: Artifact) -> Iterator[SplitArtifact]:
     """Open a copy of an IR artifact, in its inference precision, whose layers start from given states.
 
-    Layer i has the float32 input `GIVEN`i (N, tokens, hidden) and the float32 output `MADE`i+1; `MADE`0 is the
-    embeddings' output. The artifact's outputs are computed from the last given state.
+    Layer i has the float32 input `GIVEN`i (N, tokens, hidden) and the float32 output `MADE`i+1, which has fewer tokens
+    if the last layer computes only those that the head reads; `MADE`0 is the embeddings' output. The artifact's outputs
+    are computed from the last given state.
 
     Raises:
         BundleError: If a file was altered, or OpenVINO does not read it.
@@ -72,7 +73,7 @@ def _split(model: ov.Model, states: list[ov.Output]) -> ov.Model:
     for index, state in enumerate(states):
         # An output of the artifact stays that state; it would also lend its name to the input.
         users = [user for user in state.get_target_inputs() if user.get_node().get_type_name() != "Result"]
-        given = ov.opset8.parameter(state.get_partial_shape(), np.float32, name=f"{GIVEN}{index}")
+        given = ov.opset8.parameter(states[0].get_partial_shape(), np.float32, name=f"{GIVEN}{index}")
         given.output(0).set_names({f"{GIVEN}{index}"})
         for user in users:
             user.replace_source_output(given.output(0))

@@ -40,6 +40,7 @@ class Moment:
 
     Attributes:
         seconds: Monotonic time.
+        own_s: CPU time of this process and of its children that have ended, killed ones too.
         clock: Clock of the CPUs.
         load_average: Load average of the last minute.
         busy_s: Time that the CPUs were busy, steal excluded, since the machine started.
@@ -50,6 +51,7 @@ class Moment:
     """
 
     seconds: float
+    own_s: float = 0.0
     clock: Clock = Clock()
     load_average: float | None = None
     busy_s: float | None = None
@@ -71,6 +73,7 @@ def moment(root: str = "") -> Moment:
     load = read_text(f"{root}/proc/loadavg").split()
     return Moment(
         seconds=time.monotonic(),
+        own_s=sum(os.times()[:4]),
         clock=_clock(root, cpus),
         load_average=_number(load[0]) if load else None,
         busy_s=busy_s,
@@ -88,22 +91,20 @@ class Conditions:
     Attributes:
         before: State before the measurement.
         after: State after it.
-        own_s: CPU time of the measurement's own processes.
         cpus: CPUs that the process may use.
         quota: CPU time per wall time that its cgroup allows; None for no limit.
     """
 
     before: Moment
     after: Moment
-    own_s: float
     cpus: int
     quota: float | None
 
     @classmethod
-    def since(cls, before: Moment, own_s: float) -> Conditions:
-        """The conditions from a moment until now."""
+    def since(cls, before: Moment) -> Conditions:
+        """The conditions from a moment until now, after the measurement's processes have ended."""
         cpus = usable_cpus()
-        return cls(before, moment(), own_s, cpus.logical, cpus.quota)
+        return cls(before, moment(), cpus.logical, cpus.quota)
 
     @property
     def steal_share(self) -> float | None:
@@ -114,7 +115,7 @@ class Conditions:
     def foreign_share(self) -> float | None:
         """Share of the CPUs' time that other processes used."""
         busy = _difference(self.before.busy_s, self.after.busy_s)
-        return None if busy is None else self._share(max(0.0, busy - self.own_s))
+        return None if busy is None else self._share(max(0.0, busy - (self.after.own_s - self.before.own_s)))
 
     @property
     def throttled(self) -> int | None:

@@ -108,9 +108,8 @@ def _of_benchmark_comparison(result: BenchmarkComparison) -> tuple[Table, ...]:
          str(change.ratio), change.verdict)
         for change in result.changes_by_setting
     )  # fmt: skip
-    failed = tuple(
-        f"failed: {check.subject} is {check.message}" for check in result.check_results if check.status == "failed"
-    )
+    checks = [check for check in result.check_results if check.status != "passed"]
+    failed = tuple(f"{check.status}: {check.subject} is {check.message}" for check in checks)
     different = tuple((change,) for change in result.changes)
     differences = (Table("", ("differences between the two",), different),) if different else ()
     return (Table("", columns, rows, (*failed, *result.only_in_one, *result.notes)), *differences)

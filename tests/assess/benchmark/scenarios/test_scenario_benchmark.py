@@ -50,6 +50,22 @@ def test_streams(digits: Bundle) -> None:
     assert single.percentile.percent == 90
 
 
+def test_a_run_is_as_long_as_requested_after_a_slow_warm_up(digits: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Measurement, "_warmed_up", lambda *_: 1.0)  # seconds a query
+    scenario = Scenario("offline", duration_s=0.2)
+    (result,) = vitdeploy.benchmark_scenario(digits.path, scenario, batch_sizes=(1,), **ONNX).results
+    assert isinstance(result, OfflineResult)
+    assert result.seconds >= 0.2
+    assert result.images > 1
+
+
+def test_a_run_of_too_many_queries_is_refused(digits: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Measurement, "_warmed_up", lambda *_: 1e-6)
+    found = vitdeploy.benchmark_scenario(digits.path, Scenario("offline", duration_s=60), **ONNX)
+    assert (found.status, found.results) == ("skipped", ())
+    assert "60,000,000 queries" in found.skipped[0].reason
+
+
 def test_offline_with_sessions(digits: Bundle) -> None:
     scenario = Scenario("offline", duration_s=0.3, sessions=2)
     (result,) = vitdeploy.benchmark_scenario(digits.path, scenario, batch_sizes=(4,), **ONNX).results

@@ -23,7 +23,7 @@ from vitdeploy.errors import UsageError
         ({"name": "server", "p99_ms": "50"}, "p99_ms", "50"),
         ({"name": "server", "p99_ms": 50, "rate": -1.0}, "rate", -1.0),
         ({"name": "server", "p99_ms": 50, "rate": math.inf}, "rate", math.inf),
-        ({"name": "server", "p99_ms": 50, "rate": 1e6, "duration_s": 60.0}, "rate", 1e6),
+        ({"name": "server", "p99_ms": 50, "rate": 1e6, "duration_s": 60.0}, "duration_s", 6e7),
         ({"name": "server", "p99_ms": 50, "sessions": 0}, "sessions", 0),
         ({"name": "server", "p99_ms": 50, "seed": -1}, "seed", -1),
         ({"name": "offline", "duration_s": 0.0}, "duration_s", 0.0),

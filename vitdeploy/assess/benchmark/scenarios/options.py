@@ -48,6 +48,15 @@ def _read_rate(text: str) -> float:
         raise UsageError(f"rate takes a number of queries a second, got {text!r:.80}", what="rate", found=text) from exc
 
 
+def check_queries(count: float) -> None:
+    """Raise UsageError for a run of more queries than memory is meant to hold."""
+    if count > _MOST_QUERIES:
+        raise UsageError(
+            f"a run would have {count:,.0f} queries, more than {_MOST_QUERIES:,}",
+            what="duration_s", expected=_MOST_QUERIES, found=count, hint="give a shorter duration_s",
+        )  # fmt: skip
+
+
 @described
 @dataclasses.dataclass(frozen=True)
 class Scenario:
@@ -76,7 +85,7 @@ class Scenario:
         metavar="RATE", read=_read_rate,
     )  # fmt: skip
     duration_s: float = option(
-        10.0, "Least duration of each run, in seconds; MLPerf runs 600 s.",
+        10.0, "Least duration of each run (server: the mean), in seconds; MLPerf runs 600 s.",
         typed="duration", metavar="S", read=lambda text: read_duration(text, "duration_s", unit="s"),
     )  # fmt: skip
     sessions: int = option(
@@ -96,11 +105,7 @@ class Scenario:
                 expected = f"a number above 0 and up to {most:g}"
                 problem = f"{name} takes {expected}, got {shown(value, 80)}"
                 raise UsageError(problem, what=name, expected=expected, found=value)
-        if self.rate is not None and self.rate * self.duration_s > _MOST_QUERIES:
-            raise UsageError(
-                f"rate {self.rate:g} for {self.duration_s:g} s are more than {_MOST_QUERIES:,} queries",
-                what="rate", expected=_MOST_QUERIES, found=self.rate, hint="give a shorter duration_s",
-            )  # fmt: skip
+        check_queries((self.rate or 0.0) * self.duration_s)
         for name, scenarios in _ONLY.items():
             if self.name not in scenarios and getattr(self, name) != getattr(Scenario, name):
                 raise UsageError(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitdeploy.assess.benchmark.scenarios.arrivals import Answers, poisson_arrivals
+from vitdeploy.assess.benchmark.scenarios.options import check_queries
 from vitdeploy.assess.benchmark.scenarios.queue_model import QueueModel, most_late
 from vitdeploy.system.progress import SILENT, Progress
 
@@ -201,4 +202,6 @@ class RateSearch:
         return QueueModel(runs, self._sessions, self._bound_s)
 
     def _count(self, rate: float) -> int:
-        return max(math.ceil(rate * self._duration_s), MIN_QUERIES)
+        count = max(math.ceil(rate * self._duration_s), MIN_QUERIES)
+        check_queries(count)
+        return count

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ from vitdeploy.assess.benchmark.image_files import image_files
 from vitdeploy.assess.benchmark.result import NotMeasured
 from vitdeploy.assess.benchmark.scenarios.arrivals import Answers
 from vitdeploy.assess.benchmark.scenarios.load_generator import LoadGenerator, Patience
-from vitdeploy.assess.benchmark.scenarios.options import OFFLINE, SERVER, Scenario
+from vitdeploy.assess.benchmark.scenarios.options import OFFLINE, SERVER, Scenario, check_queries
 from vitdeploy.assess.benchmark.scenarios.queue_model import QueueModel
 from vitdeploy.assess.benchmark.scenarios.rate_search import RateSearch
 from vitdeploy.assess.benchmark.scenarios.results import (
@@ -86,7 +85,7 @@ def benchmark_scenario(
         chosen = [setting.with_threads(counts[0]) for setting in chosen]
     load_processor(bundle)  # or raises before a process is started
     files = image_files(images, _IMAGES)
-    before, cpu_s = moment(), -time.process_time()
+    before = moment()
     measured: list[Measured] = []
     skipped: list[NotMeasured] = []
     for setting in chosen:
@@ -95,7 +94,6 @@ def benchmark_scenario(
         found.measure(sizes)
         measured += found.results
         skipped += found.skipped
-        cpu_s += found.cpu_s
     return ScenarioBenchmark(
         bundle=str(bundle.path),
         scenario=scenario,
@@ -108,19 +106,18 @@ def benchmark_scenario(
         },
         results=tuple(measured),
         skipped=tuple(skipped),
-        conditions=Conditions.since(before, cpu_s + time.process_time()),
+        conditions=Conditions.since(before),
         processor=bundle.manifest.processor,
         left_out=files.left_out,
     )
 
 
 class _Measurement:
-    """A setting's processes, their results and CPU time; `optional` leaves out a package that is not installed."""
+    """A setting's processes and their results; `optional` leaves out a package that is not installed."""
 
     def __init__(self, scenario: Scenario, job: Job, optional: bool, progress: Progress) -> None:
         self.results: list[Measured] = []
         self.skipped: list[NotMeasured] = []
-        self.cpu_s = 0.0
         self._scenario, self._job, self._optional, self._progress = scenario, job, optional, progress
         self._ask: Callable[..., Any]
 
@@ -135,7 +132,6 @@ class _Measurement:
                         self.results.append(self._measured(Load(size), opened))
                     except UsageError as exc:  # the artifact has other sizes
                         self._skip(str(exc), size)
-                self.cpu_s += self._ask("usage").cpu_s
             except NotFiniteError as exc:
                 self._skip(str(exc), status="failed")
             except MissingDependencyError as exc:
@@ -169,20 +165,28 @@ class _Measurement:
             return ServerResult(**self._server(load, about_s), **common)
         self._progress.step(f"{scenario.name}, {setting}, {load}")
         if scenario.name == OFFLINE:
-            # A multiple of the sessions, so that none is idle at the end.
-            runs = scenario.sessions * math.ceil(scenario.duration_s / about_s)
-            answers = self._answers(np.zeros(runs), load)
-            return OfflineResult(images=runs * load.batch_size, seconds=float(answers.latencies_s.max()), **common)
-        percent = scenario.percent or 0
-        queries = max(math.ceil(scenario.duration_s / about_s), queries_needed(90, late=1))
-        answers = self._answers(np.zeros(queries), load)
-        latencies_ms = 1e3 * answers.services_s  # each query begins when the previous one is answered
+            services_s, seconds = self._one_after_another(load, about_s)
+            return OfflineResult(images=len(services_s) * load.batch_size, seconds=seconds, **common)
+        # Each query begins when the previous one is answered, so that its latency is its service time.
+        services_s, seconds = self._one_after_another(load, about_s, fewest=queries_needed(90, late=1))
         return StreamResult(
-            percentile=Percentile.of(percent, latencies_ms.tolist()),
-            median_ms=float(np.median(latencies_ms)),
-            seconds=float(answers.latencies_s.max()),
+            percentile=Percentile.of(scenario.percent or 0, (1e3 * services_s).tolist()),
+            median_ms=1e3 * float(np.median(services_s)),
+            seconds=seconds,
             **common,
         )
+
+    def _one_after_another(self, load: Load, about_s: float, fewest: int = 1) -> tuple[np.ndarray, float]:
+        """Service times of at least this many queries and for the scenario's duration; and the seconds they took."""
+        services_s, seconds, sessions = np.empty(0), 0.0, self._scenario.sessions
+        while (left_s := self._scenario.duration_s - seconds) > 0 or len(services_s) < fewest:
+            # A multiple of the sessions, so that none is idle at the end.
+            count = sessions * max(math.ceil(left_s / about_s), fewest - len(services_s), 1)
+            check_queries(len(services_s) + count)
+            answers = self._answers(np.zeros(count), load)
+            services_s = np.concatenate([services_s, answers.services_s])
+            seconds += float(answers.latencies_s.max())
+        return services_s, seconds
 
     def _server(self, load: Load, about_s: float) -> dict[str, Any]:
         """The figures of a given rate, or of the highest."""
@@ -216,7 +220,6 @@ class _Measurement:
             self._opened()
             self._warmed_up(load)
             answers = self._answers(arrivals, load, patience)
-            self.cpu_s += self._ask("usage").cpu_s
         self._ask = before
         return answers
 
