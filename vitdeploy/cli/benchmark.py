@@ -30,7 +30,7 @@ from vitdeploy.specs import read_image_size
 from vitdeploy.system.cpu import MOST_THREADS
 from vitdeploy.system.shares import read_slowdown
 
-_COMPARING = ("bundle", "after", "max_slowdown", "as_json", "details", "quiet", "verbose", "html", "markdown")
+_COMPARING = ("bundle", "after", "max_slowdown", "as_json", "details", "quiet", "verbose", "markdown")
 
 _TURNS = ("image_sizes", "data", "limit", "processes", "rounds", "runs")  # options of measurements in turns
 

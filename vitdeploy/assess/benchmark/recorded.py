@@ -73,7 +73,7 @@ class Recorded:
         for position, item in enumerate(fields.get("latencies", list)):
             latency = _Fields(file, item, f"latencies[{position}].")
             artifact, backend, precision, changes = (
-                latency.get(name, str) for name in ("artifact", "backend", "precision", "changes")
+                latency.line(name) for name in ("artifact", "backend", "precision", "changes")
             )
             key = Key(artifact, backend, precision, changes, latency.whole("batch_size"), latency.size("image_size"))
             if key in times:
@@ -83,8 +83,8 @@ class Recorded:
         if not all(isinstance(value, str) for value in machine.values()):
             raise fields.error("machine", machine, "texts by name")
         notes = fields.get("notes", list)
-        if not all(isinstance(note, str) for note in notes):
-            raise fields.error("notes", notes, "a list of texts")
+        if not all(isinstance(note, str) and note.isprintable() for note in notes):
+            raise fields.error("notes", notes, "lines of text")
         return cls(str(file), fields.get("bundle", str), machine, fields.get("settings", dict), times, tuple(notes))
 
 
@@ -104,6 +104,12 @@ class _Fields:
         value = self.data[name]
         if type(value) is not kind:
             raise self.error(name, value, _WORDS[kind])
+        return value
+
+    def line(self, name: str) -> str:
+        value: str = self.get(name, str)
+        if not value.isprintable():  # a line break would let a CI job's log take the next line as a command
+            raise self.error(name, value, "a line of text")
         return value
 
     def whole(self, name: str) -> int:

@@ -200,7 +200,7 @@ class Latency:
 
 
 def runs_for(percent: float) -> int:
-    """Runs that a percentile needs: with fewer, it would lie beyond the slowest but one."""
+    """Runs that a percentile needs: one of them is beyond it."""
     return round(100 / (100 - percent))
 
 
