@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from vitdeploy.assess.benchmark.scenarios.options import Scenario
 from vitdeploy.cli.command import command, option
-from vitdeploy.cli.number_options import COUNT, TURNS, ParamType
+from vitdeploy.cli.number_options import COUNT, SLOWDOWN, TURNS, ParamType
 from vitdeploy.cli.output import (
     PATH,
     backends_option,
@@ -28,7 +28,6 @@ from vitdeploy.cli.value_options import values_from_options
 from vitdeploy.errors import UsageError
 from vitdeploy.specs import read_image_size
 from vitdeploy.system.cpu import MOST_THREADS
-from vitdeploy.system.shares import read_slowdown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,18 +75,6 @@ def _image_size(text: str) -> Any:
     if not isinstance(size[0], int):
         raise ValueError(text)
     return size
-
-
-class MaxSlowdown(ParamType[float]):
-    """A share of the time."""
-
-    name = "share"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            return read_slowdown(value)
-        except UsageError as exc:
-            self.fail(str(exc), param, ctx)
 
 
 @command(
@@ -140,7 +127,7 @@ class MaxSlowdown(ParamType[float]):
 @option("--processes", type=TURNS, help="Processes of each setting. Default: 5, or 3 or 4 where starts take long.")
 @option(
     "--max-slowdown",
-    type=MaxSlowdown(),
+    type=SLOWDOWN,
     help="For two recorded results: exit with 1 if a setting is slower by more, and its interval excludes 1; with 3 if "
     "one has no interval, or is not in the second.",
 )
