@@ -19,7 +19,7 @@ from raising import raises
 from sklearn.datasets import load_sample_images
 
 import vitdeploy
-from vitdeploy.errors import DeviceError, UsageError
+from vitdeploy.errors import UsageError
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.signature import output_names
 from vitdeploy.runtimes import open_runtime
@@ -115,12 +115,7 @@ def test_one_export_takes_every_size(write_checkpoint: WriteCheckpoint, tmp_path
     sizes = [(rows * 5 + rest, columns * 5 + rest) for rows, columns, rest in SIZES]
     inputs = [{"pixel_values": pixels_of(*pair)} for pair in zip(BATCHES * 2, sizes, strict=True)]
     want = [answers(checkpoint, head, feeds, resize=True) for feeds in inputs]
-    if head.family == "dinov2_with_registers":  # its Resize has antialias
-        with raises(DeviceError, what="openvino", found=["Interpolate"]):
-            open_runtime(bundle, "openvino")
     for backend in CPU_BACKENDS if formats is PORTABLE else ("torch", "torchscript"):
-        if (head.family, backend) == ("dinov2_with_registers", "openvino"):
-            continue
         with open_runtime(bundle, backend) as runtime:
             assert runtime.inputs[0].shape == ("batch", 3, "height", "width")
             for feeds, answer in zip(inputs, want, strict=True):
