@@ -128,9 +128,9 @@ def differing(choice: TunedChoice, engine: str | None = None) -> list[str]:
     """How this machine, and the engine if it is known, differ from those measured, one text each."""
     here = processor_identity() | ({} if engine is None else {"engine": engine})
     return [
-        f"{name} {value or 'unknown'} here, {choice.machine[name] or 'unknown'} there"
+        f"{name} {value or 'unknown'} here, {choice.machine.get(name) or 'unknown'} there"
         for name, value in here.items()
-        if value != choice.machine.get(name, value)
+        if value != choice.machine.get(name)
     ]
 
 

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import onnxruntime
 import pytest
 from bundles import write_bundle
 from command_line import run
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 OPTIONS = {"intra_op_threads": 1, "allow_spinning": False}
+MACHINE = processor_identity() | {"engine": f"onnxruntime {onnxruntime.__version__}"}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,7 @@ def choose(bundle: Bundle, target: Path, name: str = "onnx-fp16", **changes: Any
     copy = Bundle.open(shutil.copytree(bundle.path, target))
     artifact = next(artifact for artifact in copy.manifest.artifacts if artifact.name == name)
     setting: dict[str, Any] = {
-        "backend": "onnxruntime", "options": OPTIONS, "batch_size": 3, "machine": processor_identity(),
+        "backend": "onnxruntime", "options": OPTIONS, "batch_size": 3, "machine": MACHINE,
         "evidence": {"candidates": []},
     }  # fmt: skip
     return record_choice(copy, Variant.of(copy, artifact), (), **setting | changes)
@@ -88,13 +90,13 @@ def test_an_argument_overrides_the_choice(tuned: Bundle, asked: dict[str, Any]) 
 
 
 def test_another_machine_is_told_once(exported: Bundle, tmp_path: Path, photo: Path) -> None:
-    machine = processor_identity() | {"cpu": "another", "engine": "onnxruntime 0.1"}
+    machine = {"cpu": "another", "cpu flags": MACHINE["cpu flags"], "engine": "onnxruntime 0.1"}  # and of unknown CPUs
     bundle = choose(exported, tmp_path / "elsewhere", machine=machine)
     with pytest.warns(TunedElsewhereWarning) as told:
         opened = vitdeploy.load(bundle.path)
     with opened as predictor:
         assert predictor.details["precision"] == "fp16"
-        assert len(predictor.details["tuned"]["machine"]) == 2
+        assert len(predictor.details["tuned"]["machine"]) == 3
     assert len(told) == 1
     shown = run("predict", bundle.path, photo)
     assert (shown.code, "another" in shown.err, ", tuned" in shown.out) == (0, True, True)

@@ -87,11 +87,12 @@ def hold_final(
         return Contest(None, tuple(rows), None, None, ())
     usual = _usual_trial(bundle, field.entries, finalists, request)
     beside = [] if usual is None or usual in finalists else [usual]
+    accurate = [trial for trial in beside if (found := field.accuracy_of(trial)) is not None and found.met]
     final = run_final(
         clock, [*finalists, *beside], request.target, budget=budget, seed=request.seed, progress=progress,
-        rivals=finalists,
+        rivals=[*finalists, *accurate],
     )  # fmt: skip
-    notes = _uncertain(final, field)
+    notes = _uncertain(final, field, request)
     if final.sessions < SESSIONS:
         notes.append(f"the final had {final.sessions} of {SESSIONS} sessions, because the time limit was reached")
     for trial in (*finalists, *beside):
@@ -124,17 +125,26 @@ def _usual_trial(
     return None
 
 
-def _uncertain(final: Final, field: Field) -> list[str]:
-    """A note if the winner's accuracy interval reaches below the bound."""
-    if final.winner is None:
+def _uncertain(final: Final, field: Field, request: TuneRequest) -> list[str]:
+    """Notes on what the measurements do not prove about the winner."""
+    winner, notes = final.winner, list[str]()
+    if winner is None:
         return []
-    accuracy = field.accuracy_of(final.winner)
-    if accuracy is None or accuracy.is_certain:
-        return []
-    return [
-        f"{final.winner.variant.name} meets the bound on {accuracy.images} images, but its 95 % interval reaches "
-        f"below it: {accuracy}; more images would tell"
-    ]
+    name, artifact, accuracy = winner.variant.name, winner.variant.artifact, field.accuracy_of(winner)
+    if accuracy is not None and not accuracy.is_certain:
+        notes.append(
+            f"{name} meets the bound on {accuracy.images} images, but its 95 % interval reaches below it: {accuracy}; "
+            "more images would tell"
+        )
+    if not winner.variant.is_new and "calibration" in artifact.options:
+        notes.append(f"{name} was in the bundle: its calibration may have used the images that measured its accuracy")
+    p99, bound = final.scores[winner].p99, request.target.p99_ms
+    if bound is not None and (p99.high_ms is None or p99.high_ms > bound):
+        notes.append(
+            f"the p99 of {p99.value_ms:.3g} ms is of {p99.count} runs, too few to be sure that it is within the bound; "
+            "vitdeploy benchmark --scenario server measures it"
+        )
+    return notes
 
 
 def _final_row(trial: Trial, final: Final, field: Field) -> TimedSetting:

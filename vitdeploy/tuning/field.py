@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from vitdeploy.assess.benchmark.tuning import BoundedAccuracy, Candidate
-from vitdeploy.errors import UnavailableError
+from vitdeploy.errors import BundleError, UnavailableError
 from vitdeploy.tuning.artifacts import Maker, NotMadeError
 from vitdeploy.tuning.budget import TimeIsUpError
 from vitdeploy.tuning.candidates import bounded, recipes
@@ -53,8 +53,19 @@ class Entry:
     problem: str | None = None
 
     @property
+    def is_accurate(self) -> bool:
+        """True if it meets the bound, at one batch size at least."""
+        return any(accuracy.met for accuracy in self.accuracy.values())
+
+    @property
     def meets_bound(self) -> bool:
-        return self.problem is None and any(accuracy.met for accuracy in self.accuracy.values())
+        return self.problem is None and self.is_accurate
+
+    def accuracy_of(self, trial: Trial) -> BoundedAccuracy | None:
+        """Accuracy in a trial of it; None if it was not measured at that batch size."""
+        if self.variant.depends_on_batch:
+            return self.accuracy.get(trial.images_together)
+        return next(iter(self.accuracy.values()), None)
 
     @property
     def ms(self) -> float:
@@ -65,7 +76,7 @@ class Entry:
         worst = min(self.accuracy.values(), key=lambda accuracy: (accuracy.met, accuracy.value), default=None)
         status: CandidateStatus = "not measured"
         if worst is not None:
-            status = "met" if any(accuracy.met for accuracy in self.accuracy.values()) else "missed"
+            status = "met" if self.is_accurate else "missed"
         variant = self.variant
         return Candidate(
             variant.name, variant.artifact.name, self.backend, variant.is_new, status, worst, self.problem,
@@ -129,22 +140,15 @@ class Field:
         self._measure(self.entries[before:], TURNS)
 
     def trials(self, entry: Entry) -> list[Trial]:
-        """Trials of an entry at the batch sizes at which it meets the bound; [] if it does not race."""
-        if not entry.meets_bound or entry.problem is not None:
-            return []
-        if entry.variant.depends_on_batch:
-            sizes = [size for size, accuracy in entry.accuracy.items() if accuracy.met]
-        else:
-            sizes = list(self._batch_sizes)
-        return trials_of(entry.variant, entry.backend, sizes)
+        """Trials of an entry that meet the bound."""
+        trials = trials_of(entry.variant, entry.backend, self._batch_sizes)
+        return [trial for trial in trials if (accuracy := entry.accuracy_of(trial)) is not None and accuracy.met]
 
     def accuracy_of(self, trial: Trial) -> BoundedAccuracy | None:
-        """The accuracy of a trial's artifact on its backend at its batch size; None if it was not measured."""
-        for entry in self.entries:
-            if entry.variant is trial.variant and entry.backend == trial.backend:
-                by_size = entry.accuracy
-                return by_size.get(trial.batch_size, next(iter(by_size.values()), None))
-        return None
+        """See `Entry.accuracy_of`."""
+        same = (item for item in self.entries if item.variant is trial.variant and item.backend == trial.backend)
+        entry = next(same, None)
+        return None if entry is None else entry.accuracy_of(trial)
 
     def racing(self) -> list[Entry]:
         """Entries that meet the bound and are not far slower than the fastest of them; the others get a problem."""
@@ -232,7 +236,7 @@ class Field:
                     self.notes.append(f"{late}, because the time limit was near")
                     break
                 entry.accuracy[size] = self._meter.measure(entry.variant, entry.backend, size)
-        except UnavailableError as exc:
+        except (UnavailableError, BundleError) as exc:  # the bundle is verified: the engine does not load the file
             entry.problem = str(exc)
 
 

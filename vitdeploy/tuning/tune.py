@@ -28,6 +28,7 @@ from vitdeploy.tuning.race.clock import Clock, RememberingClock, WorkerClock
 from vitdeploy.tuning.race.trial import Trial
 from vitdeploy.tuning.record import record_choice
 from vitdeploy.tuning.request import MAX_BATCH, TIME_LIMIT_S, Target, TuneRequest
+from vitdeploy.tuning.variant import Variant
 from vitdeploy.tuning.working_folder import WorkingFolder
 
 _REFERENCE_SHARE = 0.05  # of the time limit, for the reference on the held-out images
@@ -85,6 +86,7 @@ def tune(
     request = TuneRequest(accuracy, Target.parse(target), max_batch, time_limit, tuple(keep), keep_work, seed)
     opened = Bundle.of(bundle)
     check_reference(opened)
+    opened.verify()  # an artifact that does not open later is its engine's problem
     check_target(opened.path)
     present = [artifact.name for artifact in opened.manifest.artifacts]
     for name in request.keep:
@@ -114,12 +116,15 @@ def _tune(
     data = TuningData.open(path, processor, request.accuracy, labels, request.seed, progress)
     calibration = data.write_calibration(work)
     meter = AccuracyMeter(bundle, data, request.accuracy, work, _REFERENCE_SHARE * request.time_limit)
+    notes = []
+    if len(meter.data.held_out.images) < len(data.held_out.images):
+        counts = f"{len(meter.data.held_out.images)} of {len(data.held_out.images)} held-out images"
+        notes.append(f"accuracy is measured on {counts}, because of the time limit")
     data = meter.data
     here = processor_identity()
     sizes = request.target.batch_sizes(request.max_batch)
     images = data.encoded(sizes[-1])
-    versions = {name: value for name, value in machine().items() if name != "default threads"}
-    identity = [here, versions, data.held_out.sha256(), str(request.target), request.seed]
+    identity = [here, machine(), data.held_out.sha256(), str(request.target), request.seed]
     remembering = RememberingClock(clock or WorkerClock(images), work, identity)
     maker = Maker(bundle, work, calibration, data.calibration.sha256(), request.accuracy)
     with remembering.session(RACE) as session:
@@ -127,6 +132,9 @@ def _tune(
         field.fill()
         race = hold_race(field, session, request, budget, progress)
     contest = hold_final(bundle, field, race, remembering, request, budget, progress)
+    kept = {name: _to_keep(field.entries, name) for name in request.keep}
+    if contest.winner is not None:
+        notes += [f"{name} is not kept: none is known to meet the bound" for name in kept if kept[name] is None]
     result = Tuning(
         bundle=str(bundle.path),
         processor=bundle.manifest.processor,
@@ -145,30 +153,26 @@ def _tune(
         timed=contest.timed,
         usual=contest.usual,
         gain=contest.gain,
-        notes=(*field.notes, *contest.notes),
+        notes=(*notes, *field.notes, *contest.notes),
         seconds=budget.spent_s,
     )
     if contest.winner is not None:
         progress.step("writing the bundle")
-        _record(bundle, contest.winner, field, request, here, result)
+        _record(bundle, contest.winner, [entry.variant for entry in kept.values() if entry], here, result)
     return result
 
 
 def _record(
     bundle: Bundle,
     winner: Trial,
-    field: Field,
-    request: TuneRequest,
+    kept: Sequence[Variant],
     here: dict[str, str],
     result: Tuning,
 ) -> None:
     """Add the chosen artifact, the artifacts to keep, the choice and its evidence to the bundle."""
     variant, setting = winner.variant, winner.setting
-    kept = [variant] if variant.is_new else []
-    for name in request.keep:
-        entry = _fastest(field.entries, name)
-        if entry is not None and name != variant.artifact.name:
-            kept.append(entry.variant)
+    added = [variant] if variant.is_new else []
+    added += [other for other in kept if other.artifact.name != variant.artifact.name]
     with open_recorded(
         variant.bundle, winner.backend, setting.all_options, precision=variant.artifact.precision
     ) as runtime:
@@ -178,7 +182,7 @@ def _record(
     record_choice(
         bundle,
         variant,
-        kept,
+        added,
         backend=winner.backend,
         options=setting.all_options,
         batch_size=winner.batch_size,
@@ -187,7 +191,7 @@ def _record(
     )
 
 
-def _fastest(entries: Sequence[Entry], name: str) -> Entry | None:
-    """The fastest entry of an artifact's name that meets the bound."""
-    fit = [entry for entry in entries if entry.variant.artifact.name == name and entry.meets_bound]
+def _to_keep(entries: Sequence[Entry], name: str) -> Entry | None:
+    """The fastest entry of an artifact's name that meets the bound, though it may be too slow for the race."""
+    fit = [entry for entry in entries if entry.variant.artifact.name == name and entry.is_accurate]
     return min(fit, key=lambda entry: entry.ms, default=None)

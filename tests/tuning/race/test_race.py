@@ -8,8 +8,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from fake_clock import FakeClock
 
+from vitdeploy.assess.benchmark.capacity import peak_bytes
+from vitdeploy.system.cpu import Cpus, ThreadCount
 from vitdeploy.system.progress import SILENT
 from vitdeploy.tuning.budget import Budget, TimeIsUpError
+from vitdeploy.tuning.race import clock as processes
+from vitdeploy.tuning.race import trial as module
+from vitdeploy.tuning.race.clock import Turn, WorkerClock
 from vitdeploy.tuning.race.final import Final, run_final
 from vitdeploy.tuning.race.screening import Race
 from vitdeploy.tuning.race.trial import Trial, options_to_try, trials_of
@@ -159,4 +164,49 @@ def test_every_setting_differs_and_the_defaults_come_first(variant: Variant) -> 
     options = options_to_try("onnxruntime")
     assert options[0] == {}
     assert len({str(item) for item in options}) == len(options)
-    assert len(trials_of(variant, "onnxruntime", (1, 8))) == 2 * len(options)
+    several = options_to_try("onnxruntime", 8)
+    assert len(trials_of(variant, "onnxruntime", (1, 8))) == len(options) + len(several)
+
+
+@pytest.mark.parametrize(
+    ("backend", "tried"), [("onnxruntime", {"parallel_runs": 0}), ("openvino", {"hint": "throughput"})]
+)
+def test_batches_are_also_tried_an_image_at_a_time(
+    variant: Variant, backend: str, tried: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "usable_cpus", lambda: Cpus(2, 2, 2))
+    monkeypatch.setattr(module, "session_threads", lambda: ThreadCount(2, ""))
+    assert tried in options_to_try(backend, 8)
+    assert tried not in options_to_try(backend, 1)
+    together = [Trial.of(variant, "onnxruntime", options, 8).images_together for options in ({}, {"parallel_runs": 0})]
+    assert together == [8, 1]
+
+
+def test_processes_that_live_at_a_time_fit_into_memory(variant: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two fit: the third ends the one that waited longest, and one that alone is too large runs alone."""
+    started, ended = list[Any](), list[Any]()
+
+    class Process:
+        def __init__(self, job: Any, peak_bytes: int) -> None:
+            self.job, self.peak_bytes = job, peak_bytes
+            started.append(job.setting)
+
+        def time(self, _: Any) -> Turn:
+            return Turn((1.0,), (1.0,))
+
+        def close(self) -> None:
+            ended.append(self.job.setting)
+
+    monkeypatch.setattr(processes, "_Process", Process)
+    first, second, third = trials = with_threads(variant, 1, 2, 3)
+    need = peak_bytes(variant.bundle, first.setting)
+    monkeypatch.setattr(processes, "usable_bytes", lambda: 2.5 * need)
+    with WorkerClock(()).session("race") as session:
+        session.round(0, trials)
+        assert (started, ended) == ([trial.setting for trial in trials], [first.setting])
+        session.round(1, [third, second])
+        assert len(started) == 3
+    assert ended == [first.setting, third.setting, second.setting]
+    monkeypatch.setattr(processes, "usable_bytes", lambda: 0.0)
+    with WorkerClock(()).session("race") as session:
+        assert len(session.round(0, trials)) == 3

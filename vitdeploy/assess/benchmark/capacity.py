@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from vitdeploy.system.cgroups import cgroup_folders, read_text
@@ -27,18 +28,27 @@ def alive_together(bundle: Bundle, settings: Sequence[Setting], available: int |
         settings: The base, and settings that are compared with it.
         available: Bytes that the processes may use. Default: `available_bytes`.
     """
-    available = available_bytes() if available is None else available
-    needs = [_bytes(bundle, setting) for setting in settings]
-    most = None if available is None else _SHARE * available
+    most = usable_bytes(available)
+    needs = [peak_bytes(bundle, setting) for setting in settings]
     groups, used = [[0]], needs[0]
     for position, need in enumerate(needs[1:], 1):
-        full = len(groups[-1]) == MOST_ALIVE or (most is not None and used + need > most)
+        full = len(groups[-1]) == MOST_ALIVE or used + need > most
         if full and len(groups[-1]) > 1:
             groups.append([0])
             used = needs[0]
         groups[-1].append(position)
         used += need
     return [tuple(group) for group in groups]
+
+
+def usable_bytes(available: int | None = None) -> float:
+    """Bytes that processes may use together; infinite if unknown.
+
+    Args:
+        available: Default: `available_bytes`.
+    """
+    available = available_bytes() if available is None else available
+    return math.inf if available is None else _SHARE * available
 
 
 def available_bytes(root: str = "") -> int | None:
@@ -57,7 +67,7 @@ def available_bytes(root: str = "") -> int | None:
     return min(found, default=None)
 
 
-def _bytes(bundle: Bundle, setting: Setting) -> int:
+def peak_bytes(bundle: Bundle, setting: Setting) -> int:
     """Estimated peak of a process."""
     manifest = bundle.manifest
     of_artifact = [artifact.files for artifact in manifest.artifacts if artifact.name == setting.selected.artifact]

@@ -7,11 +7,11 @@ import math
 import statistics
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from vitdeploy.assess.benchmark.capacity import MOST_ALIVE
+from vitdeploy.assess.benchmark.capacity import MOST_ALIVE, peak_bytes, usable_bytes
 from vitdeploy.assess.benchmark.setting import Load
 from vitdeploy.assess.benchmark.timer import Job, Round
 from vitdeploy.assess.benchmark.worker import worker
-from vitdeploy.errors import NotFiniteError, UnavailableError, UsageError
+from vitdeploy.errors import VitDeployError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -56,7 +56,7 @@ class WorkerClock:
 
     Args:
         images: Encoded image files.
-        most_alive: Processes at a time; with more settings, the one that waited longest is started anew.
+        most_alive: Processes at a time.
     """
 
     def __init__(self, images: tuple[bytes, ...], most_alive: int = MOST_ALIVE) -> None:
@@ -64,7 +64,7 @@ class WorkerClock:
 
     @contextlib.contextmanager
     def session(self, name: str) -> Iterator[Session]:  # noqa: ARG002  (names matter to a clock that remembers)
-        session = _WorkerSession(self._images, self._most_alive)
+        session = _WorkerSession(self._images, self._most_alive, usable_bytes())
         try:
             yield session
         finally:
@@ -72,8 +72,10 @@ class WorkerClock:
 
 
 class _WorkerSession:
-    def __init__(self, images: tuple[bytes, ...], most_alive: int) -> None:
-        self._images, self._most_alive = images, most_alive
+    """As many processes at a time as fit into memory; for another, the one that waited longest is ended."""
+
+    def __init__(self, images: tuple[bytes, ...], most_alive: int, most_bytes: float) -> None:
+        self._images, self._most_alive, self._most_bytes = images, most_alive, most_bytes
         self.problems: dict[Trial, str] = {}
         self._alive: dict[object, _Process] = {}  # the one that waited longest first
 
@@ -84,7 +86,7 @@ class _WorkerSession:
                 continue
             try:
                 turns[trial] = self._process(trial).time(Load(trial.batch_size))
-            except (UnavailableError, UsageError, NotFiniteError) as exc:
+            except VitDeployError as exc:
                 self.problems[trial] = str(exc)
         return turns
 
@@ -96,17 +98,23 @@ class _WorkerSession:
         key = (trial.variant.sha256, trial.setting)
         process = self._alive.pop(key, None)
         if process is None:
-            while len(self._alive) >= self._most_alive:
+            need = peak_bytes(trial.variant.bundle, trial.setting)
+            while self._alive and (len(self._alive) >= self._most_alive or self._used_bytes + need > self._most_bytes):
                 self._alive.pop(next(iter(self._alive))).close()
-            process = _Process(Job(trial.variant.bundle, trial.setting, "cpu", self._images))
+            process = _Process(Job(trial.variant.bundle, trial.setting, "cpu", self._images), need)
         self._alive[key] = process
         return process
+
+    @property
+    def _used_bytes(self) -> int:
+        return sum(process.peak_bytes for process in self._alive.values())
 
 
 class _Process:
     """A process that times one setting, opened at its first turn."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, peak_bytes: int) -> None:
+        self.peak_bytes = peak_bytes
         self._stack = contextlib.ExitStack()
         self._ask: Callable[..., Any] = self._stack.enter_context(worker(job))
         self._estimates: dict[Load, float] = {}  # ms of a run

@@ -6,9 +6,8 @@ import dataclasses
 import statistics
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from vitdeploy.assess.metrics.intervals import Interval, interval_of
+from vitdeploy.assess.metrics.order_statistics import Percentile
 
 if TYPE_CHECKING:
     from vitdeploy.tuning.race.clock import Turn
@@ -57,7 +56,11 @@ class Scores:
     @property
     def p99_ms(self) -> float:
         """99th percentile of a run's time."""
-        return float(np.percentile([value for turn in self.turns for value in turn.images_ms], 99))
+        return self.p99.value_ms
+
+    @property
+    def p99(self) -> Percentile:
+        return Percentile.of(99, [value for turn in self.turns for value in turn.images_ms])
 
     def ratio(self, base: Scores) -> Interval:
         """Time an image relative to another trial's, with its interval; see `ratios`."""

@@ -44,6 +44,11 @@ class Trial:
         return self.setting.selected.backend
 
     @property
+    def images_together(self) -> int:
+        """Images that one run of the engine computes; outputs may depend on them, see `Variant.depends_on_batch`."""
+        return self.batch_size if self.setting.options.get(_PARALLEL_RUNS, 1) == 1 else 1
+
+    @property
     def identity(self) -> list[Any]:
         """All that its times depend on, except machine and images, as plain values."""
         return [self.variant.sha256, self.setting.to_dict(), self.batch_size]
@@ -52,7 +57,8 @@ class Trial:
     def complexity(self) -> tuple[int, int, int, int]:
         """Order of equally fast trials: threads, precision, options and batch size; the simplest first."""
         options = self.setting.options
-        threads = options.get(BACKENDS[self.backend].threads_option or "") or session_threads().count
+        asked = options.get(BACKENDS[self.backend].threads_option or "") or options.get(_PARALLEL_RUNS)
+        threads = asked or session_threads().count
         precision = _PRECISIONS.index(Precision(self.variant.artifact.precision))
         return int(threads), precision, len(options), self.batch_size
 
@@ -64,10 +70,15 @@ class Trial:
 
 # Options that are tried both ways where several threads run, with their default: None for "within the cgroup quota".
 _SWITCHES: dict[str, bool | None] = {"allow_spinning": None, "pinning": False}
+_PARALLEL_RUNS, _HINT = "parallel_runs", "hint"
 
 
-def options_to_try(backend: str) -> list[dict[str, Any]]:
-    """Run-time options of a backend, its defaults first: numbers of threads, and whether these spin or are pinned."""
+def options_to_try(backend: str, batch_size: int = 1) -> list[dict[str, Any]]:
+    """Run-time options of a backend, its defaults first.
+
+    They are numbers of threads, whether these spin or are pinned, and for batches whether each computes an image of
+    its own.
+    """
     name, cpus = BACKENDS[backend].threads_option, usable_cpus()
     if not name:
         return [{}]
@@ -81,6 +92,11 @@ def options_to_try(backend: str) -> list[dict[str, Any]]:
         for switch, usual in _SWITCHES.items():
             if switch in fields and count > 1:
                 grid.append({**threads, switch: not (cpus.within_quota(count) if usual is None else usual)})
+        if batch_size > 1 and count > 1:
+            if _PARALLEL_RUNS in fields:
+                grid.append({_PARALLEL_RUNS: 0 if count == default else count})
+            if _HINT in fields:
+                grid.append({**threads, _HINT: "throughput"})
     return sorted(grid, key=len)
 
 
@@ -100,6 +116,7 @@ def trials_of(
     ]  # fmt: skip
     return [
         Trial.of(variant, backend, values, size)
-        for values in (options_to_try(backend) if options is None else options)
         for size in sizes
+        for values in (options_to_try(backend, size) if options is None else options)
+        if _PARALLEL_RUNS not in values or axis != size  # they need a dynamic batch
     ]
