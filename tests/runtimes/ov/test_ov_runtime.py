@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+import openvino as ov
 import pytest
 from bundles import FLOAT32_TOLERANCE, export_graph, make_feeds, reference, tiny_model, worst_difference, write_bundle
 from command_line import run
@@ -36,10 +37,6 @@ from vitdeploy.runtimes.ov.options import OpenVINOOptions
 from vitdeploy.runtimes.ov.runtime import OpenVINORuntime
 from vitdeploy.specs import TensorSpec
 from vitdeploy.system.cpu import Cpus
-from vitdeploy.system.telemetry import without_reporter
-
-with without_reporter():
-    import openvino as ov
 
 X = TensorSpec("x", "float32", ("n",))
 WRONG_SIZE = re.compile("^Can't set the input tensor")  # the lines before it are places in OpenVINO's source
