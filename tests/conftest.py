@@ -5,6 +5,7 @@ torch and transformers are imported by the fixtures that need them, so that the 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import gc
@@ -13,6 +14,8 @@ import os
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
+
+from vitdeploy.system.telemetry import without_reporter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,6 +30,10 @@ if TYPE_CHECKING:
     from vitdeploy.models.vit import VisionTransformer
     from vitdeploy.specs import Task
 
+
+# Before any test imports it by itself, which would load its reporter of usage.
+with contextlib.suppress(ImportError), without_reporter():
+    importlib.import_module("openvino")
 
 os.environ["VITDEPLOY_PROGRESS_EVERY"] = "0"  # seconds depend on the machine's load
 os.environ.pop("GITHUB_ACTIONS", None)  # which adds lines for its log

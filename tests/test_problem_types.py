@@ -221,7 +221,7 @@ def test_a_comparison_says_nothing_of_classes(
     kind: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle: Bundle = request.getfixturevalue(kind)
-    result = vitdeploy.compare(bundle, images=PHOTOGRAPHS)
+    result = vitdeploy.compare(bundle, images=PHOTOGRAPHS, tolerance=1e-3)  # one random logit, 0.007: a sum near zero
     (found,) = result.results
     (difference,) = found.differences
     assert found.status == "passed"

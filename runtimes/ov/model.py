@@ -165,15 +165,21 @@ def _refusal(exc: Exception, source: ModelFile) -> BundleError | DeviceError:
     """The error for a model that OpenVINO does not open; ExhaustedError is raised."""
     path = source.file.path
     check_exhaustion(exc, f"loading {path}")
-    lines = [line for line in str(exc).splitlines() if line and not line.startswith(("Exception from", "Check '"))]
+    lines = reasons(exc)
     lacking = [line for line in lines if _LACKING.search(line)]
-    reason = source.file.named((lacking or lines or [first_line(exc)])[0].strip())
+    reason = source.file.named((lacking or lines)[0])
     if lacking:
         return DeviceError(
             f"OpenVINO {VERSION} does not run {path}: {reason}",
             what="openvino", where=path, found=reason, hint="choose another backend or precision",
         )  # fmt: skip
     return BundleError(f"{path} is no model that OpenVINO {VERSION} loads: {reason}", where=path, found=reason)
+
+
+def reasons(exc: Exception) -> list[str]:
+    """The lines of OpenVINO's message, without those that are places in its source; at least one line."""
+    lines = [line.strip() for line in str(exc).splitlines() if not line.startswith(("Exception from", "Check '"))]
+    return [line for line in lines if line] or [first_line(exc)]
 
 
 def _computes_in(compiled: Any) -> list[str]:

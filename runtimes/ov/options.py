@@ -20,7 +20,8 @@ class OpenVINOOptions(RuntimeOptions):
 
     hint: str = option(
         "latency",
-        "OpenVINO's performance hint: one run at a time on all threads, or several runs at a time.",
+        "OpenVINO's performance hint: one image at a time on all threads, or several at a time, which is faster for "
+        "batches and slower for a single image.",
         choices=("latency", "throughput"),
     )
     streams: int = option(

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitdeploy.errors import BundleError, DeviceError, VitDeployError, first_line
+from vitdeploy.errors import BundleError, DeviceError, VitDeployError
 from vitdeploy.files.opened import OpenedFile
 from vitdeploy.runtimes import formats_of
 from vitdeploy.runtimes.base import Runtime
 from vitdeploy.runtimes.options import parse_device
 from vitdeploy.runtimes.ov.batches import run_images
-from vitdeploy.runtimes.ov.model import ENGINE_ERRORS, PRECISIONS, ModelFile, open_model
+from vitdeploy.runtimes.ov.model import ENGINE_ERRORS, PRECISIONS, ModelFile, open_model, reasons
 from vitdeploy.runtimes.ov.options import DEFAULTS, OpenVINOOptions
 from vitdeploy.specs import TensorSpec
 from vitdeploy.system.telemetry import without_reporter
@@ -69,6 +69,7 @@ class OpenVINORuntime(Runtime):
             "computes_in": model.computes_in,
             "hint": options.hint,
             "streams": self._compiled.get_property("NUM_STREAMS"),
+            "one_image_a_run": model.one_image,
             "inference_threads": model.threads.count,
             "threads_reason": model.threads.reason,
             "pinning": options.pinning,
@@ -142,7 +143,7 @@ def _device_errors() -> Iterator[None]:
     try:
         yield
     except ENGINE_ERRORS as exc:
-        reason = first_line(exc)
+        reason = reasons(exc)[0]
         raise DeviceError(f"openvino failed to run the model: {reason}", what="openvino", found=reason) from exc
 
 

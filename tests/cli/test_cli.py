@@ -182,7 +182,7 @@ def test_an_export_out_of_tolerance_exits_with_1(tmp_path: Path) -> None:
         (["frobnicate"], 2, "No such command 'frobnicate'"),
         (["export"], 2, "--random-weights"),
         (["export", "--random-weights", "vit-base"], 2, "vit-base"),
-        (["export", "--to", "coreml"], 2, "'coreml' is not one of 'onnx', 'torchscript'"),
+        (["export", "--to", "coreml"], 2, "'coreml' is not one of 'onnx', 'openvino', 'torchscript'"),
         (["predict", "{bundle}"], 2, "Missing argument 'IMAGES...'"),
         (["predict", "{bundle}", "x.jpg", "--top-k", "0"], 2, "0 is not in the range"),
         (["predict", "{bundle}", "x.jpg", "--precision", "int8"], 2, "has no artifact onnx-int8, only: onnx-fp32"),

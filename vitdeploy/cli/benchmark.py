@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from click.core import ParameterSource
 
 from vitdeploy.assess.benchmark.scenarios.options import Scenario
 from vitdeploy.cli.command import command, option
-from vitdeploy.cli.number_options import COUNT, TURNS, ParamType
+from vitdeploy.cli.number_options import COUNT, SLOWDOWN, TURNS, ParamType
 from vitdeploy.cli.output import (
     PATH,
     backends_option,
@@ -28,71 +28,53 @@ from vitdeploy.cli.value_options import values_from_options
 from vitdeploy.errors import UsageError
 from vitdeploy.specs import read_image_size
 from vitdeploy.system.cpu import MOST_THREADS
-from vitdeploy.system.shares import read_slowdown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _COMPARING = ("bundle", "after", "max_slowdown", "as_json", "details", "quiet", "verbose", "markdown")
 
 _TURNS = ("image_sizes", "data", "limit", "processes", "rounds", "runs")  # options of measurements in turns
 
 
-class BatchSizes(ParamType[tuple[int, ...]]):
-    """Comma-separated integers of at most nine digits, from 1 up."""
+class Listed(ParamType[tuple[Any, ...]]):
+    """Comma-separated values.
 
-    name = "N,N,..."
+    Args:
+        name: Form of the values, for the help.
+        noun: Noun of the values with an example, for the error.
+        read: Parses a value; ValueError or UsageError if it is invalid.
+    """
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        parts = str(value).split(",")
-        if not all(re.fullmatch("0*[1-9][0-9]{0,8}", part.strip()) for part in parts):
-            self.fail(f"{value!r:.80} is not a list of batch sizes such as 1,8,32", param, ctx)
-        return tuple(int(part) for part in parts)
+    def __init__(self, name: str, noun: str, read: Callable[[str], Any]) -> None:
+        self.name, self._noun, self._read = name, noun, read
 
-
-class MaxSlowdown(ParamType[str]):
-    """A share of the time, checked where it is used."""
-
-    name = "share"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        try:
-            read_slowdown(value)
-        except UsageError as exc:
-            self.fail(str(exc), param, ctx)
-        return str(value)
-
-
-class Threads(ParamType[tuple[int, ...]]):
-    """Comma-separated numbers of threads."""
-
-    name = "N,N,..."
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        parts = [part.strip() for part in str(value).split(",")]
-        if not all(re.fullmatch("[0-9]{1,9}", part, re.ASCII) and int(part) <= MOST_THREADS for part in parts):
-            self.fail(f"{value!r:.80} is not a list of numbers from 0 to {MOST_THREADS} such as 1,2,4", param, ctx)
-        return tuple(map(int, parts))
-
-
-class ImageSizes(ParamType[tuple[tuple[int, int], ...]]):
-    """Comma-separated image sizes."""
-
-    name = "HxW,HxW,..."
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[tuple[int, int], ...]:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
         if isinstance(value, tuple):
             return value
         try:
-            sizes = [read_image_size(part.strip()) for part in str(value).split(",")]
-        except UsageError as exc:
-            self.fail(str(exc), param, ctx)
-        if not all(isinstance(size[0], int) for size in sizes):
-            self.fail(f"{value!r:.80} is not a list of image sizes such as 224x224,384x384", param, ctx)
-        return tuple(sizes)
+            return tuple(self._read(part.strip()) for part in str(value).split(","))
+        except (ValueError, UsageError):
+            self.fail(f"{value!r:.80} is not a list of {self._noun}", param, ctx)
+
+
+def _batch_size(text: str) -> int:
+    if not re.fullmatch("0*[1-9][0-9]{0,8}", text):
+        raise ValueError(text)
+    return int(text)
+
+
+def _threads(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,9}", text, re.ASCII) or int(text) > MOST_THREADS:
+        raise ValueError(text)
+    return int(text)
+
+
+def _image_size(text: str) -> Any:
+    size = read_image_size(text)
+    if not isinstance(size[0], int):
+        raise ValueError(text)
+    return size
 
 
 @command(
@@ -105,7 +87,13 @@ class ImageSizes(ParamType[tuple[tuple[int, int], ...]]):
 )
 @click.argument("bundle", type=PATH, metavar="BUNDLE|BEFORE.json")
 @click.argument("after", type=PATH, required=False, metavar="[AFTER.json]")
-@option("--batch-sizes", default="1,8", show_default=True, type=BatchSizes(), help="Batch sizes.")
+@option(
+    "--batch-sizes",
+    default="1,8",
+    show_default=True,
+    type=Listed("N,N,...", "batch sizes such as 1,8,32", _batch_size),
+    help="Batch sizes.",
+)
 @backends_option("Default: the reference (torch) and every artifact.")
 @option(
     "--setting",
@@ -119,11 +107,16 @@ class ImageSizes(ParamType[tuple[tuple[int, int], ...]]):
 @option(
     "--threads",
     default="0",
-    type=Threads(),
+    type=Listed("N,N,...", f"numbers from 0 to {MOST_THREADS} such as 1,2,4", _threads),
     help="Threads of each backend; several numbers are timed each. Default (0): OMP_NUM_THREADS for torch, "
     "ORT_INTRA_OP_NUM_THREADS for ONNX Runtime; if unset, as many as CPU affinity, cgroup quota and cores allow.",
 )
-@option("--image-sizes", default=(), type=ImageSizes(), help="Image sizes, for artifacts of dynamic size.")
+@option(
+    "--image-sizes",
+    default=(),
+    type=Listed("HxW,HxW,...", "image sizes such as 224x224,384x384", _image_size),
+    help="Image sizes, for artifacts of dynamic size.",
+)
 @option(
     "--images",
     type=PATH,
@@ -134,7 +127,7 @@ class ImageSizes(ParamType[tuple[tuple[int, int], ...]]):
 @option("--processes", type=TURNS, help="Processes of each setting. Default: 5, or 3 or 4 where starts take long.")
 @option(
     "--max-slowdown",
-    type=MaxSlowdown(),
+    type=SLOWDOWN,
     help="For two recorded results: exit with 1 if a setting is slower by more, and its interval excludes 1; with 3 if "
     "one has no interval, or is not in the second.",
 )
@@ -151,7 +144,7 @@ def benchmark(
     /,
     bundle: str,
     after: str | None,
-    max_slowdown: str | None,
+    max_slowdown: float | None,
     scenario: Scenario | None,
     reports: Reports,
     as_json: bool,
@@ -218,7 +211,7 @@ def _benchmark_scenario(
 
 
 def _compare_recorded(
-    context: click.Context, before: str, after: str | None, max_slowdown: str | None, reports: Reports, as_json: bool
+    context: click.Context, before: str, after: str | None, max_slowdown: float | None, reports: Reports, as_json: bool
 ) -> NoReturn:
     from vitdeploy.assess.benchmark.comparison import compare_benchmarks
     from vitdeploy.assess.report.tables import tables

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vitdeploy.cli.command import Command, option
-from vitdeploy.cli.number_options import BATCH_SIZE, Tolerance
+from vitdeploy.cli.number_options import BATCH_SIZE, TOLERANCE
 from vitdeploy.cli.output import (
     PATH,
     backends_option,
@@ -47,7 +47,7 @@ class _Compare(Command):
 )
 @click.argument("bundle", type=PATH)
 @option("--images", type=PATH, help="Image folder. Default: synthetic images.")
-@option("--tolerance", type=Tolerance(), help="Largest difference, relative to each output's largest value.")
+@option("--tolerance", type=TOLERANCE, help="Largest difference, relative to each output's largest value.")
 @option("--batch-size", default=8, show_default=True, type=BATCH_SIZE, help="Images per batch.")
 @backends_option("Default: every artifact.")
 @device_option

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vitdeploy.cli.command import Group, option
-from vitdeploy.cli.number_options import BATCH_SIZE, COUNT, Tolerance
+from vitdeploy.cli.number_options import BATCH_SIZE, COUNT, TOLERANCE
 from vitdeploy.cli.output import (
     PATH,
     backends_option,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _bundle = click.argument("bundle", type=PATH)
 _images = option("--images", type=PATH, help="Image folder. Default: synthetic images.")
-_tolerance = option("--tolerance", type=Tolerance(), help="Largest relative difference. Default: by precision.")
+_tolerance = option("--tolerance", type=TOLERANCE, help="Largest relative difference. Default: by precision.")
 
 
 @click.group(cls=Group, examples=("debug layers vit", "debug bisect vit --precision fp16"))

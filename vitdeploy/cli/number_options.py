@@ -8,9 +8,11 @@ import click
 
 from vitdeploy.errors import UsageError
 from vitdeploy.specs import MOST_A_BATCH
-from vitdeploy.system.shares import read_tolerance
+from vitdeploy.system.shares import read_slowdown, read_tolerance
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from click import ParamType as ParamType
 else:
 
@@ -27,13 +29,20 @@ BATCH_SIZE = click.IntRange(1, MOST_A_BATCH)
 SEED = click.IntRange(0, 2**63 - 1)
 
 
-class Tolerance(ParamType[float]):
-    """A finite share from 0 up."""
+class ShareOption(ParamType[float]):
+    """A share, by a function of `vitdeploy.system.shares`."""
 
     name = "share"
 
+    def __init__(self, read: Callable[[object], float]) -> None:
+        self._read = read
+
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
         try:
-            return read_tolerance(value)
+            return self._read(value)
         except UsageError as exc:
             self.fail(str(exc), param, ctx)
+
+
+TOLERANCE = ShareOption(read_tolerance)
+SLOWDOWN = ShareOption(read_slowdown)

@@ -67,8 +67,10 @@ def read_tolerance(value: object) -> Share:
 
 
 def read_slowdown(value: object) -> Share:
-    """Parse a slowdown as a share of the time, above 0, as `read_share`."""
-    return read_share(value, "max_slowdown", "a share above 0, such as 0.05 or 5%", lambda share: 0 < share < 1)
+    """Parse a slowdown as a share of the time, above 0 and below 1, as `read_share`."""
+    return read_share(
+        value, "max_slowdown", "a share above 0 and below 1, such as 0.05 or 5%", lambda share: 0 < share < 1
+    )
 
 
 def _number(value: object) -> tuple[decimal.Decimal | None, bool]:

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 REPLAYS = 300  # modelled; an estimated share of 98 % then has a standard error of 0.8 points
 PERCENT = 99
-MOST_LATE = 1 - PERCENT / 100  # share of queries that may exceed the bound
 _MOST_QUERIES = 20_000  # modelled of a replay
 _MOST_NUMBERS = 2_000_000  # per array, modelled at a time
 _DRAWS = 1 << 32  # seeds of modelled replays differ from those of measured ones
