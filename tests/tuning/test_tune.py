@@ -187,6 +187,22 @@ def test_an_artifact_of_the_bundle_is_not_replaced_and_others_are_kept_on_reques
     assert bundle.manifest.tuned.artifact == "onnx-fp32"
 
 
+def test_the_usual_setting_wins_a_final_that_it_is_the_fastest_of(
+    resumable: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the race dropped it."""
+
+    def late(trial: Trial) -> float:
+        if trial.variant.name != "onnx-fp32" or trial.backend != "onnxruntime" or trial.setting.options:
+            return times(trial)
+        return 1.0 if clock.rounds[-1][0].startswith("final") else 7.5
+
+    clock = use(monkeypatch, FakeClock(late))
+    result = vitdeploy.tune(resumable, data=images, accuracy=BOUND, time_limit=600.0)
+    assert result.chosen is not None
+    assert (result.chosen.variant, result.chosen.options, result.gain) == ("onnx-fp32", {}, (1.0, 1.0, 1.0))
+
+
 def test_time_that_runs_out_is_told(resumable: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock of the limit runs on at each step, so that no artifact is made in time."""
     seconds = iter(range(0, 10**9, 20))
@@ -198,6 +214,7 @@ def test_time_that_runs_out_is_told(resumable: Path, images: Path, monkeypatch: 
     assert result.chosen.variant == "onnx-fp32"
     assert any("onnx-int8 dynamic" in note for note in result.notes)
     assert any("session" in note for note in result.notes)
+    assert any(" instead of 30 s" in note for note in result.notes)
     reasons = {item.variant: item.reason for item in result.candidates if item.status == "left out"}
     assert "time" in str(reasons["onnx-int8 dynamic"])
 

@@ -67,7 +67,8 @@ def tune(
         target: "latency", the median of one image; "throughput", images per second at the best batch size; or
             "p99:20ms", the same with a bound on the 99th percentile of a batch.
         max_batch: Largest batch size to try, except for latency.
-        time_limit: Seconds. What is left out for want of time is told in `Tuning.notes`.
+        time_limit: Seconds. What is left out for want of time is told in `Tuning.notes`; so is the time beyond it, if
+            one accurate candidate and a session of the final take longer.
         keep: Names of further artifacts to add, such as "onnx-int8", if they meet the bound.
         keep_work: Keep the working folder after success.
         seed: Seed for sampling images and for the order of turns.
@@ -136,6 +137,9 @@ def _tune(
     kept = {name: _to_keep(field.entries, name) for name in request.keep}
     if contest.winner is not None:
         notes += [f"{name} is not kept: none is known to meet the bound" for name in kept if kept[name] is None]
+    if not budget.has(1):
+        spent, limit = budget.spent_s, request.time_limit
+        notes.append(f"it took {spent:.0f} s instead of {limit:g} s: the work that is never left out takes longer")
     result = Tuning(
         bundle=str(bundle.path),
         processor=bundle.manifest.processor,
