@@ -139,7 +139,7 @@ def _tune(
         notes += [f"{name} is not kept: none is known to meet the bound" for name in kept if kept[name] is None]
     if not budget.has(1):
         spent, limit = budget.spent_s, request.time_limit
-        notes.append(f"it took {spent:.0f} s instead of {limit:g} s: the work that is never left out takes longer")
+        notes.append(f"it took {spent:.1f} s instead of {limit:g} s: the work that is never left out takes longer")
     result = Tuning(
         bundle=str(bundle.path),
         processor=bundle.manifest.processor,
