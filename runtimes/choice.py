@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -113,7 +114,7 @@ def open_choice(
             _warn(record, f"its tuned choice, {choice.backend} {artifact.precision}, cannot run here: {exc}")
             record["in_use"] = False
         else:
-            differences = differing(choice, str(runtime.details["engine"]))
+            differences = differing(choice)
             record["machine"] = differences
             if differences:
                 _warn(record, f"it was tuned on another machine: {'; '.join(differences)}; tune it again here")
@@ -124,9 +125,16 @@ def open_choice(
     return Opened(runtime, bundle, chosen.backend, chosen.precision, chosen.others, record)
 
 
-def differing(choice: TunedChoice, engine: str | None = None) -> list[str]:
-    """How this machine, and the engine if it is known, differ from those measured, one text each."""
-    here = processor_identity() | ({} if engine is None else {"engine": engine})
+def engine_version(backend: str) -> str:
+    """Package and version of a backend's engine; raises as `runtime_class`."""
+    runtime_class(backend)
+    package = BACKENDS[backend].package
+    return f"{package} {importlib.import_module(package).__version__}"
+
+
+def differing(choice: TunedChoice) -> list[str]:
+    """How this machine and the engine differ from those measured, one text each; raises as `runtime_class`."""
+    here = processor_identity() | {"engine": engine_version(choice.backend)}
     return [
         f"{name} {value or 'unknown'} here, {choice.machine.get(name) or 'unknown'} there"
         for name, value in here.items()

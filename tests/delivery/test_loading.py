@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -29,6 +30,10 @@ from vitdeploy.errors import (
     NoReferenceError,
     UsageError,
 )
+from vitdeploy.runtimes.choice import TunedElsewhereWarning, engine_version
+from vitdeploy.system.processor import processor_identity
+from vitdeploy.tuning.record import record_choice
+from vitdeploy.tuning.variant import Variant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,6 +65,30 @@ def test_only_what_the_artifact_needs_is_downloaded(hub: Hub, both: Bundle) -> N
     hub.requests.clear()
     vitdeploy.load(ID).close()
     assert hub.downloads == []
+
+
+@pytest.mark.parametrize("differs", [{}, {"cpu": "another"}, {"engine": "onnxruntime 0.1"}])
+def test_a_tuned_choice_is_downloaded_and_elsewhere_the_usual_one_too(
+    hub: Hub, both: Bundle, differs: dict[str, str]
+) -> None:
+    """Elsewhere it may not run: here its option is unknown."""
+    usual, path = both.artifact("onnx", "fp32"), "onnx/model_fp16.onnx"
+    model = onnx.load(both.path / "onnx/model.onnx")
+    model.doc_string = "another file: equal ones are downloaded once"
+    onnx.save(model, both.path / path)
+    tuned = dataclasses.replace(usual, precision="fp16", files=(FileRecord.of(both.path, path),))
+    bundle = sign_again(Bundle(both.path, dataclasses.replace(both.manifest, artifacts=(tuned, usual))))
+    machine = processor_identity() | {"engine": engine_version("onnxruntime")} | differs
+    options = {"next": 1} if differs else {"intra_op_threads": 1}
+    record_choice(
+        bundle, Variant.of(bundle, tuned), (), backend="onnxruntime", options=options, batch_size=1, machine=machine,
+        evidence={},
+    )  # fmt: skip
+    hub.push(ID, both.path)
+    with pytest.warns(TunedElsewhereWarning) if differs else contextlib.nullcontext(), vitdeploy.load(ID) as predictor:
+        assert predictor.details["precision"] == ("fp32" if differs else "fp16")
+        assert predictor.details["tuned"]["in_use"] is not bool(differs)
+    assert hub.downloads == sorted([*CONFIGURATION, path, *(["onnx/model.onnx"] if differs else [])])
 
 
 def test_torch_takes_the_weights(hub: Hub) -> None:

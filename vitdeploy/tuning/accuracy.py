@@ -18,7 +18,7 @@ from vitdeploy.exporting.quantization.calibration_images import BATCH
 from vitdeploy.exporting.quantization.cosine_target import CosineTarget, check_cosine
 from vitdeploy.exporting.quantization.top1_target import Top1Target
 from vitdeploy.runtimes import open_recorded
-from vitdeploy.tuning.variant import engine_version
+from vitdeploy.runtimes.choice import engine_version
 
 if TYPE_CHECKING:
     from vitdeploy.bundle.bundle import Bundle

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 from vitdeploy.assess.benchmark.tuning import BoundedAccuracy, Candidate
 from vitdeploy.errors import BundleError, UnavailableError
+from vitdeploy.runtimes.choice import engine_version
 from vitdeploy.tuning.artifacts import Maker, NotMadeError
 from vitdeploy.tuning.budget import TimeIsUpError
 from vitdeploy.tuning.candidates import bounded, recipes
 from vitdeploy.tuning.race.scores import Scores
 from vitdeploy.tuning.race.trial import Trial, trials_of
-from vitdeploy.tuning.variant import Variant, backends_for, engine_version
+from vitdeploy.tuning.variant import Variant, backends_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

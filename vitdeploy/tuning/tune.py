@@ -13,7 +13,8 @@ from vitdeploy.bundle.staging import check_target
 from vitdeploy.errors import UsageError, shown
 from vitdeploy.exporting.options import MaxDrop, MinAgreement, MinCosine
 from vitdeploy.predictor import load_processor
-from vitdeploy.runtimes import check_reference, open_recorded
+from vitdeploy.runtimes import check_reference
+from vitdeploy.runtimes.choice import engine_version
 from vitdeploy.system.argument_types import typed
 from vitdeploy.system.processor import processor_identity
 from vitdeploy.system.progress import SILENT, Progress
@@ -173,10 +174,6 @@ def _record(
     variant, setting = winner.variant, winner.setting
     added = [variant] if variant.is_new else []
     added += [other for other in kept if other.artifact.name != variant.artifact.name]
-    with open_recorded(
-        variant.bundle, winner.backend, setting.all_options, precision=variant.artifact.precision
-    ) as runtime:
-        engine = str(runtime.details["engine"])
     evidence = {name: value for name, value in result.to_dict().items() if name not in ("bundle", "left_out")}
     evidence["data"] = {**result.data, "source": Path(result.data["source"]).name}  # a bundle is published
     record_choice(
@@ -186,7 +183,7 @@ def _record(
         backend=winner.backend,
         options=setting.all_options,
         batch_size=winner.batch_size,
-        machine=here | {"engine": engine},
+        machine=here | {"engine": engine_version(winner.backend)},
         evidence=evidence,
     )
 

@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from vitdeploy.bundle.manifest import sha256_of
-from vitdeploy.runtimes import BACKENDS, runtime_class
+from vitdeploy.runtimes import BACKENDS
 
 if TYPE_CHECKING:
     from vitdeploy.bundle.bundle import Bundle
@@ -56,12 +56,3 @@ def backends_for(artifact: Artifact) -> tuple[str, ...]:
     return tuple(
         name for name, row in BACKENDS.items() if artifact.format in row.artifact_formats and row.device == "cpu"
     )
-
-
-def engine_version(backend: str) -> str:
-    """Package and version of a backend's engine; raises as `runtime_class`."""
-    import importlib
-
-    runtime_class(backend)
-    package = BACKENDS[backend].package
-    return f"{package} {importlib.import_module(package).__version__}"
