@@ -24,8 +24,8 @@ from vitdeploy.errors import UsageError
 TEXTS = {
     "accuracy_data", "against", "artifact", "artifacts", "backends", "baseline", "cache_dir", "calibration_cache",
     "calibration_data", "compute_capability", "data", "device", "golden", "html", "images", "junit", "keep",
-    "keep_fp32", "keep_fp32_from", "latency_against", "markdown", "message", "model", "name", "names", "output", "outputs",
-    "precision", "random_weights", "resume", "revision", "rules", "save_golden", "settings", "processor",
+    "keep_fp32", "keep_fp32_from", "latency_against", "markdown", "message", "model", "name", "names", "output",
+    "outputs", "precision", "random_weights", "resume", "revision", "rules", "save_golden", "settings", "processor",
     "timing_cache", "token", "triton",
 }  # fmt: skip
 SIGNED = {"image_mean"}
