@@ -21,10 +21,11 @@ _QUEUED = 2  # runs a stream: one that it computes, and one that waits, so that 
 def run_images(compiled: Any, arrays: Sequence[np.ndarray], results: Sequence[np.ndarray]) -> None:
     """Run on each image of `arrays`, the inputs, and write to `results`, the outputs: C-contiguous, (N, ...)."""
     count = len(arrays[0])
-    if count == 1:
-        request = compiled.create_infer_request()
-        _bind(request, arrays, results, 0)
-        request.infer()
+    if count == 1 or compiled.get_property("INFERENCE_NUM_THREADS") == 1:
+        request = compiled.create_infer_request()  # runs in the caller's thread: a forked child has no other
+        for index in range(count):
+            _bind(request, arrays, results, index)
+            request.infer()
         return
     most = min(count, _QUEUED * compiled.get_property("NUM_STREAMS"))
     requests = [compiled.create_infer_request() for _ in range(most)]

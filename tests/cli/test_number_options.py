@@ -23,10 +23,10 @@ from vitdeploy.errors import UsageError
 # Options that take a name, a path or another text. An option that is new is a number until it stands here.
 TEXTS = {
     "accuracy_data", "against", "artifact", "artifacts", "backends", "baseline", "cache_dir", "calibration_cache",
-    "calibration_data", "compute_capability", "data", "device", "golden", "html", "images", "junit", "keep_fp32",
-    "keep_fp32_from", "latency_against", "markdown", "message", "model", "name", "names", "output", "outputs",
-    "precision", "random_weights", "resume", "revision", "rules", "save_golden", "processor", "timing_cache", "token",
-    "triton",
+    "calibration_data", "compute_capability", "data", "device", "golden", "html", "images", "junit", "keep",
+    "keep_fp32", "keep_fp32_from", "latency_against", "markdown", "message", "model", "name", "names", "output",
+    "outputs", "precision", "random_weights", "resume", "revision", "rules", "save_golden", "settings", "processor",
+    "timing_cache", "token", "triton",
 }  # fmt: skip
 SIGNED = {"image_mean"}
 NONSENSE = ("nan", "inf", "-inf", "1e400", "9" * 400, "-9", "", " ", "many", "0x10", "1\0")
@@ -36,6 +36,7 @@ NEEDED: dict[str, list[str]] = {
     "evaluate": ["absent", "--data", "absent"],
     "predict": ["absent", "absent.png"],
     "triton": ["absent", "absent"],
+    "tune": ["absent", "--data", "absent", "--min-agreement", "0.9"],
 }
 TO_ENGINE = ["--to", "tensorrt-rtx"]
 

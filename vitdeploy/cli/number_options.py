@@ -41,7 +41,7 @@ class ShareOption(ParamType[float]):
         try:
             return self._read(value)
         except UsageError as exc:
-            self.fail(str(exc), param, ctx)
+            self.fail(str(exc).removeprefix(f"{exc.what} "), param, ctx)  # click names the option
 
 
 TOLERANCE = ShareOption(read_tolerance)

@@ -56,7 +56,6 @@ def test_a_run_is_as_long_as_requested_after_a_slow_warm_up(digits: Bundle, monk
     (result,) = vitdeploy.benchmark_scenario(digits.path, scenario, batch_sizes=(1,), **ONNX).results
     assert isinstance(result, OfflineResult)
     assert result.seconds >= 0.2
-    assert result.images > 1
 
 
 def test_a_run_of_too_many_queries_is_refused(digits: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,13 +74,14 @@ def test_offline_with_sessions(digits: Bundle) -> None:
     assert 0.01 < result.seconds < 60
 
 
-def test_a_rate_is_replayed(digits: Bundle) -> None:
+def test_a_rate_is_replayed(digits: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rate_search, "MIN_QUERIES", 40)
     (result,) = vitdeploy.benchmark_scenario(
-        digits.path, Scenario("server", p99_ms=9e3, rate=2000.0, duration_s=0.1), **ONNX
+        digits.path, Scenario("server", p99_ms=9e3, rate=20.0, duration_s=0.1), **ONNX
     ).results
     assert isinstance(result, ServerResult)
     assert (result.status, result.held, result.measured, result.searched) == ("passed", 1, 1, False)
-    assert (result.replays[0].queries, len(result.latencies_ms)) == (459, 459)
+    assert (result.replays[0].queries, len(result.latencies_ms)) == (40, 40)
     assert result.percentile_ms(50) <= result.percentile_ms(99) <= 9e3
 
 
