@@ -35,7 +35,7 @@ _PATHS = (
     "link", "loop", "pipe", "é/é", "*", "file/x",
 )  # fmt: skip
 # Not run to their end: they start processes and servers, or take seconds; what comes before their work is.
-_HEAVY = frozenset({"benchmark", "debug", "demo", "doctor", "export"})
+_HEAVY = frozenset({"benchmark", "debug", "demo", "doctor", "export", "tune"})
 
 
 class Arguments:
@@ -62,6 +62,7 @@ class Arguments:
             "pack": lambda: ["bundle", "--artifact", "onnx-fp32", "-o", "packed"],
             "push": lambda: ["nowhere", "org/name"],
             "benchmark": lambda: ["nowhere"],
+            "tune": lambda: ["nowhere", "--data", "data", "--min-agreement", "0.9"],
             **{f"debug {name}": lambda: ["nowhere"] for name in group.commands},
             "export": lambda: ["--model", "nowhere"],
             "doctor": lambda: ["x"],
