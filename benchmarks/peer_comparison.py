@@ -12,6 +12,7 @@ transformers' model in float32, and the share of photographs with the same top c
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import pickle
 import statistics
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +61,13 @@ ENVIRONMENTS = {
     "optimum": ("optimum", "optimum-onnx", "transformers", "onnxruntime"),
     "timm": ("timm", "torch", "transformers"),
 }
+Makers = dict[str, Callable[[], "Peer"]]  # by name: writes the tool's files
 Times = dict[tuple[str, int, str], list[list[float]]]  # by name, batch size and key: of each process, each turn
+# Runtime options that vitdeploy's guides name for batches, as JSON.
+FOR_BATCHES = {
+    "ONNX Runtime, int8 dynamic": "parallel_runs=0",
+    "OpenVINO, int8, rest bf16": 'hint="throughput"',
+}
 TIMM = {"vit": "vit_base_patch16_224", "dinov2": "vit_small_patch14_dinov2"}
 
 
@@ -81,90 +89,128 @@ class Peer:
     options: tuple[str, ...] = ()
 
 
-def in_torch(arguments: argparse.Namespace) -> dict[str, Peer]:
+def in_torch(folder: Path, arguments: argparse.Namespace) -> Makers:  # noqa: ARG001  (nothing is written)
     """Tools that run the checkpoint in torch."""
     model = arguments.model
     kind = json.loads((model / "config.json").read_text(encoding="utf-8"))["model_type"]
     run = "torch_tools:transformers_model"
-    return {
+    peers = {
         BASE: Peer("torch_tools:transformers_pipeline", model, "fp32"),
         "transformers, eager": Peer(run, model, "fp32", options=("attention=eager",)),
         REFERENCE: Peer(run, model, "fp32"),
         "transformers, torch.compile": Peer(run, model, "fp32", options=("compiled=yes",)),
         "timm": Peer("torch_tools:timm_model", Path(TIMM[kind]), "fp32", arguments.timm_python),
     }
+    return {name: functools.partial(_same, peer) for name, peer in peers.items()}
 
 
-def exported(folder: Path, arguments: argparse.Namespace) -> dict[str, Peer]:
+def exported(folder: Path, arguments: argparse.Namespace) -> Makers:
     """Files of the exporters of transformers and optimum."""
     model, python = arguments.model, arguments.openvino_python
-    onnx, ir, optimum = folder / "transformers-onnx", folder / "transformers-openvino", folder / "optimum"
     size = str((ImageProcessor.from_pretrained(model).output_size or (224,))[0])
-    wait(start(transformers_export(model, onnx, "--image-size", size)))
-    wait(start([str(python), str(FOLDER / "openvino_export.py"), str(model), str(ir), "--image-size", size]))
-    task = "image-classification" if _classifies(model) else "feature-extraction"
-    wait(start(optimum_export(arguments.optimum_python, model, optimum, task=task)))
+
+    def onnx() -> Peer:
+        output = folder / "transformers-onnx"
+        wait(start(transformers_export(model, output, "--image-size", size)))
+        return Peer("engine_tools:onnxruntime_file", output / "model.onnx", "fp32")
+
+    def optimum() -> Peer:
+        output = folder / "optimum"
+        task = "image-classification" if _classifies(model) else "feature-extraction"
+        wait(start(optimum_export(arguments.optimum_python, model, output, task=task)))
+        return Peer("engine_tools:optimum_onnx", output, "fp32", arguments.optimum_python)
+
+    @functools.cache
+    def ir() -> Path:
+        output = folder / "transformers-openvino"
+        script = str(FOLDER / "openvino_export.py")
+        wait(start([str(python), script, str(model), str(output), "--image-size", size]))
+        (xml,) = output.glob("*.xml")
+        return xml
+
     run = "engine_tools:openvino_file"
-    (xml,) = ir.glob("*.xml")
     return {
-        "transformers, ONNX Runtime": Peer("engine_tools:onnxruntime_file", onnx / "model.onnx", "fp32"),
-        "optimum, ONNX Runtime": Peer("engine_tools:optimum_onnx", optimum, "fp32", arguments.optimum_python),
-        "transformers, OpenVINO": Peer(run, xml, "fp32", python, ("precision=f32",)),
-        "transformers, OpenVINO, its default": Peer(run, xml, "bf16", python),
+        "transformers, ONNX Runtime": onnx,
+        "optimum, ONNX Runtime": optimum,
+        "transformers, OpenVINO": lambda: Peer(run, ir(), "fp32", python, ("precision=f32",)),
+        "transformers, OpenVINO, its default": lambda: Peer(run, ir(), "bf16", python),
     }
 
 
-def quantized(folder: Path, arguments: argparse.Namespace) -> dict[str, Peer]:
+def quantized(folder: Path, arguments: argparse.Namespace) -> Makers:
     """int8 files that other tools make of vitdeploy's float32 file with their defaults."""
-    bundle = folder / "fp32"
-    wait(start(vitdeploy_export(bundle, "--model", str(arguments.model))))
-    images = folder / "calibration.npy"
-    processor = ImageProcessor.from_pretrained(arguments.model)
-    photographs = sorted((arguments.photographs / "calibration").iterdir())
-    np.save(images, np.concatenate([processor(path) for path in photographs]))
+    python = arguments.openvino_python
 
+    @functools.cache
+    def sources() -> tuple[str, str]:
+        bundle, images = folder / "fp32", folder / "calibration.npy"
+        wait(start(vitdeploy_export(bundle, "--model", str(arguments.model))))
+        processor = ImageProcessor.from_pretrained(arguments.model)
+        photographs = sorted((arguments.photographs / "calibration").iterdir())
+        np.save(images, np.concatenate([processor(path) for path in photographs]))
+        return str(bundle / "onnx" / "model.onnx"), str(images)
+
+    @functools.cache
     def made(tool: str, name: str) -> Path:
         output = folder / tool / name
         output.parent.mkdir()
         script = str(Path(__file__).with_name("quantize_peers.py"))
-        model = str(bundle / "onnx" / "model.onnx")
-        wait(start([str(arguments.openvino_python), script, tool, model, str(images), str(output)]))
+        wait(start([str(python), script, tool, *sources(), str(output)]))
         return output
 
-    nncf = made("nncf_openvino", "model.xml")
-    in_onnxruntime, in_openvino = "engine_tools:onnxruntime_file", "engine_tools:openvino_file"
-    python = arguments.openvino_python
+    def in_onnxruntime(tool: str) -> Peer:
+        return Peer("engine_tools:onnxruntime_file", made(tool, "model.onnx"), "int8")
+
+    def nncf(precision: str, *options: str) -> Peer:
+        return Peer("engine_tools:openvino_file", made("nncf_openvino", "model.xml"), precision, python, options)
+
     return {
-        "ONNX Runtime, int8 static": Peer(in_onnxruntime, made("onnxruntime", "model.onnx"), "int8"),
-        "ONNX Runtime, int8 dynamic": Peer(in_onnxruntime, made("onnxruntime_dynamic", "model.onnx"), "int8"),
-        "NNCF, int8, rest f32": Peer(in_openvino, nncf, "int8", python, ("precision=f32",)),
-        "NNCF, int8, its default": Peer(in_openvino, nncf, "int8, bf16", python),
+        "ONNX Runtime, int8 static": lambda: in_onnxruntime("onnxruntime"),
+        "ONNX Runtime, int8 dynamic": lambda: in_onnxruntime("onnxruntime_dynamic"),
+        "NNCF, int8, rest float32": lambda: nncf("int8", "precision=f32"),
+        "NNCF, int8, its default": lambda: nncf("int8, bf16"),
     }
 
 
-def ours(folder: Path, arguments: argparse.Namespace) -> dict[str, Peer]:
-    """Vitdeploy's artifacts, each in a bundle of its own."""
+def ours(folder: Path, arguments: argparse.Namespace) -> Makers:
+    """Artifacts of vitdeploy, each in a bundle of its own."""
     calibration = ("--calibration-data", str(arguments.photographs / "calibration"), "--no-calibration-cache")
-    artifacts: dict[str, tuple[str, str, tuple[str, ...]]] = {
-        "fp32": ("onnxruntime", "fp32", ()),
-        "int8 dynamic": ("onnxruntime", "int8", ("--int8", "--scheme", "dynamic", *calibration)),
-        "int8 static": ("onnxruntime", "int8", ("--int8", "--scheme", "static", *calibration)),
-        "fp32 in OpenVINO": ("openvino", "fp32", ("--to", "openvino")),
-        "bf16": ("openvino", "bf16", ("--to", "openvino", "--bf16")),
-        "int8": ("openvino", "int8", ("--to", "openvino", "--int8", *calibration)),
-        "int8, rest bf16": ("openvino", "int8", ("--to", "openvino", "--int8", "--rest", "bf16", *calibration)),
+    to_onnx, to_openvino = ("--to", "onnx"), ("--to", "openvino")
+    onnx_int8 = (*to_onnx, "--int8", *calibration)
+    artifacts = {
+        "ONNX Runtime, fp32": ("onnxruntime", "fp32", to_onnx),
+        "ONNX Runtime, int8 dynamic": (
+            "onnxruntime",
+            "int8",
+            (*onnx_int8, "--scheme", "dynamic"),
+        ),
+        "ONNX Runtime, int8 static": ("onnxruntime", "int8", (*onnx_int8, "--scheme", "static")),
+        "OpenVINO, fp32": ("openvino", "fp32", to_openvino),
+        "OpenVINO, bf16": ("openvino", "bf16", (*to_openvino, "--bf16")),
+        "OpenVINO, int8, rest float32": ("openvino", "int8", (*to_openvino, "--int8", *calibration)),
+        "OpenVINO, int8, rest bf16": ("openvino", "int8", (*to_openvino, "--int8", "--rest", "bf16", *calibration)),
     }
-    engines = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
-    peers = {}
-    for name, (backend, precision, options) in artifacts.items():
-        bundle = folder / f"{OURS}-{backend}-{name.strip().replace(', ', '-').replace(' ', '-')}"
+
+    @functools.cache
+    def made(name: str) -> Peer:
+        backend, precision, options = artifacts[name]
+        bundle = folder / f"{OURS}-{name.replace(', ', '-').replace(' ', '-')}"
         command = [sys.executable, "-m", "vitdeploy", "export", "--model", str(arguments.model), "-o", str(bundle)]
-        wait(start([*command, *options, *(() if "--to" in options else ("--to", "onnx"))]))
-        computed = {"int8, rest bf16": "int8, bf16"}.get(name, precision)
-        peers[f"{OURS}, {engines[backend]}, {name.strip()}"] = Peer(
-            "engine_tools:vitdeploy_bundle", bundle, computed, options=(f"backend={backend}", f"precision={precision}")
-        )
-    return peers
+        wait(start([*command, *options]))
+        computed = f"{precision}, bf16" if "--rest" in options else precision
+        runs = (f"backend={backend}", f"precision={precision}")
+        return Peer("engine_tools:vitdeploy_bundle", bundle, computed, options=runs)
+
+    def for_batches(name: str) -> Peer:
+        peer = made(name)
+        return dataclasses.replace(peer, options=(*peer.options, FOR_BATCHES[name]))
+
+    makers: Makers = {f"{OURS}, {name}": functools.partial(made, name) for name in artifacts}
+    return makers | {f"{OURS}, {name}, for batches": functools.partial(for_batches, name) for name in FOR_BATCHES}
+
+
+def _same(peer: Peer) -> Peer:
+    return peer
 
 
 @contextmanager
@@ -263,6 +309,7 @@ def main() -> None:
     arguments_parser.add_argument(
         "--photographs", type=Path, required=True, help="folder of the two sets, see trained.py"
     )
+    arguments_parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="tools beside transformers'")
     arguments_parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8])
     arguments_parser.add_argument("--processes", type=int, default=3, help="sets of fresh processes")
     arguments_parser.add_argument("--rounds", type=int, default=5, help="turns in each set; 0 for accuracy alone")
@@ -274,10 +321,13 @@ def main() -> None:
     versions["this"] = peer_versions(Path(sys.executable), "torch", "transformers", "onnxruntime", "openvino")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        peers = {
-            **in_torch(arguments), **exported(folder, arguments), **quantized(folder, arguments),
-            **ours(folder, arguments),
-        }  # fmt: skip
+        makers: Makers = {}
+        for tools in (in_torch, exported, quantized, ours):
+            makers |= tools(folder, arguments)
+        unknown = {*arguments.only} - {*makers}
+        if unknown:
+            arguments_parser.error(f"--only takes names of {', '.join(map(repr, makers))}, got {unknown}")
+        peers = {key: make() for key, make in makers.items() if key in (BASE, REFERENCE, *(arguments.only or makers))}
         rows: dict[str, dict[str, Any]] = {
             key: {"precision": peers[key].precision, **row} for key, row in accuracy(peers, arguments).items()
         }
