@@ -19,7 +19,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from bundles import FLOAT32_TOLERANCE, export_graph, make_feeds, reference, tiny_model, worst_difference, write_bundle
+from bundles import FLOAT32_TOLERANCE, export_graph, make_feeds, reference, tiny_model, worst_difference
 from raising import raises
 from small_graphs import graph_of
 
@@ -40,16 +40,6 @@ NEEDS_NO_CUDA = pytest.mark.skipif(CUDA in ort.get_available_providers(), reason
 NEEDS_RECORD = pytest.mark.skipif(not onnxrt._KEEPS_RECORD, reason="this onnxruntime does not tell where nodes run")
 NEEDS_AZURE = pytest.mark.skipif(AZURE not in ort.get_available_providers(), reason="only some wheels list Azure")
 PROBE_FEEDS = {"x": np.ones((2, 2), np.float32)}
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return write_bundle(tmp_path_factory.mktemp("bundle"))
-
-
-@pytest.fixture(scope="module")
-def model_file(bundle: Bundle) -> Path:
-    return bundle.path / "onnx" / "model.onnx"
 
 
 @pytest.fixture

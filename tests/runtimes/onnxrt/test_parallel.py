@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from bundles import make_feeds, tiny_model, write_bundle
+from bundles import make_feeds, tiny_model
 from raising import raises
 
 from vitdeploy.bundle.bundle import Bundle
@@ -22,16 +22,6 @@ from vitdeploy.runtimes.onnxrt.parallel import ParallelRuns
 from vitdeploy.runtimes.onnxrt.runtime import OnnxRuntime
 from vitdeploy.runtimes.onnxrt.session import CUDA
 from vitdeploy.system.cpu import session_threads
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return write_bundle(tmp_path_factory.mktemp("bundle"))
-
-
-@pytest.fixture(scope="module")
-def model_file(bundle: Bundle) -> Path:
-    return bundle.path / "onnx" / "model.onnx"
 
 
 @pytest.mark.parametrize("io_binding", [False, True])
