@@ -101,8 +101,8 @@ class OpenVINORuntime(Runtime):
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         arrays = [np.require(feeds[spec.name], requirements=("C", "A", "W")) for spec in self.inputs]
         if self._one_image:
-            ports = zip(self.outputs, self._compiled.outputs, strict=True)
-            results = {spec.name: np.empty((len(arrays[0]), *port.get_shape()[1:]), spec.dtype) for spec, port in ports}
+            shapes = {spec: (len(arrays[0]), *map(int, spec.shape[1:])) for spec in self.outputs}  # only batches vary
+            results = {spec.name: np.empty(shape, spec.dtype) for spec, shape in shapes.items()}
             with _device_errors():
                 run_images(self._compiled, arrays, list(results.values()))
             return results

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from vitdeploy.assess.benchmark.accuracy import measure_quality, open_source
 from vitdeploy.assess.benchmark.image_files import image_files
 from vitdeploy.assess.benchmark.result import Benchmark
-from vitdeploy.assess.benchmark.setting import Load, settings_of
+from vitdeploy.assess.benchmark.setting import Load, settings_of, thread_counts
 from vitdeploy.assess.benchmark.timer import MOST_WINDOWS, WINDOW, WITHIN
 from vitdeploy.assess.benchmark.turns import Request, time_settings
 from vitdeploy.assess.environment.conditions import Conditions, moment
@@ -82,7 +82,7 @@ def benchmark(
             check_count(name, value)
     if limit is not None:
         check_count("limit", limit)
-    counts = tuple(dict.fromkeys([threads] if isinstance(threads, int) else threads))
+    counts = thread_counts(threads)
     bundle = Bundle.of(bundle)
     timed = settings_of(bundle, backends, settings, counts if len(counts) > 1 else ())
     load_processor(bundle)  # or raises before a process is started

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vitdeploy.assess.metrics.latency import load_text
+from vitdeploy.assess.metrics.latency import load_text, setting_name
 from vitdeploy.errors import InputError, readable
 from vitdeploy.files.json_text import json_object, strict_json
 from vitdeploy.files.regular_file import read_regular
@@ -34,7 +34,7 @@ class Key(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f"{self.backend} {self.precision} {self.changes}".rstrip()
+        return setting_name(self.backend, self.precision, self.changes)
 
     @property
     def load_text(self) -> str:

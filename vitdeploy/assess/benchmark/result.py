@@ -10,7 +10,7 @@ from vitdeploy.assess.benchmark.notes import notes_of
 from vitdeploy.assess.data.folder_listing import left_out_dict
 from vitdeploy.assess.environment.conditions import Conditions
 from vitdeploy.assess.metrics.intervals import Ratio
-from vitdeploy.assess.metrics.latency import Latency, load_text
+from vitdeploy.assess.metrics.latency import Latency, load_text, setting_name
 from vitdeploy.assess.metrics.pareto import pareto_front
 from vitdeploy.assess.metrics.status import Assessment, counted, overall
 from vitdeploy.errors import UsageError
@@ -37,7 +37,7 @@ class NotMeasured:
     @property
     def name(self) -> str:
         """Backend, precision and changed options."""
-        return f"{self.backend} {self.precision} {self.changes}".rstrip()
+        return setting_name(self.backend, self.precision, self.changes)
 
     @property
     def load_text(self) -> str:

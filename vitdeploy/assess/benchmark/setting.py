@@ -8,6 +8,7 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Union, get_args, get_origin
 
+from vitdeploy.assess.metrics.latency import setting_name
 from vitdeploy.assess.runs.targets import REFERENCE, Selected, select
 from vitdeploy.errors import UsageError, check_count
 from vitdeploy.runtimes import BACKENDS, runtime_class
@@ -74,8 +75,8 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """Backend, precision, and what differs from the defaults: "onnxruntime int8 threads=1"."""
-        return f"{self.selected.backend} {self.selected.precision} {self.changes}".rstrip()
+        """See `setting_name`."""
+        return setting_name(self.selected.backend, self.selected.precision, self.changes)
 
     @property
     def changes(self) -> str:
@@ -119,6 +120,11 @@ class Setting:
 
     def to_dict(self) -> dict[str, Any]:
         return {**self.selected._asdict(), "options": dict(self.options), "threads": self.threads}
+
+
+def thread_counts(threads: int | Sequence[int]) -> tuple[int, ...]:
+    """The different numbers of one or several."""
+    return tuple(dict.fromkeys([threads] if isinstance(threads, int) else threads))
 
 
 def settings_of(

@@ -73,7 +73,7 @@ class Latency:
     @property
     def name(self) -> str:
         """Backend, precision and changed options."""
-        return f"{self.backend} {self.precision} {self.changes}".rstrip()
+        return setting_name(self.backend, self.precision, self.changes)
 
     @property
     def load(self) -> tuple[int, tuple[int, int] | None]:
@@ -216,6 +216,11 @@ def _percentile(times: Sequence[float], percent: float) -> float | None:
 def _summary(times: Sequence[float]) -> dict[str, Any]:
     values = {f"{percentile_name(percent)}_ms": _percentile(times, percent) for percent in PERCENTILES}
     return {"runs": len(times), **values}
+
+
+def setting_name(backend: str, precision: str, changes: str) -> str:
+    """Backend, precision, and what differs from the defaults, such as "onnxruntime int8 threads=1"."""
+    return f"{backend} {precision} {changes}".rstrip()
 
 
 def load_text(batch_size: int | None, image_size: tuple[int, int] | None) -> str:

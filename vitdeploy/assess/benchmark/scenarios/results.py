@@ -11,6 +11,7 @@ from vitdeploy.assess.benchmark.notes import notes_of
 from vitdeploy.assess.benchmark.scenarios.options import MLPERF_SECONDS, OFFLINE, SERVER
 from vitdeploy.assess.benchmark.scenarios.rate_search import MIN_QUERIES
 from vitdeploy.assess.data.folder_listing import left_out_dict
+from vitdeploy.assess.metrics.latency import setting_name
 from vitdeploy.assess.metrics.status import Assessment, counted, overall
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Measured:
     @property
     def name(self) -> str:
         """Backend, precision and changes."""
-        return f"{self.backend} {self.precision} {self.changes}".rstrip()
+        return setting_name(self.backend, self.precision, self.changes)
 
     @property
     def measures(self) -> str:

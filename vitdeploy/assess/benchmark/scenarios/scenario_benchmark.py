@@ -23,7 +23,7 @@ from vitdeploy.assess.benchmark.scenarios.results import (
     ServerResult,
     StreamResult,
 )
-from vitdeploy.assess.benchmark.setting import Load, settings_of
+from vitdeploy.assess.benchmark.setting import Load, settings_of, thread_counts
 from vitdeploy.assess.benchmark.timer import Job, Opened
 from vitdeploy.assess.benchmark.worker import worker
 from vitdeploy.assess.environment.conditions import Conditions, moment
@@ -79,10 +79,8 @@ def benchmark_scenario(
     for size in sizes:
         check_batch_size(size)
     bundle = Bundle.of(bundle)
-    counts = tuple(dict.fromkeys([threads] if isinstance(threads, int) else threads))
-    chosen = settings_of(bundle, backends, settings, counts if len(counts) > 1 else ())
-    if len(counts) == 1:  # a setting may state its own number
-        chosen = [setting.with_threads(counts[0]) for setting in chosen]
+    counts = thread_counts(threads)
+    chosen = settings_of(bundle, backends, settings, counts)
     load_processor(bundle)  # or raises before a process is started
     files = image_files(images, _IMAGES)
     before = moment()
