@@ -19,6 +19,7 @@ from vitdeploy.exporters.graph.precision import FLOAT, TYPES, Casts, largest_of_
 from vitdeploy.exporters.graph.tracing import forget
 from vitdeploy.specs import Precision
 from vitdeploy.system.forks import with_threads
+from vitdeploy.system.imports import openvino_core
 from vitdeploy.system.telemetry import without_reporter
 
 with without_reporter():
@@ -101,7 +102,7 @@ def trace_openvino(model: VisionTransformer, spec: ExportSpec, processor: ImageP
         DeviceError: If the artifact computes in bfloat16 and this CPU does not: OpenVINO would compute in float32.
         UsageError, CheckFailedError: As `trace_onnx`.
     """
-    if computes_in_bf16(spec) and "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if computes_in_bf16(spec) and "BF16" not in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise DeviceError(
             "OpenVINO does not compute in bfloat16 on this CPU, so the artifact cannot be validated here",
             what="precision", expected="BF16", found=spec.precision,
@@ -173,7 +174,7 @@ def write_ir(source: Path, target: Path, name: str) -> None:
         OSError: If a file cannot be written.
     """
     try:
-        model = ov.Core().read_model(source)
+        model = openvino_core().read_model(source)
     except RuntimeError as exc:
         reason = str(exc).strip().splitlines()[-1]  # those before it are places in OpenVINO's source
         raise CheckFailedError(

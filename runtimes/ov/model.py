@@ -14,6 +14,7 @@ from vitdeploy.runtimes.ov.options import OpenVINOOptions
 from vitdeploy.specs import TensorSpec
 from vitdeploy.system.cpu import ThreadCount, session_threads
 from vitdeploy.system.exhaustion import check_exhaustion
+from vitdeploy.system.imports import openvino_core
 from vitdeploy.system.telemetry import without_reporter
 
 with without_reporter():
@@ -75,7 +76,7 @@ def open_model(source: ModelFile, options: OpenVINOOptions) -> OpenModel:
         UsageError: If the path is not UTF-8.
         BundleError: If a file is missing or is no model.
     """
-    core, path = ov.Core(), source.file.path
+    core, path = openvino_core(), source.file.path
     model = _read(core, source, options)
     _check_operators(model, path)
     has_bf16 = any(output.get_element_type() == ov.Type.bf16 for node in model.get_ops() for output in node.outputs())

@@ -15,6 +15,7 @@ from raising import raises
 from small_graphs import graph_of
 
 from vitdeploy.errors import CheckFailedError, DeviceError, UsageError
+from vitdeploy.exporters import openvino_ir
 from vitdeploy.exporters.openvino_ir import trace_openvino, write_ir
 from vitdeploy.images.preprocessor_config import Size
 from vitdeploy.images.processor import ImageProcessor
@@ -165,7 +166,7 @@ def test_a_cpu_without_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             assert (device, name) == ("CPU", "OPTIMIZATION_CAPABILITIES")
             return ["FP32", "INT8"]
 
-    monkeypatch.setattr(ov, "Core", Other)
+    monkeypatch.setattr(openvino_ir, "openvino_core", Other)
     for spec in ({"precision": Precision.BF16}, {"precision": Precision.INT8, "rest": Precision.BF16}):
         with raises(DeviceError, what="precision", expected="BF16"):
             write(tiny_model(), tmp_path, **spec)

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import threading
 from typing import Any
 
 from vitdeploy.errors import MissingDependencyError, UnavailableError, first_line
+from vitdeploy.system.forks import first_in_child, keep_until_exit
+from vitdeploy.system.telemetry import without_reporter
+
+_core: Any = None
+_core_lock = threading.Lock()
 
 
 def load_package(name: str, what: str, extra: str, instead: str = "") -> Any:
@@ -53,6 +59,31 @@ def load_target(target: str, what: str, extra: str, package: str = "package") ->
         if isinstance(exc, ImportError) and (exc.name or "").partition(".")[0] == "vitdeploy":
             raise
         raise _does_not_load(what, package, exc) from exc
+
+
+def openvino_core() -> Any:
+    """The only OpenVINO core of this process, which never ends; a forked child has its own.
+
+    The CPU device of each core gives the thread that first uses it a stack for signal handlers, and at its end puts the
+    previous one back. If two end in another order than that of a stack, the thread keeps one that was freed, and its
+    next signal is a segmentation fault (2026.4).
+    """
+    global _core
+    with _core_lock:
+        if _core is None:
+            with without_reporter():
+                import openvino
+            _core = openvino.Core()
+        return _core
+
+
+@first_in_child
+def _leave_core() -> None:
+    """Use a new core in a forked child: the parent's has threads that are missing there."""
+    global _core, _core_lock
+    if _core is not None:
+        keep_until_exit(_core)
+    _core, _core_lock = None, threading.Lock()
 
 
 def _does_not_load(what: str, package: str, exc: Exception) -> UnavailableError:

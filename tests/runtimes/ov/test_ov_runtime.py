@@ -133,8 +133,7 @@ class WithoutBf16:
 
 
 def test_bf16_without_a_cpu_that_has_it(monkeypatch: pytest.MonkeyPatch, source: ModelFile, tmp_path: Path) -> None:
-    library = type("library", (), {**vars(ov), "Core": WithoutBf16})
-    monkeypatch.setattr(ov_model, "ov", library)
+    monkeypatch.setattr(ov_model, "openvino_core", WithoutBf16)
     with raises(DeviceError, what="precision", where=source.file.path, found="bf16"):
         OpenVINORuntime(dataclasses.replace(source, precision="bf16"))
     graph = small(tmp_path, "g (float[n] x) => (float[n] y) { b = Cast<to = 16>(x) c = Add(b, b) y = Cast<to = 1>(c) }")
@@ -409,6 +408,28 @@ def test_opened_and_closed_models_leave_no_memory(source: ModelFile) -> None:
             runtime.run(feeds)
         before = resident() if turn == 20 else before
     assert resident() - before < 8 << 20  # models that stayed took 118 MB
+
+
+CLOSED_IN_THE_ORDER_OF_OPENING = """
+import signal, sys, vitdeploy
+first, second = (vitdeploy.load(sys.argv[1], backend="openvino") for _ in range(2))
+first.close()
+del first
+second.close()
+del second
+signal.signal(signal.SIGINT, signal.default_int_handler)
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_a_signal_after_two_models_were_closed(bundle: Bundle) -> None:
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", CLOSED_IN_THE_ORDER_OF_OPENING, str(bundle.path)]
+    process = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stdout) == (0, "interrupted\n"), process.stderr
 
 
 def test_arrays_of_the_caller_are_not_written_to(source: ModelFile) -> None:

@@ -11,6 +11,7 @@ from vitdeploy.assess.inspection.graph_summary import GraphSummary, most_first
 from vitdeploy.errors import BundleError
 from vitdeploy.exporters.naming.parts import nodes_by_part
 from vitdeploy.files.opened import OpenedFile
+from vitdeploy.system.imports import openvino_core
 from vitdeploy.system.telemetry import without_reporter
 
 with without_reporter():
@@ -72,7 +73,8 @@ def load_openvino(source: Path | OpenedFile) -> ov.Model:
     """Read an IR file that may be corrupt; BundleError if OpenVINO does not read it."""
     file = OpenedFile.of(source)
     try:
-        return ov.Core().read_model(file.handle, str(Path(file.handle).with_suffix(".bin")))
+        model: ov.Model = openvino_core().read_model(file.handle, str(Path(file.handle).with_suffix(".bin")))
+        return model
     except RuntimeError as exc:
         reason = file.named(str(exc).strip().splitlines()[-1])
         raise BundleError(
