@@ -16,7 +16,7 @@ from vitdeploy.files.regular_file import read_regular
 from vitdeploy.models.config_keys import check_keys
 from vitdeploy.models.families import FAMILIES, Family
 
-Pooler = Literal["cls", "mean", "cls+mean", "dense"]
+Pooler = Literal["cls", "cls+norm", "mean", "cls+mean", "dense"]
 # Keys that every family's config.json may have, by field name.
 _KEYS = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
@@ -28,7 +28,7 @@ _OURS = ("position_antialias", "relative_position_interpolation")  # keys that t
 _MAX_SIZE = 2**15
 _MAX_LAYERS = 2**10
 _MAX_PATCHES = 2**16  # with this many tokens, the attention of one head takes 16 GiB
-_OPTIONAL = ("head_dim", "pooler_output_size", "vocab_size")
+_OPTIONAL = ("head_dim", "pooler_output_size", "vocab_size", "projection_size")
 _SIZE = (int, 1, _MAX_SIZE, f"an integer from 1 to {_MAX_SIZE}")
 _COUNT = (int, 0, _MAX_LAYERS, f"an integer from 0 to {_MAX_LAYERS}")
 _SHARE = ((int, float), 0, 1, "a number from 0 to 1")
@@ -43,7 +43,7 @@ _RANGES = {
     **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), _SHARE),
     **dict.fromkeys(("initializer_range", "layer_norm_eps"), _NUMBER),
     **dict.fromkeys(("num_hidden_layers", "num_register_tokens"), _COUNT),
-    **dict.fromkeys(("qkv_bias", "position_antialias"), _FLAG),
+    **dict.fromkeys(("qkv_bias", "position_antialias", "projection_bias", "embedding_norm"), _FLAG),
 }
 
 
@@ -64,6 +64,8 @@ class ViTConfig:
         pooler_output_size: Width of the pooler. Default: hidden_size.
         labels: Class names, in the order of the logits; empty for an identity head.
         problem_type: Problem type of a classifier. Default: derived from the number of labels.
+        projection_bias: True if the patch projection has a bias.
+        embedding_norm: True if a layer norm precedes the first block; `hidden_states.0` follows it.
         key_bias: True if the key projection has a bias when the query and value projections have one.
         distillation_token: True if a second token, with its own position, follows the class token.
         mask_token: True if the model has a mask token for every task, though only masked image modeling uses it.
@@ -81,6 +83,7 @@ class ViTConfig:
         final_norm: True if a layer norm follows the last block.
         classification_pooler: Pooling before the classifier; see `vitdeploy.models.layers.heads`.
         feature_pooler: Pooling of feature extraction, if any.
+        projection_size: Width of `image_embeds`, the pooled features through a linear layer; None without them.
         vocab_size: Number of visual tokens that masked image modeling predicts; None if it reconstructs pixels.
 
     Raises:
@@ -107,6 +110,8 @@ class ViTConfig:
     pooler_act: str = "tanh"
     labels: tuple[str, ...] = ("LABEL_0", "LABEL_1")
     problem_type: ProblemType | None = None
+    projection_bias: bool = True
+    embedding_norm: bool = False
     key_bias: bool = True
     distillation_token: bool = False
     mask_token: bool = False
@@ -123,6 +128,7 @@ class ViTConfig:
     final_norm: bool = True
     classification_pooler: Pooler = "cls"
     feature_pooler: Pooler | None = "dense"
+    projection_size: int | None = None
     vocab_size: int | None = None
 
     def __post_init__(self) -> None:
