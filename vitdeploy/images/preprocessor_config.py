@@ -204,18 +204,26 @@ STEP_OF = {key: step for key, (_, step) in _VALUES.items()}
 
 # The steps of ViTImageProcessor, and the differences of transformers' other classes.
 _STEPS = {"do_convert_rgb": False, "do_resize": True, "do_center_crop": False, "do_rescale": True, "do_normalize": True}
+_BIT = {
+    "size": 224,
+    "default_to_square": False,
+    "resample": 3,
+    "do_center_crop": True,
+    "crop_size": 224,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "do_convert_rgb": True,
+}
 _CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
     "ViTImageProcessor": {},
     "DeiTImageProcessor": {"size": 256, "resample": 3, "do_center_crop": True, "crop_size": 224},
     "BeitImageProcessor": {"resample": 3, "crop_size": 224},
-    "BitImageProcessor": {
-        "size": 224,
+    "BitImageProcessor": _BIT,
+    "CLIPImageProcessor": _BIT,
+    "SiglipImageProcessor": {
+        "size": {"height": 224, "width": 224},
         "default_to_square": False,
         "resample": 3,
-        "do_center_crop": True,
-        "crop_size": 224,
-        "image_mean": [0.48145466, 0.4578275, 0.40821073],
-        "image_std": [0.26862954, 0.26130258, 0.27577711],
         "do_convert_rgb": True,
     },
 }
@@ -249,4 +257,5 @@ CLASS_OF_MODEL = {
     "deit": "DeiTImageProcessor",
     "beit": "BeitImageProcessor",
     "dinov2": "BitImageProcessor",
+    "siglip": "SiglipImageProcessor",
 }

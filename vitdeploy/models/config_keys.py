@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from vitdeploy.errors import UsageError, shown
-from vitdeploy.models.families import FAMILIES
+from vitdeploy.models.families import FAMILIES, TOWER_KEY
 
 logger = logging.getLogger(__name__)
 
@@ -125,6 +125,21 @@ OF_FAMILY: dict[str, dict[str, KeyRule]] = {
     ),
     "dinov2": _DINOV2 | _rules((_CARRIED, "whether there is a mask token, for pretraining alone", "use_mask_token")),
     "dinov2_with_registers": _DINOV2 | _rules((_APPLIED, "tokens", "num_register_tokens")),
+    "clip_vision_model": _rules(
+        _MLP,
+        (_APPLIED, "the width of image_embeds", "projection_dim"),
+        (_CARRIED, "training", "attention_dropout initializer_factor"),
+    ),
+    "siglip_vision_model": _rules(
+        _MLP,
+        (_APPLIED, "whether features are pooled", "vision_use_head"),
+        (_CARRIED, "training", "attention_dropout"),
+    ),
+    "siglip": _rules(
+        (_APPLIED, "the image tower: the keys of a siglip_vision_model", "vision_config"),
+        (_CARRIED, "the text tower, which is not exported", "text_config"),
+        (_CARRIED, "training", "initializer_factor"),
+    ),
 }  # fmt: skip
 
 # For every key of a `config.json`; a model with two towers nests the encoder's.
@@ -141,9 +156,13 @@ def check_keys(model_type: str, config: Mapping[str, Any]) -> None:
             raise UsageError(f"{key} {shown(config[key])} is not supported: {rule.why}", what=key, found=config[key])
 
 
-def note_unknown_keys(model_type: str, config: Mapping[str, Any]) -> None:
+def note_unknown_keys(config: Mapping[str, Any]) -> None:
     """Log keys that the family does not have in transformers; they have no effect there or here."""
+    model_type = config["model_type"]
     unknown = sorted(config.keys() - RULES[model_type].keys())
+    tower = FAMILIES[model_type].tower
+    if tower is not None:
+        unknown += sorted(config.get(TOWER_KEY, {}).keys() - RULES[tower].keys())
     if unknown:
         more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
         logger.warning(
