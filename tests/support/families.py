@@ -66,7 +66,7 @@ class Head:
         return _ENCODERS.get(self.name, (self.name,))[0]
 
     def exported(self, model: Any) -> Any:
-        """The part of the class's model that is exported: the encoder of a pretraining model, the image tower of two."""
+        """The part of the class's model that is exported: the encoder for pretraining, the image tower of two."""
         return getattr(model, _ENCODERS[self.name][1]) if self.name in _ENCODERS else model
 
     @property
@@ -116,8 +116,8 @@ HEADS = (
         "dinov2_with_registers", "Dinov2WithRegistersForImageClassification", Task.CLASSIFICATION, "BitImageProcessor"
     ),
     Head("dinov2_with_registers", "Dinov2WithRegistersModel", Task.FEATURES, "BitImageProcessor"),
-    Head("clip_vision_model", "CLIPVisionModel", Task.FEATURES, "CLIPImageProcessor"),
     Head("clip_vision_model", "CLIPVisionModelWithProjection", Task.FEATURES, "CLIPImageProcessor"),
+    Head("clip_vision_model", "CLIPVisionModel", Task.FEATURES, "CLIPImageProcessor"),
     Head("siglip_vision_model", "SiglipVisionModel", Task.FEATURES, "SiglipImageProcessor"),
     Head("siglip", "SiglipForImageClassification", Task.CLASSIFICATION, "SiglipImageProcessor"),
     Head("siglip", "SiglipModel", Task.FEATURES, "SiglipImageProcessor"),

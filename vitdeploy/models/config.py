@@ -45,9 +45,7 @@ _RANGES = {
     **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), _SHARE),
     **dict.fromkeys(("initializer_range", "layer_norm_eps"), _NUMBER),
     **dict.fromkeys(("num_hidden_layers", "num_register_tokens"), _COUNT),
-    **dict.fromkeys(
-        ("qkv_bias", "position_antialias", "class_token", "projection_bias", "embedding_norm"), _FLAG
-    ),
+    **dict.fromkeys(("qkv_bias", "position_antialias", "projection_bias", "embedding_norm", "class_token"), _FLAG),
 }
 
 

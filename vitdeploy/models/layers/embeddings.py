@@ -75,15 +75,18 @@ class Embeddings(nn.Module):
         positions: Tensor | None = self.position_embeddings
         if interpolate and positions is not None:
             positions = self.interpolated_positions(grid)
-        added = positions
-        if prefix is not None:
-            x = F.pad(x, (0, 0, prefix.shape[1], 0))  # (N, P + gh * gw, D)
-            if positions is None:
-                added = F.pad(prefix, (0, 0, 0, grid[0] * grid[1]))
-            else:
-                added = torch.cat((prefix, positions[:, self.num_positioned :]), dim=1)
-        x = x if added is None else x + added
-        return self.dropout(x if self.layernorm is None else self.layernorm(x)), grid
+        if prefix is None:
+            x = x if positions is None else x + positions
+            return self.dropout(self._normalized(x)), grid
+        x = F.pad(x, (0, 0, prefix.shape[1], 0))  # (N, P + gh * gw, D)
+        if positions is None:
+            added = F.pad(prefix, (0, 0, 0, grid[0] * grid[1]))
+        else:
+            added = torch.cat((prefix, positions[:, self.num_positioned :]), dim=1)
+        return self.dropout(self._normalized(x + added)), grid
+
+    def _normalized(self, x: Tensor) -> Tensor:
+        return x if self.layernorm is None else self.layernorm(x)
 
     def interpolated_positions(self, grid: tuple[int, int]) -> Tensor:
         """The position table for another patch grid, (1, rows, D): bicubic, from the configured grid.
