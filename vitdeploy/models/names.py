@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from vitdeploy.models.families import Family
 
-_LAYER = re.compile(r"(?:encoder\.layer|layers)\.(\d+)\.(.+)")
+_LAYER = re.compile(r"(?:encoder\.layer|layers?)\.(\d+)\.(.+)")
 _HEADS = ("classifier", "cls_classifier", "distillation_classifier", "pooler", "decoder", "lm_head")
 # In the oldest checkpoints.
 _LEGACY = ((re.compile(r"(layernorm\w*)\.gamma$"), r"\1.weight"), (re.compile(r"(layernorm\w*)\.beta$"), r"\1.bias"))
@@ -44,7 +44,7 @@ def disk_name(family: Family, name: str, *, beside_a_head: bool) -> str:
     match = _LAYER.fullmatch(name)
     if match is None:
         return prefix + _translated(name, family.other_names)
-    return f"{prefix}encoder.layer.{match[1]}.{_translated(match[2], family.layer_names)}"
+    return f"{prefix}{family.layers}.{match[1]}.{_translated(match[2], family.layer_names)}"
 
 
 def _translated(name: str, table: Mapping[str, str]) -> str:
