@@ -17,13 +17,14 @@ from vitdeploy.models.config_keys import check_keys
 from vitdeploy.models.families import FAMILIES, Family
 from vitdeploy.models.rotary import Rotary
 
-Pooler = Literal["cls", "mean", "cls+mean", "dense"]
+Pooler = Literal["cls", "mean", "mean+norm", "cls+mean", "dense", "attention"]
 # Keys that every family's config.json may have, by field name.
 _KEYS = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
     "hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps", "image_size",
     "patch_size", "num_channels", "qkv_bias", "head_dim", "encoder_stride", "pooler_output_size", "pooler_act",
 )  # fmt: skip
+_CLASS_TOKEN_POOLERS = ("cls", "cls+mean", "dense")
 _OURS = ("position_antialias", "relative_position_interpolation")  # keys that transformers does not have
 # Larger than any real model; below, the element count of every weight fits 64 bits.
 _MAX_SIZE = 2**15
@@ -44,7 +45,7 @@ _RANGES = {
     **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), _SHARE),
     **dict.fromkeys(("initializer_range", "layer_norm_eps"), _NUMBER),
     **dict.fromkeys(("num_hidden_layers", "num_register_tokens"), _COUNT),
-    **dict.fromkeys(("qkv_bias", "position_antialias"), _FLAG),
+    **dict.fromkeys(("qkv_bias", "position_antialias", "class_token"), _FLAG),
 }
 
 
@@ -70,10 +71,11 @@ class ViTConfig:
         value_bias: The same for values.
         proj_bias: True if the output projection of attention has a bias.
         mlp_bias: True if the linear layers of the MLP have a bias; not for `swiglu`.
+        class_token: True if a learned token precedes the patches.
         distillation_token: True if a second token, with its own position, follows the class token.
         mask_token_axes: Number of axes of the mask token of a model that has one for every task, though only masked
             image modeling uses it; 0 if only that task has one.
-        num_register_tokens: Tokens without positions between the class token and the patches.
+        num_register_tokens: Tokens without positions before the patches, after the class token.
         layer_scale: True if a learned factor per channel scales a block's residual branch.
         swiglu: True if the MLP gates with SiLU instead of applying `hidden_act`, in one linear layer.
         gated_mlp: True if a second linear layer with `hidden_act` gates the MLP.
@@ -120,6 +122,7 @@ class ViTConfig:
     value_bias: bool = True
     proj_bias: bool = True
     mlp_bias: bool = True
+    class_token: bool = True
     distillation_token: bool = False
     mask_token_axes: int = 0
     num_register_tokens: int = 0
@@ -173,6 +176,22 @@ class ViTConfig:
             width = self.attention_head_dim
             message = f"rotary positions need attention heads of a multiple of 4 channels, got {width}"
             raise UsageError(message, what="head_dim", expected=4, found=width)
+        if not self.class_token:
+            self._check_without_class_token()
+
+    def _check_without_class_token(self) -> None:
+        """Raise UsageError if anything reads the class token."""
+        reads = {
+            "distillation_token": self.distillation_token,
+            "relative_positions": self.relative_positions,
+            "shared_relative_positions": self.shared_relative_positions,
+            "classification_pooler": self.classification_pooler in _CLASS_TOKEN_POOLERS,
+            "feature_pooler": self.feature_pooler in _CLASS_TOKEN_POOLERS,
+        }
+        for name in filter(reads.get, reads):
+            value = getattr(self, name)
+            message = f"{name} {shown(value)} needs a class token, which the model does not have"
+            raise UsageError(message, what=name, found=value)
 
     @property
     def grid_size(self) -> tuple[int, int]:
@@ -186,7 +205,7 @@ class ViTConfig:
     @property
     def num_prefix_tokens(self) -> int:
         """Tokens before the patches."""
-        return 1 + self.distillation_token + self.num_register_tokens
+        return self.class_token + self.distillation_token + self.num_register_tokens
 
     @property
     def family(self) -> Family:

@@ -121,6 +121,12 @@ OF_FAMILY: dict[str, dict[str, KeyRule]] = {
             decoder_intermediate_size"""),
     ),
     "vit_msn": _rules(_HEAD_DIM, _MLP, _BIAS),
+    "ijepa": _rules(
+        _HEAD_DIM,
+        _MLP,
+        _BIAS,
+        (_CARRIED, "a pooler that no class of a checkpoint has", "pooler_act pooler_output_size"),
+    ),
     "dinov2": _DINOV2 | _rules((_CARRIED, "whether there is a mask token, for pretraining alone", "use_mask_token")),
     "dinov3_vit": _rules(
         _MLP,
