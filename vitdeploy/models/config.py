@@ -17,20 +17,20 @@ from vitdeploy.models.config_keys import check_keys
 from vitdeploy.models.families import FAMILIES, Family
 from vitdeploy.models.rotary import Rotary
 
-Pooler = Literal["cls", "mean", "mean+norm", "cls+mean", "dense", "attention"]
+Pooler = Literal["cls", "cls+norm", "mean", "mean+norm", "cls+mean", "dense", "attention"]
 # Keys that every family's config.json may have, by field name.
 _KEYS = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
     "hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps", "image_size",
     "patch_size", "num_channels", "qkv_bias", "head_dim", "encoder_stride", "pooler_output_size", "pooler_act",
 )  # fmt: skip
-_CLASS_TOKEN_POOLERS = ("cls", "cls+mean", "dense")
+_CLASS_TOKEN_POOLERS = ("cls", "cls+norm", "cls+mean", "dense")
 _OURS = ("position_antialias", "relative_position_interpolation")  # keys that transformers does not have
 # Larger than any real model; below, the element count of every weight fits 64 bits.
 _MAX_SIZE = 2**15
 _MAX_LAYERS = 2**10
 _MAX_PATCHES = 2**16  # with this many tokens, the attention of one head takes 16 GiB
-_OPTIONAL = ("head_dim", "pooler_output_size", "vocab_size")
+_OPTIONAL = ("head_dim", "pooler_output_size", "vocab_size", "projection_size")
 _SIZE = (int, 1, _MAX_SIZE, f"an integer from 1 to {_MAX_SIZE}")
 _COUNT = (int, 0, _MAX_LAYERS, f"an integer from 0 to {_MAX_LAYERS}")
 _SHARE = ((int, float), 0, 1, "a number from 0 to 1")
@@ -45,7 +45,7 @@ _RANGES = {
     **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), _SHARE),
     **dict.fromkeys(("initializer_range", "layer_norm_eps"), _NUMBER),
     **dict.fromkeys(("num_hidden_layers", "num_register_tokens"), _COUNT),
-    **dict.fromkeys(("qkv_bias", "position_antialias", "class_token"), _FLAG),
+    **dict.fromkeys(("qkv_bias", "position_antialias", "projection_bias", "embedding_norm", "class_token"), _FLAG),
 }
 
 
@@ -66,6 +66,8 @@ class ViTConfig:
         pooler_output_size: Width of the pooler. Default: hidden_size.
         labels: Class names, in the order of the logits; empty for an identity head.
         problem_type: Problem type of a classifier. Default: derived from the number of labels.
+        projection_bias: True if the patch projection has a bias.
+        embedding_norm: True if a layer norm precedes the first block; `hidden_states.0` follows it.
         query_bias: False if the query projection has no bias in spite of `qkv_bias`.
         key_bias: The same for keys.
         value_bias: The same for values.
@@ -73,8 +75,7 @@ class ViTConfig:
         mlp_bias: True if the linear layers of the MLP have a bias; not for `swiglu`.
         class_token: True if a learned token precedes the patches.
         distillation_token: True if a second token, with its own position, follows the class token.
-        mask_token_axes: Number of axes of the mask token of a model that has one for every task, though only masked
-            image modeling uses it; 0 if only that task has one.
+        mask_token: True if the model has a mask token for every task, though only masked image modeling uses it.
         num_register_tokens: Tokens without positions before the patches, after the class token.
         layer_scale: True if a learned factor per channel scales a block's residual branch.
         swiglu: True if the MLP gates with SiLU instead of applying `hidden_act`, in one linear layer.
@@ -91,6 +92,7 @@ class ViTConfig:
         final_norm: True if a layer norm follows the last block.
         classification_pooler: Pooling before the classifier; see `vitdeploy.models.layers.heads`.
         feature_pooler: Pooling of feature extraction, if any.
+        projection_size: Width of `image_embeds`, the pooled features through a linear layer; None without them.
         vocab_size: Number of visual tokens that masked image modeling predicts; None if it reconstructs pixels.
 
     Raises:
@@ -117,6 +119,8 @@ class ViTConfig:
     pooler_act: str = "tanh"
     labels: tuple[str, ...] = ("LABEL_0", "LABEL_1")
     problem_type: ProblemType | None = None
+    projection_bias: bool = True
+    embedding_norm: bool = False
     query_bias: bool = True
     key_bias: bool = True
     value_bias: bool = True
@@ -124,7 +128,7 @@ class ViTConfig:
     mlp_bias: bool = True
     class_token: bool = True
     distillation_token: bool = False
-    mask_token_axes: int = 0
+    mask_token: bool = False
     num_register_tokens: int = 0
     layer_scale: bool = False
     swiglu: bool = False
@@ -140,6 +144,7 @@ class ViTConfig:
     final_norm: bool = True
     classification_pooler: Pooler = "cls"
     feature_pooler: Pooler | None = "dense"
+    projection_size: int | None = None
     vocab_size: int | None = None
 
     def __post_init__(self) -> None:

@@ -79,9 +79,9 @@ COMMON = _rules(
     (_REFUSED, "the last hidden state is given before the final norm; remove the key", "tie_last_hidden_states"),
 )  # fmt: skip
 
-_HEAD_DIM = (_APPLIED, "the width of an attention head", "head_dim")
 _MLP = (_APPLIED, "the width of the MLP", "intermediate_size")
 _BIAS = (_APPLIED, "the bias of queries, keys and values", "qkv_bias")
+_HEAD_DIM = (_APPLIED, "the width of an attention head", "head_dim")
 _POOLER = (_APPLIED, "the pooler", "pooler_act pooler_output_size")
 _DECODED = (_APPLIED, "how large a patch masked image modeling decodes a token to", "encoder_stride")
 _BACKBONE = (_CARRIED, "classes for detection and segmentation, which are not exported", """out_features out_indices
@@ -95,12 +95,18 @@ _DINOV2 = _rules(
     (_APPLIED, "the MLP's form and width", "mlp_ratio use_swiglu_ffn"),
     (_CARRIED, "what the scales of layers are before training", "layerscale_value"),
 )
+_CLIP = _rules(
+    _MLP,
+    (_APPLIED, "the width of image_embeds", "projection_dim"),
+    (_CARRIED, "training", "attention_dropout initializer_factor"),
+    (_CARRIED, "the image encoder in a checkpoint of two encoders", "vision_config"),
+)
 OF_FAMILY: dict[str, dict[str, KeyRule]] = {
-    "vit": _rules(_HEAD_DIM, _MLP, _BIAS, _POOLER, _DECODED),
-    "deit": _rules(_HEAD_DIM, _MLP, _BIAS, _POOLER, _DECODED),
+    "vit": _rules(_MLP, _HEAD_DIM, _BIAS, _POOLER, _DECODED),
+    "deit": _rules(_MLP, _HEAD_DIM, _BIAS, _POOLER, _DECODED),
     "beit": _rules(
-        _HEAD_DIM,
         _MLP,
+        _HEAD_DIM,
         _BACKBONE,
         _STOCHASTIC_DEPTH,
         (_APPLIED, "positions", "use_absolute_position_embeddings use_relative_position_bias "
@@ -113,17 +119,17 @@ OF_FAMILY: dict[str, dict[str, KeyRule]] = {
             auxiliary_num_convs auxiliary_concat_input semantic_loss_ignore_index segmentation_indices add_fpn"""),
     ),
     "vit_mae": _rules(
-        _HEAD_DIM,
         _MLP,
+        _HEAD_DIM,
         _BIAS,
         (_CARRIED, "pretraining: nothing is masked here, and features are those of the whole image", """mask_ratio
             norm_pix_loss decoder_num_attention_heads decoder_hidden_size decoder_num_hidden_layers
             decoder_intermediate_size"""),
     ),
-    "vit_msn": _rules(_HEAD_DIM, _MLP, _BIAS),
+    "vit_msn": _rules(_MLP, _HEAD_DIM, _BIAS),
     "ijepa": _rules(
-        _HEAD_DIM,
         _MLP,
+        _HEAD_DIM,
         _BIAS,
         (_CARRIED, "a pooler that no class of a checkpoint has", "pooler_act pooler_output_size"),
     ),
@@ -141,6 +147,7 @@ OF_FAMILY: dict[str, dict[str, KeyRule]] = {
         (_CARRIED, "whether a backbone returns the class token", "return_class_token"),
     ),
     "dinov2_with_registers": _DINOV2 | _rules((_APPLIED, "tokens", "num_register_tokens")),
+    "clip_vision_model": _CLIP,
 }  # fmt: skip
 
 RULES = {model_type: COMMON | rules for model_type, rules in OF_FAMILY.items()}  # for every key of a `config.json`

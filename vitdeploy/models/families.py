@@ -42,6 +42,13 @@ _DINOV3_LAYER = {
     "mlp.fc2": "mlp.down_proj",
 }
 
+_CLIP_LAYER = {
+    "attention.o_proj": "self_attn.out_proj",
+    "attention": "self_attn",
+    "layernorm_before": "layer_norm1",
+    "layernorm_after": "layer_norm2",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Family:
@@ -54,8 +61,10 @@ class Family:
         derive: Fields derived from other keys of its `config.json`.
         layer_names: Names of a layer's parts here -> on disk.
         other_names: The same for weights outside the layers.
+        layers: Name of the layers on disk, before their numbers.
+        axes: Number of axes on disk of weights that have more here, with sizes of 1 before them; by their names here.
+        always_prefixed: True if weights have the prefix in a model without a head, too.
         head_norm: True if a head has its own norm, distinguished from the encoder's only by the missing prefix.
-        layers: Name of the list of layers on disk.
     """
 
     prefix: str
@@ -64,8 +73,10 @@ class Family:
     derive: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
     layer_names: Mapping[str, str] = dataclasses.field(default_factory=lambda: _VIT_LAYER)
     other_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    head_norm: bool = False
     layers: str = "encoder.layer"
+    axes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    always_prefixed: bool = False
+    head_norm: bool = False
 
 
 def _beit(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,15 +103,11 @@ def _dinov2(config: Mapping[str, Any]) -> dict[str, Any]:
     width = int(size * ratio)
     if swiglu:  # two thirds of the MLP's width, rounded up to a multiple of 8: transformers' Dinov2SwiGLUFFN
         width = (int(width * 2 / 3) + 7) // 8 * 8
-    return {
-        "intermediate_size": width,
-        "swiglu": swiglu,
-        "mask_token_axes": 2 * _flag(config, "use_mask_token", default=True),
-    }
+    return {"intermediate_size": width, "swiglu": swiglu, "mask_token": _flag(config, "use_mask_token", default=True)}
 
 
 def _registers(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {**_dinov2(config), "mask_token_axes": 2, "num_register_tokens": config.get("num_register_tokens", 4)}
+    return {**_dinov2(config), "mask_token": True, "num_register_tokens": config.get("num_register_tokens", 4)}
 
 
 def _dinov3(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,6 +119,17 @@ def _dinov3(config: Mapping[str, Any]) -> dict[str, Any]:
         "gated_mlp": _flag(config, "use_gated_mlp", default=False),
         "num_register_tokens": config.get("num_register_tokens", 0),
         "rotary": Rotary("centered", config.get("rope_theta", 100.0)),
+    }
+
+
+def _clip(config: Mapping[str, Any]) -> dict[str, Any]:
+    architectures = config.get("architectures")
+    projected = not isinstance(architectures, list) or "CLIPVisionModel" not in architectures
+    # transformers has no such keys here
+    return {
+        "qkv_bias": True,
+        "head_dim": None,
+        "projection_size": config.get("projection_dim", 512) if projected else None,
     }
 
 
@@ -191,6 +209,7 @@ FAMILIES: dict[str, Family] = {
         sets={**_DINOV2_FIELDS, "patch_size": (14, 14)},
         derive=_dinov2,
         layer_names=_DINOV2_LAYER,
+        axes={"embeddings.mask_token": 2},
     ),
     "dinov2_with_registers": Family(
         prefix="dinov2_with_registers.",
@@ -201,6 +220,7 @@ FAMILIES: dict[str, Family] = {
         sets={**_DINOV2_FIELDS, "position_antialias": True},
         derive=_registers,
         layer_names=_DINOV2_LAYER,
+        axes={"embeddings.mask_token": 2},
     ),
     "dinov3_vit": Family(
         prefix="model.",
@@ -215,11 +235,36 @@ FAMILIES: dict[str, Family] = {
             "any_image_size": True,
             "feature_pooler": "cls",
             "absolute_positions": False,
-            "mask_token_axes": 3,
+            "mask_token": True,
         },
         derive=_dinov3,
         layer_names=_DINOV3_LAYER,
         other_names={"embeddings.patch_embeddings.projection": "embeddings.patch_embeddings", "layernorm": "norm"},
         layers="layer",
+    ),
+    "clip_vision_model": Family(
+        prefix="vision_model.",
+        architectures={"CLIPVisionModelWithProjection": Task.FEATURES, "CLIPVisionModel": Task.FEATURES},
+        sets={
+            "hidden_act": "quick_gelu",
+            "layer_norm_eps": 1e-5,
+            "patch_size": (32, 32),
+            "projection_bias": False,
+            "embedding_norm": True,
+            "final_norm": False,
+            "feature_pooler": "cls+norm",
+        },
+        derive=_clip,
+        layers="encoder.layers",
+        layer_names=_CLIP_LAYER,
+        other_names={
+            "embeddings.cls_token": "embeddings.class_embedding",
+            "embeddings.patch_embeddings.projection": "embeddings.patch_embedding",
+            "embeddings.position_embeddings": "embeddings.position_embedding.weight",
+            "embeddings.layernorm": "pre_layrnorm",  # transformers' spelling
+            "head.pooler.layernorm": "post_layernorm",
+        },
+        axes={"embeddings.cls_token": 1, "embeddings.position_embeddings": 2},
+        always_prefixed=True,
     ),
 }
