@@ -1,7 +1,7 @@
 """The heads of the tasks: encoder tokens (N, L, D) -> named outputs.
 
 Poolers and heads have `leading_tokens`, the number of first tokens that they read, or None for all; a FeatureHead's is
-that of `pooler_output`.
+that of its pooled outputs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.layers.activations import activation
-from vitdeploy.specs import Task
+from vitdeploy.models.layers.embedding import ImageEmbedding
+from vitdeploy.specs import EMBEDS, Pool, Task
 
 
 class ClsPooler(nn.Module):
@@ -111,19 +112,36 @@ class TeacherHead(nn.Module):
 
 
 class FeatureHead(nn.Module):
-    """Tokens -> `last_hidden_state` (N, L, D) and, with a pooler, `pooler_output` (N, its width)."""
+    """Tokens -> `last_hidden_state` (N, L, D) and, with a pooler, `pooler_output` (N, its width).
+
+    With `ViTConfig.embedding_pool`, also `image_embeds` (N, its width).
+    """
 
     def __init__(self, config: ViTConfig, *, pooler: bool) -> None:
         super().__init__()
         kind = config.feature_pooler
         self.pooler = _POOLERS[kind](config) if pooler and kind is not None else None
-        self.leading_tokens = None if self.pooler is None else self.pooler.leading_tokens
+        self.embed_by(config)
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> dict[str, Tensor]:  # noqa: ARG002  (one signature)
         outputs = {"last_hidden_state": x}
         if self.pooler is not None:
             outputs["pooler_output"] = self.pooler(x)
+        if self.embedding is not None:
+            outputs[EMBEDS] = self.embedding(outputs)
         return outputs
+
+    def embed_by(self, config: ViTConfig) -> None:
+        """Take the pooling of `image_embeds` from a configuration."""
+        self.embedding = None if config.embedding_pool is None else ImageEmbedding(config, self.pooler)
+        pooled = [module.leading_tokens for module in (self.pooler, self.embedding) if module is not None]
+        self.leading_tokens = None if None in pooled else max(filter(None, pooled), default=None)
+
+    def pools(self, config: ViTConfig) -> tuple[Pool, ...]:
+        """The possible values of `embedding_pool`, the default first."""
+        own: tuple[Pool, ...] = () if self.pooler is None else ("pooler",)
+        of_tokens: tuple[Pool, ...] = ("cls", "mean", "cls+mean") if config.num_prefix_tokens else ("mean",)
+        return tuple(dict.fromkeys((*own, config.default_pool, *of_tokens)))
 
 
 class ReconstructionHead(nn.Module):
