@@ -99,8 +99,7 @@ def _choices(model: ViTConfig, outputs: Sequence[TensorSpec]) -> dict[Pool, Pool
         if name in widths:
             choices.setdefault(pool, Pooling(name, None, prefix, widths[name]))
     if _TOKENS in widths:
-        of_tokens: tuple[Pool, ...] = (model.default_pool, "cls", "mean", "cls+mean")
-        for pool in of_tokens if prefix else ("mean",):
+        for pool in model.token_pools:
             width = widths[_TOKENS] * (2 if pool == "cls+mean" else 1)
             choices.setdefault(pool, Pooling(_TOKENS, pool, prefix, width))
     return choices

@@ -7,20 +7,19 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from vitdeploy.specs import EMBEDS, SMALLEST_NORM
+from vitdeploy.errors import UsageError
+from vitdeploy.specs import SMALLEST_NORM
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from vitdeploy.models.config import ViTConfig
 
 
 class ImageEmbedding(nn.Module):
-    """A head's outputs -> `image_embeds` (N, D), or (N, 2 D) for "cls+mean".
+    """Tokens -> `image_embeds` (N, D), or (N, 2 D) for "cls+mean".
 
     `embedding_pool` is "cls", the class token of `last_hidden_state`; "mean", the mean of its patches; "cls+mean", both
-    concatenated; "pooler", `pooler_output`; or "projection", the family's own `image_embeds`. The vector is normalized
-    in float32 in every precision, as by `torch.nn.functional.normalize`: a zero vector stays zero.
+    concatenated; "pooler", the family's pooler; or "projection", its projection of the pooler's output. The vector is
+    normalized in float32 in every precision, as by `torch.nn.functional.normalize`: a zero vector stays zero.
 
     Args:
         config: The configuration, with an `embedding_pool`.
@@ -34,16 +33,18 @@ class ImageEmbedding(nn.Module):
         of_pooler: int | None = getattr(pooler, "leading_tokens", None)
         self.leading_tokens = {"cls": 1, "pooler": of_pooler, "projection": of_pooler}.get(str(self.pool))
 
-    def forward(self, outputs: Mapping[str, Tensor]) -> Tensor:
-        x = self._pooled(outputs)
-        return l2_normalized(x) if self.normalize else x
+    def forward(self, x: Tensor, pooled: Tensor | None, projected: Tensor | None) -> Tensor:
+        """Pool tokens (N, L, D), or take what the model's own pooler or projection gives, (N, its width)."""
+        y = self._pooled(x, pooled, projected)
+        return l2_normalized(y) if self.normalize else y
 
-    def _pooled(self, outputs: Mapping[str, Tensor]) -> Tensor:
-        if self.pool == "pooler":
-            return outputs["pooler_output"]
-        if self.pool == "projection":
-            return outputs[EMBEDS]
-        x = outputs["last_hidden_state"]  # (N, L, D)
+    def _pooled(self, x: Tensor, pooled: Tensor | None, projected: Tensor | None) -> Tensor:
+        if self.pool in ("pooler", "projection"):
+            own = pooled if self.pool == "pooler" else projected
+            if own is None:
+                message = f"this model has no {self.pool}"
+                raise UsageError(message, what="embedding_pool", found=self.pool, hint="choose another pool")
+            return own
         if self.pool == "cls":
             return x[:, 0]
         mean = x[:, self.num_prefix_tokens :].mean(1)
