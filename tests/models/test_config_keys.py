@@ -148,12 +148,12 @@ APPLIED_VALUES: dict[str, Any] = {
     "pooler_act": "relu", "pooler_output_size": 7, "encoder_stride": 4, "use_absolute_position_embeddings": True,
     "use_relative_position_bias": True, "use_shared_relative_position_bias": True, "layer_scale_init_value": 0.0,
     "use_mean_pooling": False, "vocab_size": 11, "mlp_ratio": 3, "use_swiglu_ffn": True, "num_register_tokens": 2,
-    "projection_dim": 9, "vision_use_head": False,
+    "query_bias": False, "key_bias": True, "value_bias": False, "proj_bias": False, "mlp_bias": False,
+    "use_gated_mlp": True, "rope_theta": 10.0, "projection_dim": 9, "vision_use_head": False,
 }  # fmt: skip
-NOT_COMPUTED = {
-    "model_type", "architectures", "problem_type", "position_antialias", "relative_position_interpolation",
-    "vision_config",  # its keys have cases of their own
-}  # fmt: skip
+OURS = {"position_antialias", "relative_position_interpolation", "embedding_pool", "normalize_embedding"}
+# The keys of a tower have cases of their own.
+NOT_COMPUTED = {"model_type", "architectures", "problem_type", "vision_config", *OURS}
 HEADS_OF_KEY = {
     "pooler_act": Task.FEATURES, "pooler_output_size": Task.FEATURES, "encoder_stride": Task.MASKED_IMAGE_MODELING,
     "vocab_size": Task.MASKED_IMAGE_MODELING, "num_labels": Task.CLASSIFICATION, "id2label": Task.CLASSIFICATION,
@@ -244,8 +244,9 @@ CARRIED_VALUES: dict[str, Any] = {
     "use_auxiliary_head": False, "auxiliary_loss_weight": 0.9, "auxiliary_channels": 8, "auxiliary_num_convs": 2,
     "auxiliary_concat_input": True, "semantic_loss_ignore_index": 1, "norm_pix_loss": True, "decoder_hidden_size": 8,
     "decoder_num_hidden_layers": 2, "decoder_num_attention_heads": 4, "decoder_intermediate_size": 8,
-    "attention_dropout": 0.5, "initializer_factor": 2.0, "text_config": {"hidden_size": 16},
-    "vision_config": {"hidden_size": 7}, "pooler_act": "relu", "pooler_output_size": 5,
+    "attention_dropout": 0.5, "pos_embed_shift": 0.1, "pos_embed_jitter": 1.1, "pos_embed_rescale": 1.5,
+    "return_class_token": True, "initializer_factor": 2.0, "vision_config": {"hidden_size": 7},
+    "text_config": {"hidden_size": 16}, "pooler_act": "relu", "pooler_output_size": 5,
 }  # fmt: skip
 # Where files come from, what is returned, how kernels are chosen, and texts: no business of a model of images, and
 # transformers sets some of these itself. Written out, so that no key gets here by a change of the table.

@@ -15,7 +15,8 @@ from vitdeploy.files.json_text import json_object
 from vitdeploy.files.regular_file import read_regular
 from vitdeploy.models.config_keys import check_keys
 from vitdeploy.models.families import FAMILIES, TOWER_KEY, Family
-from vitdeploy.specs import Task
+from vitdeploy.models.rotary import Rotary
+from vitdeploy.specs import EMBEDDING_KEYS, POOLS, Pool, Task
 
 Pooler = Literal["cls", "cls+norm", "mean", "mean+norm", "cls+mean", "dense", "attention"]
 # Keys that every family's config.json may have, by field name.
@@ -24,8 +25,9 @@ _KEYS = (
     "hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps", "image_size",
     "patch_size", "num_channels", "qkv_bias", "head_dim", "encoder_stride", "pooler_output_size", "pooler_act",
 )  # fmt: skip
+# Keys that transformers does not have.
+_OURS = ("position_antialias", "relative_position_interpolation", *EMBEDDING_KEYS)
 _CLASS_TOKEN_POOLERS = ("cls", "cls+norm", "cls+mean", "dense")
-_OURS = ("position_antialias", "relative_position_interpolation")  # keys that transformers does not have
 # Larger than any real model; below, the element count of every weight fits 64 bits.
 _MAX_SIZE = 2**15
 _MAX_LAYERS = 2**10
@@ -46,6 +48,7 @@ _RANGES = {
     **dict.fromkeys(("initializer_range", "layer_norm_eps"), _NUMBER),
     **dict.fromkeys(("num_hidden_layers", "num_register_tokens"), _COUNT),
     **dict.fromkeys(("qkv_bias", "position_antialias", "projection_bias", "embedding_norm", "class_token"), _FLAG),
+    "normalize_embedding": _FLAG,
 }
 
 
@@ -60,7 +63,7 @@ class ViTConfig:
         initializer_range: Standard deviation of random weights.
         image_size: (height, width) in pixels of the position embeddings.
         patch_size: (height, width) in pixels of one patch.
-        qkv_bias: True if the query, key and value projections have a bias; the output projection always has one.
+        qkv_bias: True if the query, key and value projections have a bias.
         head_dim: Width of one attention head. Default: hidden_size // num_attention_heads.
         encoder_stride: Side length in pixels of the square that one token is decoded to, in masked image modeling.
         pooler_output_size: Width of the pooler. Default: hidden_size.
@@ -68,15 +71,21 @@ class ViTConfig:
         problem_type: Problem type of a classifier. Default: derived from the number of labels.
         projection_bias: True if the patch projection has a bias.
         embedding_norm: True if a layer norm precedes the first block; `hidden_states.0` follows it.
-        key_bias: True if the key projection has a bias when the query and value projections have one.
+        query_bias: False if the query projection has no bias in spite of `qkv_bias`.
+        key_bias: The same for keys.
+        value_bias: The same for values.
+        proj_bias: True if the output projection of attention has a bias.
+        mlp_bias: True if the linear layers of the MLP have a bias; not for `swiglu`.
         class_token: True if a learned token precedes the patches.
         distillation_token: True if a second token, with its own position, follows the class token.
         mask_token: True if the model has a mask token for every task, though only masked image modeling uses it.
         num_register_tokens: Tokens without positions before the patches, after the class token.
         layer_scale: True if a learned factor per channel scales a block's residual branch.
-        swiglu: True if the MLP gates with SiLU instead of applying `hidden_act`.
+        swiglu: True if the MLP gates with SiLU instead of applying `hidden_act`, in one linear layer.
+        gated_mlp: True if a second linear layer with `hidden_act` gates the MLP.
         float32_softmax: True if eager attention computes its softmax in float32 for every model type.
         absolute_positions: True if tokens have position embeddings.
+        rotary: Rotary positions of the patches, if any.
         relative_positions: True if every layer has an attention bias by the offset of two patches.
         shared_relative_positions: True if all layers share such a bias.
         position_antialias: True if position embeddings are interpolated with antialiasing.
@@ -86,6 +95,11 @@ class ViTConfig:
         final_norm: True if a layer norm follows the last block.
         classification_pooler: Pooling before the classifier; see `vitdeploy.models.layers.heads`.
         feature_pooler: Pooling of feature extraction, if any.
+        default_pool: Pooling of embeddings for a model with neither a projection nor a pooler: "cls" or "mean"; always
+            "mean" without a class token.
+        embedding_pool: Pooling of the output `image_embeds`; see `vitdeploy.models.layers.embedding`. None for
+            transformers' outputs.
+        normalize_embedding: True if the pooled vector is divided by its L2 norm.
         projection_size: Width of `image_embeds`, the pooled features through a linear layer; None without them.
         vocab_size: Number of visual tokens that masked image modeling predicts; None if it reconstructs pixels.
 
@@ -115,15 +129,21 @@ class ViTConfig:
     problem_type: ProblemType | None = None
     projection_bias: bool = True
     embedding_norm: bool = False
+    query_bias: bool = True
     key_bias: bool = True
+    value_bias: bool = True
+    proj_bias: bool = True
+    mlp_bias: bool = True
     class_token: bool = True
     distillation_token: bool = False
     mask_token: bool = False
     num_register_tokens: int = 0
     layer_scale: bool = False
     swiglu: bool = False
+    gated_mlp: bool = False
     float32_softmax: bool = True
     absolute_positions: bool = True
+    rotary: Rotary | None = None
     relative_positions: bool = False
     shared_relative_positions: bool = False
     position_antialias: bool = False
@@ -132,6 +152,9 @@ class ViTConfig:
     final_norm: bool = True
     classification_pooler: Pooler = "cls"
     feature_pooler: Pooler | None = "dense"
+    default_pool: Literal["cls", "mean"] = "cls"
+    embedding_pool: Pool | None = None
+    normalize_embedding: bool = False
     projection_size: int | None = None
     vocab_size: int | None = None
 
@@ -146,6 +169,8 @@ class ViTConfig:
                 wrong[name] = f"{_SIZE[3]}, or a pair of them"
         if self.relative_position_interpolation not in ("bilinear", "geometric"):
             wrong["relative_position_interpolation"] = "bilinear or geometric"
+        if self.embedding_pool not in (None, *POOLS):
+            wrong["embedding_pool"] = f"one of {', '.join(POOLS)}"
         for name in ("hidden_act", "pooler_act"):
             if not isinstance(values[name], str):
                 wrong[name] = "the name of an activation"
@@ -165,6 +190,10 @@ class ViTConfig:
             heads = self.num_attention_heads
             message = f"hidden_size {self.hidden_size} is less than num_attention_heads {heads}"
             raise UsageError(message, what="hidden_size", expected=heads, found=self.hidden_size)
+        if self.rotary is not None and self.attention_head_dim % 4:
+            width = self.attention_head_dim
+            message = f"rotary positions need attention heads of a multiple of 4 channels, got {width}"
+            raise UsageError(message, what="head_dim", expected=4, found=width)
         if not self.class_token:
             self._check_without_class_token()
 
@@ -195,6 +224,13 @@ class ViTConfig:
     def num_prefix_tokens(self) -> int:
         """Tokens before the patches."""
         return self.class_token + self.distillation_token + self.num_register_tokens
+
+    @property
+    def token_pools(self) -> tuple[Pool, ...]:
+        """Poolings of `last_hidden_state`, the default first."""
+        if not self.class_token:
+            return ("mean",)
+        return tuple(dict.fromkeys((self.default_pool, "cls", "mean", "cls+mean")))
 
     @property
     def family(self) -> Family:
@@ -246,6 +282,8 @@ class ViTConfig:
         data = {"model_type": self.model_type} | {name: getattr(self, name) for name in _KEYS}
         data["id2label"] = {str(index): name for index, name in enumerate(self.labels)}
         data["label2id"] = {name: index for index, name in enumerate(self.labels)}
+        if self.embedding_pool is not None:
+            data |= {"embedding_pool": self.embedding_pool, "normalize_embedding": self.normalize_embedding}
         data["problem_type"] = None if self.problem_type is None else str(self.problem_type)
         for name in ("image_size", "patch_size"):
             data[name] = json_size(data[name])

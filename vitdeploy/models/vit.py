@@ -13,9 +13,10 @@ from vitdeploy.errors import UsageError
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.layers.embeddings import Embeddings
 from vitdeploy.models.layers.encoder import Attention, AttentionKind, Layer, check_attention
-from vitdeploy.models.layers.heads import make_head
+from vitdeploy.models.layers.heads import FeatureHead, make_head
 from vitdeploy.models.layers.positions import RelativePositionBias, relative_position_index
-from vitdeploy.specs import Task
+from vitdeploy.models.layers.rotary import Rotation
+from vitdeploy.specs import Pool, Task
 
 
 class VisionTransformer(nn.Module):
@@ -100,10 +101,11 @@ class VisionTransformer(nn.Module):
             raise UsageError(message, what="attention", expected="eager", found="sdpa")
         x, grid = self.embeddings(pixel_values.to(self.dtype), bool_masked_pos, interpolate=interpolate_pos_encoding)
         biases = self._biases(grid, interpolate=interpolate_pos_encoding)
+        rotation = self._rotation(grid if interpolate_pos_encoding else self.config.grid_size)
         extra = {"hidden_states.0": x} if output_hidden_states else {}
         for index, (layer, bias) in enumerate(zip(self.layers, biases, strict=True)):
             is_last = index == len(self.layers) - 1
-            x, weights = layer(x, bias, last_tokens if is_last else None)
+            x, weights = layer(x, bias, rotation, last_tokens if is_last else None)
             if output_hidden_states:
                 extra[f"hidden_states.{index + 1}"] = x
             if output_attentions:
@@ -123,6 +125,13 @@ class VisionTransformer(nn.Module):
         biases = [layer.get_submodule("relative_position_bias")(index, new_grid) for layer in self.layers]
         return [bias if shared is None else bias + shared for bias in biases]
 
+    def _rotation(self, grid: tuple[int, int]) -> Rotation | None:
+        """Rotation of queries and keys, the same in every layer."""
+        config = self.config
+        if config.rotary is None:
+            return None
+        return Rotation(config.rotary, grid, config.num_prefix_tokens, config.attention_head_dim, self._projection)
+
     def with_attention(self, kind: AttentionKind) -> VisionTransformer:
         """The same model with shared weights and another attention."""
         check_attention(kind)
@@ -132,6 +141,30 @@ class VisionTransformer(nn.Module):
             if isinstance(module, Attention):
                 module.kind = kind
         return twin
+
+    def embed_by(self, pool: Pool | None, *, normalize: bool) -> None:
+        """Give a feature-extraction model the output `image_embeds`; see `vitdeploy.models.layers.embedding`.
+
+        Args:
+            pool: Pooling; None for the model's default, see `vitdeploy.models.layers.heads.FeatureHead.pools`.
+            normalize: Divide the vectors by their L2 norms.
+
+        Raises:
+            UsageError: If the model has another task, or lacks what the pooling reads.
+        """
+        if not isinstance(self.head, FeatureHead):
+            what = "normalize" if pool is None else "pool"
+            raise UsageError(
+                f"{what} needs the task {Task.FEATURES}, the model's is {self.task}", what=what,
+                expected=Task.FEATURES, found=self.task, hint=f"export it with the task {Task.FEATURES}",
+            )  # fmt: skip
+        known = self.head.pools(self.config)
+        if pool not in (None, *known):
+            message = f"this {self.config.model_type} model has no pool {pool}, only: {', '.join(known)}"
+            raise UsageError(message, what="pool", expected=known, found=pool)
+        pool = pool or known[0]
+        self.config = dataclasses.replace(self.config, embedding_pool=pool, normalize_embedding=normalize)
+        self.head.embed_by(self.config)
 
     @torch.no_grad()
     def resize(self, image_size: tuple[int, int]) -> None:
