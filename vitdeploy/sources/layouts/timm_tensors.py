@@ -8,7 +8,7 @@ import torch
 
 from vitdeploy.errors import CheckpointError
 from vitdeploy.models.checkpoint import some
-from vitdeploy.sources.layouts.timm_parts import pair, refuse
+from vitdeploy.sources.layouts.timm_parts import MOST, pair, refuse
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vitdeploy.sources.layouts.timm_config import TimmConfig
+    from vitdeploy.sources.layouts.timm_eva_config import EvaConfig
 
 _EPS = 1e-6  # timm.layers.LayerNorm
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -24,13 +25,14 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 class Source:
     """The tensors; each must be taken once, with the shape implied by the others and the configuration."""
 
-    def __init__(self, stated: TimmConfig, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, stated: TimmConfig | EvaConfig, tensors: Mapping[str, Tensor]) -> None:
         self.stated, self.left = stated, dict(tensors)
         self.missing: list[str] = []
         self.wrong: list[str] = []
         self.width, self.channels, *patch = self.shape("patch_embed.proj.weight", 4)
         self.patch = patch[0], patch[1]
-        self.mlp = self.shape("blocks.0.mlp.fc1.weight", 2)[0]
+        split = "blocks.0.mlp.fc1_g.weight"  # of a SwiGLU, timm's packed form of which has one layer for both halves
+        self.mlp = self.shape(split if split in self.left else "blocks.0.mlp.fc1.weight", 2)[0]
         self.depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
         self.grid = stated.image_size[0] // self.patch[0], stated.image_size[1] // self.patch[1]
         if 0 in self.grid:
@@ -101,8 +103,8 @@ class Source:
         counted = {**sizes, "patch_size": self.patch, **counted}
         for key, value in self.stated.arguments.items():
             got: object = value
-            if key == "mlp_ratio":
-                number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < self.mlp + 2
+            if key in ("mlp_ratio", "attn_pool_mlp_ratio"):
+                number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MOST
                 got = int(self.width * value) if number else value
             elif key == "patch_size":
                 got = pair("model_args.patch_size", value)
