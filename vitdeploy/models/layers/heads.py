@@ -1,7 +1,7 @@
 """The heads of the tasks: encoder tokens (N, L, D) -> named outputs.
 
 Poolers and heads have `leading_tokens`, the number of first tokens that they read, or None for all; a FeatureHead's is
-that of `pooler_output`.
+that of `pooler_output` and `image_embeds`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,20 @@ class ClsPooler(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x[:, 0]
+
+
+class ClsNormPooler(nn.Module):
+    """The normalized class token, CLIP's: (N, L, D) -> (N, D)."""
+
+    leading_tokens: int | None = 1
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.width = config.hidden_size
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layernorm(x[:, 0])  # type: ignore[no-any-return]
 
 
 class MeanPooler(nn.Module):
@@ -115,9 +129,10 @@ class AttentionPooler(nn.Module):
         return x + self.mlp(self.layernorm(x))  # type: ignore[no-any-return]
 
 
-AnyPooler = ClsPooler | MeanPooler | ClsMeanPooler | DensePooler | AttentionPooler
+AnyPooler = ClsPooler | ClsNormPooler | MeanPooler | ClsMeanPooler | DensePooler | AttentionPooler
 _POOLERS: dict[str, type[AnyPooler]] = {
     "cls": ClsPooler,
+    "cls+norm": ClsNormPooler,
     "mean": MeanPooler,
     "mean+norm": MeanNormPooler,
     "cls+mean": ClsMeanPooler,
@@ -158,19 +173,27 @@ class TeacherHead(nn.Module):
 
 
 class FeatureHead(nn.Module):
-    """Tokens -> `last_hidden_state` (N, L, D) and, with a pooler, `pooler_output` (N, its width)."""
+    """Tokens -> `last_hidden_state` (N, L, D) and, with a pooler, `pooler_output` (N, its width).
+
+    With a projection, `image_embeds` (N, projection_size) instead of `pooler_output`, as in transformers.
+    """
 
     def __init__(self, config: ViTConfig, *, pooler: bool) -> None:
         super().__init__()
-        kind = config.feature_pooler
+        kind, size = config.feature_pooler, config.projection_size
         self.pooler = _POOLERS[kind](config) if pooler and kind is not None else None
+        self.visual_projection = (
+            None if self.pooler is None or size is None else nn.Linear(self.pooler.width, size, bias=False)
+        )
         self.leading_tokens = None if self.pooler is None else self.pooler.leading_tokens
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> dict[str, Tensor]:  # noqa: ARG002  (one signature)
-        outputs = {"last_hidden_state": x}
-        if self.pooler is not None:
-            outputs["pooler_output"] = self.pooler(x)
-        return outputs
+        if self.pooler is None:
+            return {"last_hidden_state": x}
+        pooled = self.pooler(x)
+        if self.visual_projection is None:
+            return {"last_hidden_state": x, "pooler_output": pooled}
+        return {"image_embeds": self.visual_projection(pooled), "last_hidden_state": x}
 
 
 class ReconstructionHead(nn.Module):
