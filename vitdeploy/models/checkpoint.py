@@ -32,7 +32,7 @@ _HEADS = {
 # Weights that a model may not need: a buffer of old BEiT checkpoints, computed here; MAE's training decoder; the
 # projection, for a class without it.
 _UNUSED = re.compile(
-    r".*\.relative_position_index|head\.decoder\.(decoder_.+|mask_token)|head\.visual_projection\.weight"
+    r".*\.relative_position_index|head\.decoder\.(decoder_.+|mask_token)|head\.visual_projection\.(weight|bias)"
 )
 _OPTIONAL_POOLERS = ("dense", "mean+norm")  # transformers' classes may omit them: `add_pooling_layer`
 _TEACHER = "head.distillation_classifier."
@@ -101,7 +101,7 @@ def make_model(
         raise CheckpointError(message, what="task", expected=tasks, found=task)
     tensors: dict[str, Tensor] = {}
     spelling: dict[str, str] = {}
-    for name, ours in our_names(config.family, weights).items():
+    for name, ours in our_names(config.family, weights, task).items():
         if ours in tensors:
             message = f"{origin}: '{name}' and '{spelling[ours]}' are the same weight"
             raise CheckpointError(message, what=name, where=origin, found=spelling[ours], hint="keep one of them")

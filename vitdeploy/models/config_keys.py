@@ -93,6 +93,14 @@ _DINOV2 = _rules(
     (_APPLIED, "the MLP's form and width", "mlp_ratio use_swiglu_ffn"),
     (_CARRIED, "what the scales of layers are before training", "layerscale_value"),
 )
+_TIMM = _rules(
+    _MLP,
+    _BIAS,
+    (_APPLIED, "tokens and positions", "class_token absolute_positions rotary"),
+    (_APPLIED, "norms and scales", "attention_norm mlp_norm final_norm layer_scale"),
+    (_APPLIED, "the pooler", "pooling pooler_attention_heads pooler_intermediate_size"),
+    (_APPLIED, "the width of image_embeds", "projection_size"),
+)
 OF_FAMILY: dict[str, dict[str, KeyRule]] = {
     "vit": _rules(_MLP, _BIAS, _POOLER, _DECODED),
     "deit": _rules(_MLP, _BIAS, _POOLER, _DECODED),
@@ -127,6 +135,7 @@ OF_FAMILY: dict[str, dict[str, KeyRule]] = {
         (_APPLIED, "the width of image_embeds", "projection_dim"),
         (_CARRIED, "training", "attention_dropout initializer_factor"),
     ),
+    **dict.fromkeys(("timm_eva", "timm_eva02", "timm_perception_encoder"), _TIMM),
 }  # fmt: skip
 
 RULES = {model_type: COMMON | rules for model_type, rules in OF_FAMILY.items()}  # for every key of a `config.json`

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vitdeploy.sources.layouts.timm_eva_config import EvaConfig, read_eva_config
+from vitdeploy.sources.layouts.timm_parts import refuse
 from vitdeploy.sources.layouts.timm_tensors import Source
 from vitdeploy.specs import Task
 
@@ -52,6 +53,8 @@ def from_eva(
             weights[f"{block}.{scale}"] = source.take(f"{block}.{scale}", source.width)
     for norm, present in (("norm", stated.final_norm), ("fc_norm", stated.late_norm)):
         weights |= source.layer(norm, norm, source.width) if present else {}
+    if stated.global_pool == "map" and source.width % stated.pool_heads:
+        raise refuse("attn_pool_num_heads", f"does not divide the width, {source.width}", stated.pool_heads)
     pool_width = source.shape("attn_pool.mlp.fc1.weight", 2)[0] if stated.global_pool == "map" else None
     if pool_width is not None:
         weights |= _attention_pool(source, pool_width)
@@ -77,6 +80,7 @@ def from_eva(
     names = {"timm_eva": "TimmEva", "timm_eva02": "TimmEva02", "timm_perception_encoder": "TimmPerceptionEncoder"}
     model_type = stated.architecture.model_type
     content = source.content(model_type, names[model_type] + kind) | {
+        "hidden_act": "silu" if gated else "gelu",
         "layer_norm_eps": stated.architecture.epsilon,
         "intermediate_size": source.mlp,
         "qkv_bias": biased,

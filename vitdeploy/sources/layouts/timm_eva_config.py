@@ -122,10 +122,11 @@ def read_eva_config(config: Mapping[str, Any]) -> EvaConfig:
     arguments, cfg = model_args(config), pretrained_cfg(config)
     architecture = eva_architecture(config.get("architecture"))
     classes = num_classes(config, arguments, cfg)
-    pool = global_pool(config, arguments, architecture.global_pool, classes, ("token", "avg", "map"))
+    pools = ("token", "avg", "map") if architecture.is_perception_encoder else ("token", "avg")
+    pool = global_pool(config, arguments, architecture.global_pool, classes, pools)
     late_norm = flag(arguments, "use_fc_norm", default=architecture.normalized and pool == "avg")
-    if pool == "map" and late_norm:
-        raise unsupported("use_fc_norm", "a norm after attention pooling (use_fc_norm) is not supported")
+    if late_norm and (architecture.is_perception_encoder or not pool):
+        raise unsupported("use_fc_norm", "a norm after the pooling (use_fc_norm) needs an EVA that pools")
     found = labels(config, cfg, classes) | problem_type(config) if classes else {}
     image_size(config)  # raises if timm's evaluation needs another size than the model's
     return EvaConfig(
