@@ -187,7 +187,16 @@ KINDS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "pe_core": [
         case("vit_pe_core_tiny_patch16_384", 32, 8, 24, num_classes=512, mlp_ratio=2),
         case("vit_pe_core_gigantic_patch14_448", 28, 7, 32, num_heads=4, mlp_ratio=1.5),
-        case("vit_pe_core_base_patch16_224", 30, 6, 24, num_heads=3, attn_pool_num_heads=4, attn_pool_mlp_ratio=2, depth=3),
+        case(
+            "vit_pe_core_base_patch16_224",
+            30,
+            6,
+            24,
+            num_heads=3,
+            attn_pool_num_heads=4,
+            attn_pool_mlp_ratio=2,
+            depth=3,
+        ),
     ],
     "pe_lang": [
         case("vit_pe_lang_large_patch14_448", 32, 8, 32, num_heads=4, mlp_ratio=2),

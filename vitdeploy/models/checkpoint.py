@@ -102,12 +102,14 @@ def make_model(
     tensors: dict[str, Tensor] = {}
     spelling: dict[str, str] = {}
     for name, ours in our_names(config.family, weights, task).items():
+        if weights[name].numel() == 0:  # transformers writes the registers of a model that has none
+            continue
         if ours in tensors:
             message = f"{origin}: '{name}' and '{spelling[ours]}' are the same weight"
             raise CheckpointError(message, what=name, where=origin, found=spelling[ours], hint="keep one of them")
         tensors[ours], spelling[ours] = weights[name], name
-    if config.mask_token and "embeddings.mask_token" not in tensors:  # weights that no task here uses may be missing
-        config = dataclasses.replace(config, mask_token=False)
+    if "embeddings.mask_token" not in tensors:  # weights that no task here uses may be missing
+        config = dataclasses.replace(config, mask_token_axes=0)
     with torch.device("meta"):
         model = VisionTransformer(
             config,

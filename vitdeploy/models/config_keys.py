@@ -39,7 +39,7 @@ _APPLIED, _CARRIED, _REFUSED = Effect
 COMMON = _rules(
     (_APPLIED, "the family, the class of the model and with it the task", "model_type architectures"),
     (_APPLIED, "the architecture", """hidden_size num_hidden_layers num_attention_heads hidden_act layer_norm_eps
-        image_size patch_size num_channels head_dim"""),
+        image_size patch_size num_channels"""),
     (_APPLIED, "the names of the outputs", "id2label num_labels"),
     (_APPLIED, "the scores of a classifier", "problem_type"),
     (_APPLIED, "how positions are resized: keys of vitdeploy's own", """position_antialias
@@ -79,6 +79,7 @@ COMMON = _rules(
     (_REFUSED, "the last hidden state is given before the final norm; remove the key", "tie_last_hidden_states"),
 )  # fmt: skip
 
+_HEAD_DIM = (_APPLIED, "the width of an attention head", "head_dim")
 _MLP = (_APPLIED, "the width of the MLP", "intermediate_size")
 _BIAS = (_APPLIED, "the bias of queries, keys and values", "qkv_bias")
 _POOLER = (_APPLIED, "the pooler", "pooler_act pooler_output_size")
@@ -87,6 +88,7 @@ _BACKBONE = (_CARRIED, "classes for detection and segmentation, which are not ex
     _out_features _out_indices stage_names reshape_hidden_states apply_layernorm""")  # fmt: skip
 _STOCHASTIC_DEPTH = (_CARRIED, "training", "drop_path_rate")
 _DINOV2 = _rules(
+    _HEAD_DIM,
     _BIAS,
     _BACKBONE,
     _STOCHASTIC_DEPTH,
@@ -102,9 +104,10 @@ _TIMM = _rules(
     (_APPLIED, "the width of image_embeds", "projection_size"),
 )
 OF_FAMILY: dict[str, dict[str, KeyRule]] = {
-    "vit": _rules(_MLP, _BIAS, _POOLER, _DECODED),
-    "deit": _rules(_MLP, _BIAS, _POOLER, _DECODED),
+    "vit": _rules(_HEAD_DIM, _MLP, _BIAS, _POOLER, _DECODED),
+    "deit": _rules(_HEAD_DIM, _MLP, _BIAS, _POOLER, _DECODED),
     "beit": _rules(
+        _HEAD_DIM,
         _MLP,
         _BACKBONE,
         _STOCHASTIC_DEPTH,
@@ -118,17 +121,33 @@ OF_FAMILY: dict[str, dict[str, KeyRule]] = {
             auxiliary_num_convs auxiliary_concat_input semantic_loss_ignore_index segmentation_indices add_fpn"""),
     ),
     "vit_mae": _rules(
+        _HEAD_DIM,
         _MLP,
         _BIAS,
         (_CARRIED, "pretraining: nothing is masked here, and features are those of the whole image", """mask_ratio
             norm_pix_loss decoder_num_attention_heads decoder_hidden_size decoder_num_hidden_layers
             decoder_intermediate_size"""),
     ),
-    "vit_msn": _rules(_MLP, _BIAS),
+    "vit_msn": _rules(_HEAD_DIM, _MLP, _BIAS),
     "ijepa": _rules(
-        _MLP, _BIAS, (_CARRIED, "a pooler that no class of a checkpoint has", "pooler_act pooler_output_size")
+        _HEAD_DIM,
+        _MLP,
+        _BIAS,
+        (_CARRIED, "a pooler that no class of a checkpoint has", "pooler_act pooler_output_size")
     ),
     "dinov2": _DINOV2 | _rules((_CARRIED, "whether there is a mask token, for pretraining alone", "use_mask_token")),
+    "dinov3_vit": _rules(
+        _MLP,
+        _BACKBONE,
+        _STOCHASTIC_DEPTH,
+        (_APPLIED, "the biases of linear layers", "query_bias key_bias value_bias proj_bias mlp_bias"),
+        (_APPLIED, "the form of the MLP", "use_gated_mlp"),
+        (_APPLIED, "tokens", "num_register_tokens"),
+        (_APPLIED, "the base of the frequencies of the rotary positions", "rope_theta"),
+        (_CARRIED, "what the scales of layers are before training", "layerscale_value"),
+        (_CARRIED, "training", "attention_dropout pos_embed_shift pos_embed_jitter pos_embed_rescale"),
+        (_CARRIED, "whether a backbone returns the class token", "return_class_token"),
+    ),
     "dinov2_with_registers": _DINOV2 | _rules((_APPLIED, "tokens", "num_register_tokens")),
     "clip_vision_model": _rules(
         _MLP,

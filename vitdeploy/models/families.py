@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vitdeploy.errors import UsageError, shown
+from vitdeploy.models.rotary import Rotary
 from vitdeploy.specs import Task
 
 # Names of a layer's parts here -> on disk. The Hub keeps transformers 4's names, which transformers 5 still writes; the
@@ -33,6 +34,12 @@ _DINOV2_LAYER = {
     "layernorm_after": "norm2",
     "layer_scale1": "layer_scale1.lambda1",
     "layer_scale2": "layer_scale2.lambda1",
+}
+_DINOV3_LAYER = {
+    **{name: on_disk for name, on_disk in _DINOV2_LAYER.items() if name not in _ATTENTION},
+    "mlp.gate": "mlp.gate_proj",
+    "mlp.fc1": "mlp.up_proj",
+    "mlp.fc2": "mlp.down_proj",
 }
 
 _CLIP_LAYER = {
@@ -125,11 +132,27 @@ def _dinov2(config: Mapping[str, Any]) -> dict[str, Any]:
     width = int(size * ratio)
     if swiglu:  # two thirds of the MLP's width, rounded up to a multiple of 8: transformers' Dinov2SwiGLUFFN
         width = (int(width * 2 / 3) + 7) // 8 * 8
-    return {"intermediate_size": width, "swiglu": swiglu, "mask_token": _flag(config, "use_mask_token", default=True)}
+    return {
+        "intermediate_size": width,
+        "swiglu": swiglu,
+        "mask_token_axes": 2 * _flag(config, "use_mask_token", default=True),
+    }
 
 
 def _registers(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {**_dinov2(config), "mask_token": True, "num_register_tokens": config.get("num_register_tokens", 4)}
+    return {**_dinov2(config), "mask_token_axes": 2, "num_register_tokens": config.get("num_register_tokens", 4)}
+
+
+def _dinov3(config: Mapping[str, Any]) -> dict[str, Any]:
+    biases = {"query_bias": True, "key_bias": False, "value_bias": True, "proj_bias": True, "mlp_bias": True}
+    return {
+        "qkv_bias": True,  # one key for each
+        **{key: _flag(config, key, default=default) for key, default in biases.items()},
+        "head_dim": None,  # transformers ignores such a key here
+        "gated_mlp": _flag(config, "use_gated_mlp", default=False),
+        "num_register_tokens": config.get("num_register_tokens", 0),
+        "rotary": Rotary("centered", config.get("rope_theta", 100.0)),
+    }
 
 
 def _clip(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -269,6 +292,26 @@ FAMILIES: dict[str, Family] = {
         },
         axes={"embeddings.cls_token": 1, "embeddings.position_embeddings": 2},
         always_prefixed=True,
+    ),
+    "dinov3_vit": Family(
+        prefix="model.",
+        architectures={"DINOv3ViTModel": Task.FEATURES},
+        sets={
+            "hidden_size": 384,
+            "intermediate_size": 1536,
+            "num_attention_heads": 6,
+            "layer_norm_eps": 1e-5,
+            "layer_scale": True,
+            "float32_softmax": False,
+            "any_image_size": True,
+            "feature_pooler": "cls",
+            "absolute_positions": False,
+            "mask_token_axes": 3,
+        },
+        derive=_dinov3,
+        layer_names=_DINOV3_LAYER,
+        other_names={"embeddings.patch_embeddings.projection": "embeddings.patch_embeddings", "layernorm": "norm"},
+        layers="layer",
     ),
     "timm_eva": Family(
         prefix="",

@@ -28,7 +28,9 @@ from vitdeploy.sources.layouts.timm_layout import from_timm, processor_config
 from vitdeploy.specs import Task
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "timm"
-CASES = sorted(path.parent.name for path in GOLDEN.glob("*/config.json") if re.match(r"(dynamic_)?eva|pe_", path.parent.name))
+CASES = sorted(
+    path.parent.name for path in GOLDEN.glob("*/config.json") if re.match(r"(dynamic_)?eva|pe_", path.parent.name)
+)
 ARCHITECTURES = json.loads((GOLDEN / "eva_architectures.json").read_text())
 
 
@@ -155,11 +157,12 @@ def test_what_changes_the_computation_is_refused_by_name(case: str, change: Any,
 
 
 def test_stored_buffers_of_former_versions_are_left_out() -> None:
-    """timm computes rotary positions again, whatever a file has."""
+    """Rotary positions are computed again in timm, whatever a file has."""
     config, tensors = read("eva02_0")
-    assert from_timm(config, {**tensors, "rope.pos_embed": torch.zeros(16, 16)})[1].keys() == from_timm(
-        config, tensors
-    )[1].keys()
+    assert (
+        from_timm(config, {**tensors, "rope.pos_embed": torch.zeros(16, 16)})[1].keys()
+        == from_timm(config, tensors)[1].keys()
+    )
 
 
 @pytest.mark.parametrize("case", ["eva02_clip_0", "pe_core_0"])

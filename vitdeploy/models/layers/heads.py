@@ -107,7 +107,7 @@ class ProbeAttention(Attention):
         super().__init__(dataclasses.replace(config, qkv_bias=True, key_bias=True, **own), "sdpa")
 
     def forward(self, probe: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
-        return self._attend(self.q_proj(probe), self.k_proj(x), self.v_proj(x), None)[0]
+        return self._attend(self.q_proj(probe), self.k_proj(x), self.v_proj(x))[0]
 
 
 class AttentionPooler(nn.Module):

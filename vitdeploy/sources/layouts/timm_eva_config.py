@@ -72,7 +72,7 @@ class EvaArchitecture:
 
     @property
     def attn_type(self) -> str:
-        """timm's attention class: "eva" has no key bias."""
+        """Class of the attention in timm: "eva" has no key bias."""
         return "rope" if self.is_perception_encoder else "eva"
 
     @property
@@ -194,4 +194,3 @@ def _rotary(arguments: Mapping[str, Any], architecture: EvaArchitecture) -> dict
         "offset": number("model_args.rope_grid_offset", arguments.get("rope_grid_offset", usual["offset"])),
         "columns_first": usual["columns_first"] if indexing is None else indexing == "xy",
     }
-
