@@ -143,7 +143,6 @@ REFUSED: list[tuple[str, Any, str | re.Pattern[str]]] = [
     ("eva02_0", adding("blocks.0.mlp.fc1.weight", 127, 24), re.compile(r"mlp\.fc1\.weight must be \(126, 24\)")),
     ("pe_core_0", dropping("attn_pool.latent"), re.compile(r"missing attn_pool\.latent")),
     ("pe_core_0", adding("patch_embed.proj.bias", 24), re.compile(r"unexpected patch_embed\.proj\.bias")),
-    ("pe_core_1", adding("cls_token", 1, 1, 32), re.compile(r"pos_embed must be")),
 ]  # fmt: skip
 
 

@@ -103,7 +103,7 @@ class ProbeAttention(Attention):
 
     def __init__(self, config: ViTConfig) -> None:
         heads = config.pooler_attention_heads or config.num_attention_heads
-        own = {"num_attention_heads": heads, "head_dim": None, "attention_norm": False}
+        own = {"num_attention_heads": heads, "head_dim": None, "rotary": None, "attention_norm": False}
         super().__init__(dataclasses.replace(config, qkv_bias=True, key_bias=True, **own), "sdpa")
 
     def forward(self, probe: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]

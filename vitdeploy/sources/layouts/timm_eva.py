@@ -34,6 +34,8 @@ def from_eva(
     # Buffers of former versions of timm, which computes them again, as is done here.
     source = Source(stated, {name: tensor for name, tensor in tensors.items() if not name.startswith("rope.")})
     gated = stated.architecture.model_type == "timm_eva02"
+    if gated and source.has("blocks.0.mlp.fc1.weight"):  # both halves in one layer
+        source.mlp //= 2
     projects = stated.projects and task is not Task.CLASSIFICATION
     classes = source.has("cls_token")
     scaled = source.has("blocks.0.gamma_1")

@@ -31,7 +31,7 @@ class Source:
         self.wrong: list[str] = []
         self.width, self.channels, *patch = self.shape("patch_embed.proj.weight", 4)
         self.patch = patch[0], patch[1]
-        split = "blocks.0.mlp.fc1_g.weight"  # of a SwiGLU, timm's packed form of which has one layer for both halves
+        split = "blocks.0.mlp.fc1_g.weight"  # of a SwiGLU that has two layers
         self.mlp = self.shape(split if split in self.left else "blocks.0.mlp.fc1.weight", 2)[0]
         self.depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
         self.grid = stated.image_size[0] // self.patch[0], stated.image_size[1] // self.patch[1]
@@ -96,7 +96,7 @@ class Source:
             problems = "; ".join(f"{kind} {some(names)}".strip() for kind, names in kinds.items() if names)
             raise CheckpointError(
                 f"timm checkpoint: the weights are not those of the architecture and model_args, or of a kind that "
-                f"Hugging Face does not have: {problems}",
+                f"is not supported: {problems}",
                 what="weights", found=problems,
             )  # fmt: skip
         sizes = {"embed_dim": self.width, "depth": self.depth, "in_chans": self.channels, "mlp_ratio": self.mlp}
