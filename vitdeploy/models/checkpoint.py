@@ -34,7 +34,7 @@ _HEADS = {
 _UNUSED = re.compile(
     r".*\.relative_position_index|head\.decoder\.(decoder_.+|mask_token)|head\.visual_projection\.(weight|bias)"
 )
-_OPTIONAL_POOLERS = ("dense", "mean+norm")  # transformers' classes may omit them: `add_pooling_layer`
+_OPTIONAL_POOLERS = ("dense", "mean+norm", "attention")  # transformers' classes may omit them: `add_pooling_layer`
 _TEACHER = "head.distillation_classifier."
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

@@ -103,12 +103,19 @@ _TIMM = _rules(
     (_APPLIED, "the pooler", "pooling pooler_attention_heads pooler_intermediate_size"),
     (_APPLIED, "the width of image_embeds", "projection_size"),
 )
+_CLIP = _rules(
+    _MLP,
+    (_APPLIED, "the width of image_embeds", "projection_dim"),
+    (_CARRIED, "training", "attention_dropout initializer_factor"),
+    (_CARRIED, "the image encoder in a checkpoint of two encoders", "vision_config"),
+)
 OF_FAMILY: dict[str, dict[str, KeyRule]] = {
-    "vit": _rules(_HEAD_DIM, _MLP, _BIAS, _POOLER, _DECODED),
-    "deit": _rules(_HEAD_DIM, _MLP, _BIAS, _POOLER, _DECODED),
+    "vit": _rules(_MLP, _HEAD_DIM, _BIAS, _POOLER, _DECODED),
+    "deit": _rules(_MLP, _HEAD_DIM, _BIAS, _POOLER, _DECODED),
     "beit": _rules(
         _HEAD_DIM,
         _MLP,
+        _HEAD_DIM,
         _BACKBONE,
         _STOCHASTIC_DEPTH,
         (_APPLIED, "positions", "use_absolute_position_embeddings use_relative_position_bias "
@@ -123,17 +130,18 @@ OF_FAMILY: dict[str, dict[str, KeyRule]] = {
     "vit_mae": _rules(
         _HEAD_DIM,
         _MLP,
+        _HEAD_DIM,
         _BIAS,
         (_CARRIED, "pretraining: nothing is masked here, and features are those of the whole image", """mask_ratio
             norm_pix_loss decoder_num_attention_heads decoder_hidden_size decoder_num_hidden_layers
             decoder_intermediate_size"""),
     ),
-    "vit_msn": _rules(_HEAD_DIM, _MLP, _BIAS),
+    "vit_msn": _rules(_MLP, _HEAD_DIM, _BIAS),
     "ijepa": _rules(
-        _HEAD_DIM,
         _MLP,
+        _HEAD_DIM,
         _BIAS,
-        (_CARRIED, "a pooler that no class of a checkpoint has", "pooler_act pooler_output_size")
+        (_CARRIED, "a pooler that no class of a checkpoint has", "pooler_act pooler_output_size"),
     ),
     "dinov2": _DINOV2 | _rules((_CARRIED, "whether there is a mask token, for pretraining alone", "use_mask_token")),
     "dinov3_vit": _rules(
@@ -149,11 +157,7 @@ OF_FAMILY: dict[str, dict[str, KeyRule]] = {
         (_CARRIED, "whether a backbone returns the class token", "return_class_token"),
     ),
     "dinov2_with_registers": _DINOV2 | _rules((_APPLIED, "tokens", "num_register_tokens")),
-    "clip_vision_model": _rules(
-        _MLP,
-        (_APPLIED, "the width of image_embeds", "projection_dim"),
-        (_CARRIED, "training", "attention_dropout initializer_factor"),
-    ),
+    "clip_vision_model": _CLIP,
     **dict.fromkeys(("timm_eva", "timm_eva02", "timm_perception_encoder"), _TIMM),
 }  # fmt: skip
 

@@ -26,7 +26,8 @@ def fold_normalization(model: VisionTransformer, scale: np.ndarray, offset: np.n
     name = "embeddings.patch_embeddings.projection."
     shared = [parameter for key, parameter in model.named_parameters() if not key.startswith(name)]
     folded = copy.deepcopy(model, memo={id(parameter): parameter for parameter in shared})
-    projection = folded.embeddings.patch_embeddings["projection"]
+    projection = folded.embeddings.patch_embeddings.get_submodule("projection")
+    assert isinstance(projection, nn.Conv2d)  # noqa: S101  (for mypy)
     weight, bias = projection.weight.double(), projection.bias
     added = (weight * torch.from_numpy(offset)[:, None, None]).sum((1, 2, 3))
     added = added if bias is None else bias.double() + added

@@ -74,7 +74,8 @@ class Embeddings(nn.Module):
         if interpolate and positions is not None:
             positions = self.interpolated_positions(grid)
         if prefix is None:
-            return self.dropout(self._normalized(x if positions is None else x + positions)), grid
+            x = x if positions is None else x + positions
+            return self.dropout(self._normalized(x)), grid
         x = F.pad(x, (0, 0, prefix.shape[1], 0))  # (N, P + gh * gw, D)
         if positions is None:
             added = F.pad(prefix, (0, 0, 0, grid[0] * grid[1]))
