@@ -86,6 +86,8 @@ HEADS = (
 )
 
 
+# Families of transformers; the others are timm's own, and have their results in tests/golden/timm.
+OF_TRANSFORMERS = tuple(dict.fromkeys(head.family for head in HEADS))
 # One head of each family, of both tasks in turn, for what a head has no part in.
 ONE_A_FAMILY = tuple(
     heads[-(index % 2)]

@@ -173,7 +173,7 @@ class ViTConfig:
             if not (isinstance(size, tuple) and len(size) == 2 and all(_is_within(edge, *_SIZE[:3]) for edge in size)):
                 wrong[name] = f"{_SIZE[3]}, or a pair of them"
         for name in ("classification_pooler", "feature_pooler"):
-            if values[name] not in (None, *POOLERS):
+            if values[name] not in POOLERS and not (values[name] is None and name == "feature_pooler"):
                 wrong[name] = f"one of {', '.join(POOLERS)}"
         if self.relative_position_interpolation not in ("bilinear", "geometric"):
             wrong["relative_position_interpolation"] = "bilinear or geometric"

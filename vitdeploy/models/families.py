@@ -80,7 +80,6 @@ class Family:
     Attributes:
         prefix: Name prefix of the encoder's weights in a model with a head.
         architectures: Supported classes, with their tasks; the default class of a task first.
-        library: Library that reads the checkpoint's folder: transformers, or timm for its weights alone.
         sets: Fields of `ViTConfig` that differ from ViT, or from ViT's defaults.
         keys: Other keys of its `config.json` that are fields.
         derive: Fields derived from other keys of its `config.json`.
@@ -95,7 +94,6 @@ class Family:
 
     prefix: str
     architectures: Mapping[str, Task]
-    library: str = "transformers"
     sets: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     keys: tuple[str, ...] = ()
     derive: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
@@ -169,7 +167,7 @@ def _clip(config: Mapping[str, Any]) -> dict[str, Any]:
 def _timm(config: Mapping[str, Any]) -> dict[str, Any]:
     pooling, rotary = config.get("pooling"), config.get("rotary")
     return {
-        "classification_pooler": pooling,
+        "classification_pooler": "mean" if pooling is None else pooling,
         "feature_pooler": pooling,
         "rotary": None if rotary is None else Rotary.from_dict(rotary),
     }
@@ -200,7 +198,7 @@ _DINOV2_FIELDS: dict[str, Any] = {
 
 _TIMM_FIELDS: dict[str, Any] = {"patch_size": (14, 14), "position_antialias": True, "embeds_bias": True}
 _TIMM: dict[str, Any] = {
-    "library": "timm", "keys": _TIMM_KEYS, "derive": _timm, "layers": "blocks", "layer_names": _TIMM_LAYER,
+    "keys": _TIMM_KEYS, "derive": _timm, "layers": "blocks", "layer_names": _TIMM_LAYER,
     "head_name": "head",
 }  # fmt: skip
 
