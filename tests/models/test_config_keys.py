@@ -146,7 +146,8 @@ APPLIED_VALUES: dict[str, Any] = {
     "use_gated_mlp": True, "rope_theta": 10.0,
     "projection_dim": 9,
 }  # fmt: skip
-NOT_COMPUTED = {"model_type", "architectures", "problem_type", "position_antialias", "relative_position_interpolation"}
+OURS = {"position_antialias", "relative_position_interpolation", "embedding_pool", "normalize_embedding"}
+NOT_COMPUTED = {"model_type", "architectures", "problem_type", *OURS}
 HEADS_OF_KEY = {
     "pooler_act": Task.FEATURES, "pooler_output_size": Task.FEATURES, "encoder_stride": Task.MASKED_IMAGE_MODELING,
     "vocab_size": Task.MASKED_IMAGE_MODELING, "num_labels": Task.CLASSIFICATION, "id2label": Task.CLASSIFICATION,

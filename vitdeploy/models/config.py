@@ -16,6 +16,7 @@ from vitdeploy.files.regular_file import read_regular
 from vitdeploy.models.config_keys import check_keys
 from vitdeploy.models.families import FAMILIES, Family
 from vitdeploy.models.rotary import Rotary
+from vitdeploy.specs import EMBEDDING_KEYS, POOLS, Pool
 
 Pooler = Literal["cls", "cls+norm", "mean", "mean+norm", "cls+mean", "dense", "attention"]
 POOLERS: tuple[str, ...] = get_args(Pooler)
@@ -25,8 +26,9 @@ _KEYS = (
     "hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps", "image_size",
     "patch_size", "num_channels", "qkv_bias", "head_dim", "encoder_stride", "pooler_output_size", "pooler_act",
 )  # fmt: skip
+# Keys that transformers does not have.
+_OURS = ("position_antialias", "relative_position_interpolation", *EMBEDDING_KEYS)
 _CLASS_TOKEN_POOLERS = ("cls", "cls+norm", "cls+mean", "dense")
-_OURS = ("position_antialias", "relative_position_interpolation")  # keys that transformers does not have
 # Larger than any real model; below, the element count of every weight fits 64 bits.
 _MAX_SIZE = 2**15
 _MAX_LAYERS = 2**10
@@ -51,6 +53,7 @@ _RANGES = {
     **dict.fromkeys(("num_hidden_layers", "num_register_tokens"), _COUNT),
     **dict.fromkeys(("qkv_bias", "position_antialias", "projection_bias", "embedding_norm", "class_token"), _FLAG),
     **dict.fromkeys(("absolute_positions", "layer_scale", "attention_norm", "mlp_norm", "final_norm"), _FLAG),
+    "normalize_embedding": _FLAG,
 }
 
 
@@ -102,6 +105,11 @@ class ViTConfig:
         feature_pooler: Pooling of feature extraction, if any.
         pooler_attention_heads: Number of heads of the attention pooler. Default: num_attention_heads.
         pooler_intermediate_size: Width of the attention pooler's MLP. Default: intermediate_size.
+        default_pool: Pooling of embeddings for a model with neither a projection nor a pooler: "cls" or "mean"; always
+            "mean" without a class token.
+        embedding_pool: Pooling of the output `image_embeds`; see `vitdeploy.models.layers.embedding`. None for
+            transformers' outputs.
+        normalize_embedding: True if the pooled vector is divided by its L2 norm.
         projection_size: Width of `image_embeds`, the pooled features through a linear layer; None without them.
         embeds_bias: True if that layer has a bias.
         vocab_size: Number of visual tokens that masked image modeling predicts; None if it reconstructs pixels.
@@ -159,6 +167,9 @@ class ViTConfig:
     feature_pooler: Pooler | None = "dense"
     pooler_attention_heads: int | None = None
     pooler_intermediate_size: int | None = None
+    default_pool: Literal["cls", "mean"] = "cls"
+    embedding_pool: Pool | None = None
+    normalize_embedding: bool = False
     projection_size: int | None = None
     embeds_bias: bool = False
     vocab_size: int | None = None
@@ -177,6 +188,8 @@ class ViTConfig:
                 wrong[name] = f"one of {', '.join(POOLERS)}"
         if self.relative_position_interpolation not in ("bilinear", "geometric"):
             wrong["relative_position_interpolation"] = "bilinear or geometric"
+        if self.embedding_pool not in (None, *POOLS):
+            wrong["embedding_pool"] = f"one of {', '.join(POOLS)}"
         for name in ("hidden_act", "pooler_act"):
             if not isinstance(values[name], str):
                 wrong[name] = "the name of an activation"
@@ -232,6 +245,13 @@ class ViTConfig:
         return self.class_token + self.distillation_token + self.num_register_tokens
 
     @property
+    def token_pools(self) -> tuple[Pool, ...]:
+        """Poolings of `last_hidden_state`, the default first."""
+        if not self.class_token:
+            return ("mean",)
+        return tuple(dict.fromkeys((self.default_pool, "cls", "mean", "cls+mean")))
+
+    @property
     def family(self) -> Family:
         return FAMILIES[self.model_type]
 
@@ -278,6 +298,8 @@ class ViTConfig:
         data = {"model_type": self.model_type} | {name: getattr(self, name) for name in _KEYS}
         data["id2label"] = {str(index): name for index, name in enumerate(self.labels)}
         data["label2id"] = {name: index for index, name in enumerate(self.labels)}
+        if self.embedding_pool is not None:
+            data |= {"embedding_pool": self.embedding_pool, "normalize_embedding": self.normalize_embedding}
         data["problem_type"] = None if self.problem_type is None else str(self.problem_type)
         for name in ("image_size", "patch_size"):
             data[name] = json_size(data[name])
