@@ -12,7 +12,7 @@ import torch
 
 from vitdeploy.sources.layouts.timm_eva_config import EvaConfig, read_eva_config
 from vitdeploy.sources.layouts.timm_parts import refuse
-from vitdeploy.sources.layouts.timm_tensors import Source
+from vitdeploy.sources.layouts.timm_tensors import Tensors
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def from_eva(
     """
     stated = read_eva_config(config)
     # Buffers of former versions of timm, which computes them again, as is done here.
-    source = Source(stated, {name: tensor for name, tensor in tensors.items() if not name.startswith("rope.")})
+    source = Tensors(stated, {name: tensor for name, tensor in tensors.items() if not name.startswith("rope.")})
     gated = stated.architecture.model_type == "timm_eva02"
     if gated and source.has("blocks.0.mlp.fc1.weight"):  # both halves in one layer
         source.mlp //= 2
@@ -117,7 +117,9 @@ def _query_bias(stated: EvaConfig, *, fused: bool) -> str:
     return f"blocks.0.attn.{name}"
 
 
-def _embeddings(source: Source, *, classes: bool, absolute: bool, before: bool) -> tuple[dict[str, Tensor], int]:
+def _embeddings(
+    source: Tensors[EvaConfig], *, classes: bool, absolute: bool, before: bool
+) -> tuple[dict[str, Tensor], int]:
     """Tensors before the blocks, and the number of rows for the class token in the stored position table."""
     width, patches = source.width, source.grid[0] * source.grid[1]
     shape = (width, source.channels, *source.patch)
@@ -138,7 +140,7 @@ def _embeddings(source: Source, *, classes: bool, absolute: bool, before: bool) 
 
 
 def _attention(
-    source: Source, name: str, stated: EvaConfig, *, fused: bool, biased: bool, norm: bool
+    source: Tensors[EvaConfig], name: str, stated: EvaConfig, *, fused: bool, biased: bool, norm: bool
 ) -> dict[str, Tensor]:
     width = source.width
     parts = ("q_proj", "k_proj", "v_proj")
@@ -161,7 +163,7 @@ def _attention(
     return weights | {f"{name}.{part}.bias": bias for part, bias in biases.items()}
 
 
-def _mlp(source: Source, name: str, *, gated: bool, norm: bool) -> dict[str, Tensor]:
+def _mlp(source: Tensors[EvaConfig], name: str, *, gated: bool, norm: bool) -> dict[str, Tensor]:
     width, hidden = source.width, source.mlp
     weights = source.layer(f"{name}.fc2", f"{name}.fc2", width, hidden)
     if norm:
@@ -180,7 +182,7 @@ def _mlp(source: Source, name: str, *, gated: bool, norm: bool) -> dict[str, Ten
     return weights
 
 
-def _attention_pool(source: Source, hidden: int) -> dict[str, Tensor]:
+def _attention_pool(source: Tensors[EvaConfig], hidden: int) -> dict[str, Tensor]:
     """The pool, with its fused projection of keys and values split."""
     width, name = source.width, "attn_pool"
     weights = {f"{name}.latent": source.take(f"{name}.latent", 1, 1, width)}

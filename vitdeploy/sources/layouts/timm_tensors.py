@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 
@@ -22,10 +22,13 @@ _EPS = 1e-6  # timm.layers.LayerNorm
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-class Source:
+S = TypeVar("S", "TimmConfig", "EvaConfig")
+
+
+class Tensors(Generic[S]):
     """The tensors; each must be taken once, with the shape implied by the others and the configuration."""
 
-    def __init__(self, stated: TimmConfig | EvaConfig, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, stated: S, tensors: Mapping[str, Tensor]) -> None:
         self.stated, self.left = stated, dict(tensors)
         self.missing: list[str] = []
         self.wrong: list[str] = []
@@ -130,3 +133,7 @@ class Source:
             "num_channels": self.channels,
             **self.stated.labels,
         }
+
+
+class Source(Tensors["TimmConfig"]):
+    """Those of a Vision Transformer, DeiT or BEiT."""
