@@ -42,6 +42,8 @@ _DINOV3_LAYER = {
     "mlp.fc2": "mlp.down_proj",
 }
 
+TOWER_KEY = "vision_config"  # of a config.json that describes an image and a text tower
+
 _CLIP_LAYER = {
     "attention.o_proj": "self_attn.out_proj",
     "attention": "self_attn",
@@ -86,10 +88,14 @@ class Family:
         layer_names: Names of a layer's parts here -> on disk.
         other_names: The same for weights outside the layers.
         layers: Name of the layers on disk, before their numbers.
+        stacked: Parts of names on disk of weights that are several here, stacked along the first axis -> the parts of
+            their names, from the top.
         axes: Number of axes on disk of weights that have more here, with sizes of 1 before them; by their names here.
         always_prefixed: True if weights have the prefix in a model without a head, too.
         head_name: Name on disk of the last linear layer, if it is the same for a classifier and a projection.
         head_norm: True if a head has its own norm, distinguished from the encoder's only by the missing prefix.
+        tower: The model_type of the image tower, for a model whose `config.json` nests its keys in `TOWER_KEY`, beside
+            those of a text tower.
     """
 
     prefix: str
@@ -100,10 +106,12 @@ class Family:
     layer_names: Mapping[str, str] = dataclasses.field(default_factory=lambda: _VIT_LAYER)
     other_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
     layers: str = "encoder.layer"
+    stacked: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     axes: Mapping[str, int] = dataclasses.field(default_factory=dict)
     always_prefixed: bool = False
     head_name: str | None = None
     head_norm: bool = False
+    tower: str | None = None
 
 
 def _beit(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,15 +138,11 @@ def _dinov2(config: Mapping[str, Any]) -> dict[str, Any]:
     width = int(size * ratio)
     if swiglu:  # two thirds of the MLP's width, rounded up to a multiple of 8: transformers' Dinov2SwiGLUFFN
         width = (int(width * 2 / 3) + 7) // 8 * 8
-    return {
-        "intermediate_size": width,
-        "swiglu": swiglu,
-        "mask_token_axes": 2 * _flag(config, "use_mask_token", default=True),
-    }
+    return {"intermediate_size": width, "swiglu": swiglu, "mask_token": _flag(config, "use_mask_token", default=True)}
 
 
 def _registers(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {**_dinov2(config), "mask_token_axes": 2, "num_register_tokens": config.get("num_register_tokens", 4)}
+    return {**_dinov2(config), "mask_token": True, "num_register_tokens": config.get("num_register_tokens", 4)}
 
 
 def _dinov3(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,6 +166,12 @@ def _clip(config: Mapping[str, Any]) -> dict[str, Any]:
         "head_dim": None,
         "projection_size": config.get("projection_dim", 512) if projected else None,
     }
+
+
+def _siglip(config: Mapping[str, Any]) -> dict[str, Any]:
+    pools = _flag(config, "vision_use_head", default=True)
+    # transformers has no such keys as the first two here
+    return {"qkv_bias": True, "head_dim": None, "feature_pooler": "attention" if pools else None}
 
 
 def _timm(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -198,8 +208,7 @@ _DINOV2_FIELDS: dict[str, Any] = {
 
 _TIMM_FIELDS: dict[str, Any] = {"patch_size": (14, 14), "position_antialias": True, "embeds_bias": True}
 _TIMM: dict[str, Any] = {
-    "keys": _TIMM_KEYS, "derive": _timm, "layers": "blocks", "layer_names": _TIMM_LAYER,
-    "head_name": "head",
+    "keys": _TIMM_KEYS, "derive": _timm, "layers": "blocks", "layer_names": _TIMM_LAYER, "head_name": "head",
 }  # fmt: skip
 
 FAMILIES: dict[str, Family] = {
@@ -255,6 +264,7 @@ FAMILIES: dict[str, Family] = {
         sets={**_DINOV2_FIELDS, "patch_size": (14, 14)},
         derive=_dinov2,
         layer_names=_DINOV2_LAYER,
+        axes={"embeddings.mask_token": 2},
     ),
     "dinov2_with_registers": Family(
         prefix="dinov2_with_registers.",
@@ -265,6 +275,27 @@ FAMILIES: dict[str, Family] = {
         sets={**_DINOV2_FIELDS, "position_antialias": True},
         derive=_registers,
         layer_names=_DINOV2_LAYER,
+        axes={"embeddings.mask_token": 2},
+    ),
+    "dinov3_vit": Family(
+        prefix="model.",
+        architectures={"DINOv3ViTModel": Task.FEATURES},
+        sets={
+            "hidden_size": 384,
+            "intermediate_size": 1536,
+            "num_attention_heads": 6,
+            "layer_norm_eps": 1e-5,
+            "layer_scale": True,
+            "float32_softmax": False,
+            "any_image_size": True,
+            "feature_pooler": "cls",
+            "absolute_positions": False,
+            "mask_token": True,
+        },
+        derive=_dinov3,
+        layer_names=_DINOV3_LAYER,
+        other_names={"embeddings.patch_embeddings.projection": "embeddings.patch_embeddings", "layernorm": "norm"},
+        layers="layer",
     ),
     "clip_vision_model": Family(
         prefix="vision_model.",
@@ -291,25 +322,28 @@ FAMILIES: dict[str, Family] = {
         axes={"embeddings.cls_token": 1, "embeddings.position_embeddings": 2},
         always_prefixed=True,
     ),
-    "dinov3_vit": Family(
-        prefix="model.",
-        architectures={"DINOv3ViTModel": Task.FEATURES},
+    "siglip_vision_model": Family(
+        prefix="vision_model.",
+        architectures={"SiglipVisionModel": Task.FEATURES},
         sets={
-            "hidden_size": 384,
-            "intermediate_size": 1536,
-            "num_attention_heads": 6,
-            "layer_norm_eps": 1e-5,
-            "layer_scale": True,
-            "float32_softmax": False,
-            "any_image_size": True,
-            "feature_pooler": "cls",
-            "absolute_positions": False,
-            "mask_token_axes": 3,
+            "hidden_act": "gelu_pytorch_tanh",
+            "layer_norm_eps": 1e-6,
+            "class_token": False,
+            "classification_pooler": "mean",
         },
-        derive=_dinov3,
-        layer_names=_DINOV3_LAYER,
-        other_names={"embeddings.patch_embeddings.projection": "embeddings.patch_embeddings", "layernorm": "norm"},
-        layers="layer",
+        derive=_siglip,
+        layers="encoder.layers",
+        layer_names=_CLIP_LAYER,
+        other_names={
+            "embeddings.patch_embeddings.projection": "embeddings.patch_embedding",
+            "embeddings.position_embeddings": "embeddings.position_embedding.weight",
+            "layernorm": "post_layernorm",
+            "head.pooler.attention.o_proj": "head.attention.out_proj",
+            "head.pooler": "head",
+        },
+        stacked={"pooler.attention.in_proj_": tuple(f"pooler.attention.{part}_proj." for part in "qkv")},
+        axes={"embeddings.position_embeddings": 2},
+        always_prefixed=True,
     ),
     "timm_eva": Family(
         prefix="",
@@ -335,13 +369,23 @@ FAMILIES: dict[str, Family] = {
         other_names={
             **_TIMM_OTHERS,
             "head.pooler.attention.q_proj": "attn_pool.q",
-            "head.pooler.attention.k_proj": "attn_pool.k",
-            "head.pooler.attention.v_proj": "attn_pool.v",
+            "head.pooler.attention.kv": "attn_pool.kv",
             "head.pooler.attention.o_proj": "attn_pool.proj",
             "head.pooler.probe": "attn_pool.latent",
             "head.pooler.layernorm": "attn_pool.norm",
             "head.pooler.mlp": "attn_pool.mlp",
         },
+        stacked={"pooler.attention.kv.": ("pooler.attention.k_proj.", "pooler.attention.v_proj.")},
         **_TIMM,
     ),
 }
+# A SigLIP with both towers; SigLIP2's models of fixed size are the same classes.
+FAMILIES["siglip"] = dataclasses.replace(
+    FAMILIES["siglip_vision_model"],
+    architectures={
+        "SiglipForImageClassification": Task.CLASSIFICATION,
+        "SiglipVisionModel": Task.FEATURES,
+        "SiglipModel": Task.FEATURES,
+    },
+    tower="siglip_vision_model",
+)

@@ -49,9 +49,7 @@ class VisionTransformer(nn.Module):
         self.pooler = pooler
         self.teacher = teacher
         self.attention = attention
-        self.embeddings = Embeddings(
-            config, mask_token=config.mask_token_axes > 0 or task is Task.MASKED_IMAGE_MODELING
-        )
+        self.embeddings = Embeddings(config, mask_token=config.mask_token or task is Task.MASKED_IMAGE_MODELING)
         self.shared_position_bias = RelativePositionBias(config) if config.shared_relative_positions else None
         self.layers = nn.ModuleList(Layer(config, attention) for _ in range(config.num_hidden_layers))
         norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.final_norm else nn.Identity()
@@ -132,8 +130,7 @@ class VisionTransformer(nn.Module):
         config = self.config
         if config.rotary is None:
             return None
-        weight = self.embeddings.get_parameter("patch_embeddings.projection.weight")
-        return Rotation(config.rotary, grid, config.num_prefix_tokens, config.attention_head_dim, weight)
+        return Rotation(config.rotary, grid, config.num_prefix_tokens, config.attention_head_dim, self._projection)
 
     def with_attention(self, kind: AttentionKind) -> VisionTransformer:
         """The same model with shared weights and another attention."""

@@ -62,7 +62,8 @@ def test_pairs_of_channels_are_rotated_by_the_place_of_the_patch(rotary: Rotary,
     assert torch.equal(got[:, :, :PREFIX], x[:, :, :PREFIX])
     # Angles of up to 100 radians in float32; then one rounding to the type.
     torch.testing.assert_close(got, by_definition(x.double(), rotary).to(dtype), atol=4e-5, rtol=torch.finfo(dtype).eps)
-    assert torch.equal(rotation(x[:, :, :4], 4), got[:, :, :4])
+    for tokens in (1, PREFIX, PREFIX + 3):
+        assert torch.equal(rotation(x[:, :, :tokens], tokens), got[:, :, :tokens])
 
 
 @pytest.mark.parametrize(

@@ -54,21 +54,13 @@ class Attention(nn.Module):
         q, k, v = (proj(x) for proj in (self.q_proj, self.k_proj, self.v_proj))
         if tokens is not None:
             q, bias = q[:, :tokens], None if bias is None else bias[:, :, :tokens]
-        return self._attend(q, k, v, bias, rotation, tokens)
-
-    def _attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        bias: Tensor | None = None,
-        rotation: Rotation | None = None,
-        tokens: int | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """From projected queries, keys and values, (N, L, H * head_dim) each, to the result and the weights."""
         q, k, v = (self._split_heads(projected) for projected in (q, k, v))
         if rotation is not None:
             q, k = rotation(q, tokens), rotation(k)
+        return self._attend(q, k, v, bias)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """From queries, keys and values, (N, H, L, head_dim) each, to the result and the weights."""
         weights = None
         if self.kind == "sdpa":
             dropout = self.dropout if self.training else 0.0

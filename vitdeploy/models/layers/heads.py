@@ -7,6 +7,7 @@ that of `pooler_output` and `image_embeds`.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -103,12 +104,13 @@ class ProbeAttention(Attention):
     """Multi-head attention of a probe (1, 1, D) to all tokens: (N, L, D) -> (N, 1, D); torch's `MultiheadAttention`."""
 
     def __init__(self, config: ViTConfig) -> None:
-        heads = config.pooler_attention_heads or config.num_attention_heads
-        own = {"num_attention_heads": heads, "head_dim": None, "rotary": None, "attention_norm": False}
-        super().__init__(dataclasses.replace(config, qkv_bias=True, key_bias=True, **own), "sdpa")
+        own: dict[str, Any] = dict.fromkeys(("qkv_bias", "query_bias", "key_bias", "value_bias", "proj_bias"), True)
+        own |= {"num_attention_heads": config.pooler_attention_heads or config.num_attention_heads, "head_dim": None}
+        super().__init__(dataclasses.replace(config, **own, rotary=None, attention_norm=False), "sdpa")
 
     def forward(self, probe: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
-        return self._attend(self.q_proj(probe), self.k_proj(x), self.v_proj(x))[0]
+        q, k, v = map(self._split_heads, (self.q_proj(probe), self.k_proj(x), self.v_proj(x)))
+        return self._attend(q, k, v, None)[0]
 
 
 class AttentionPooler(nn.Module):

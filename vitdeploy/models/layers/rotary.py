@@ -24,6 +24,7 @@ class Rotation:
 
     def __init__(self, rotary: Rotary, grid: tuple[int, int], prefix: int, head_dim: int, like: Tensor) -> None:
         self.pairs = rotary.pairs
+        self.prefix = prefix
         dtype = torch.promote_types(like.dtype, torch.float32)
         down, across = (_coordinates(rotary, axis, grid[axis], like.device).to(dtype) for axis in (0, 1))
         of_rows, of_columns = (bands.to(dtype) for bands in _frequencies(rotary, head_dim, like.device))
@@ -35,7 +36,12 @@ class Rotation:
 
     def __call__(self, x: Tensor, tokens: int | None = None) -> Tensor:
         """Rotate queries or keys, of the first `tokens` tokens or all: (N, H, L, head_dim) -> same shape and type."""
-        cos, sin = (self.cos, self.sin) if tokens is None else (self.cos[:tokens], self.sin[:tokens])
+        if tokens is None:
+            cos, sin = self.cos, self.sin
+        elif tokens <= self.prefix:
+            return x
+        else:
+            cos, sin = self.cos[:tokens], self.sin[:tokens]
         return (x * cos + self._swapped(x) * sin).to(x.dtype)
 
     def _swapped(self, x: Tensor) -> Tensor:

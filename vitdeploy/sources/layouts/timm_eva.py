@@ -183,14 +183,10 @@ def _mlp(source: Tensors[EvaConfig], name: str, *, gated: bool, norm: bool) -> d
 
 
 def _attention_pool(source: Tensors[EvaConfig], hidden: int) -> dict[str, Tensor]:
-    """The pool, with its fused projection of keys and values split."""
-    width, name = source.width, "attn_pool"
-    weights = {f"{name}.latent": source.take(f"{name}.latent", 1, 1, width)}
-    for part, shape in (("q", (width, width)), ("proj", (width, width)), ("norm", (width,))):
-        weights |= source.layer(f"{name}.{part}", f"{name}.{part}", *shape)
-    weights |= source.layer(f"{name}.mlp.fc1", f"{name}.mlp.fc1", hidden, width)
-    weights |= source.layer(f"{name}.mlp.fc2", f"{name}.mlp.fc2", width, hidden)
-    for leaf, fused in source.layer(f"{name}.kv", "", 2 * width, width).items():
-        key, value = fused.chunk(2)
-        weights |= {f"{name}.k{leaf}": key, f"{name}.v{leaf}": value}
+    width = source.width
+    shapes = {"q": (width, width), "kv": (2 * width, width), "proj": (width, width), "norm": (width,)}
+    shapes |= {"mlp.fc1": (hidden, width), "mlp.fc2": (width, hidden)}
+    weights = {"attn_pool.latent": source.take("attn_pool.latent", 1, 1, width)}
+    for part, shape in shapes.items():
+        weights |= source.layer(f"attn_pool.{part}", f"attn_pool.{part}", *shape)
     return weights
