@@ -355,11 +355,10 @@ def hidden_states(model: Any, pixels: torch.Tensor, prefix: str) -> dict[str, np
 
 def write_case(kind: str, number: int, architecture: str, arguments: dict[str, Any]) -> None:
     seed = 10 * list(KINDS).index(kind) + number
-    classes, name = 0 if kind in FEATURES else 4 + number, "logits"
-    if not classes:
-        name = "pooler_output" if kind in POOLED else None
-    elif f"{kind}_{number}" in PROJECTED:
-        name = "image_embeds"
+    classes = 0 if kind in FEATURES else 4 + number
+    name = "image_embeds" if f"{kind}_{number}" in PROJECTED else "logits" if classes else None
+    if kind in POOLED:
+        name = "pooler_output"
     arguments = dict(arguments)
     data_config = {"input_size": arguments.pop("input_size")} if "input_size" in arguments else None
     model = timm.create_model(architecture, **{"depth": 2, "num_classes": classes, **arguments}).eval()
