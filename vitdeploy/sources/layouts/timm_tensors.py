@@ -22,7 +22,7 @@ _EPS = 1e-6  # timm.layers.LayerNorm
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-S = TypeVar("S", "TimmConfig", "EvaConfig")
+S = TypeVar("S", bound="TimmConfig | EvaConfig")
 
 
 class Tensors(Generic[S]):
