@@ -72,6 +72,8 @@ HEADS = (
     Head("vit_mae", "ViTMAEForPreTraining", Task.FEATURES),
     Head("vit_msn", "ViTMSNForImageClassification", Task.CLASSIFICATION),
     Head("vit_msn", "ViTMSNModel", Task.FEATURES),
+    Head("ijepa", "IJepaForImageClassification", Task.CLASSIFICATION),
+    Head("ijepa", "IJepaModel", Task.FEATURES),
     Head("dinov2", "Dinov2ForImageClassification", Task.CLASSIFICATION, "BitImageProcessor"),
     Head("dinov2", "Dinov2Model", Task.FEATURES, "BitImageProcessor"),
     Head(

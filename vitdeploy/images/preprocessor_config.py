@@ -245,6 +245,7 @@ CLASS_OF_MODEL = {
     "vit": "ViTImageProcessor",
     "vit_mae": "ViTImageProcessor",
     "vit_msn": "ViTImageProcessor",
+    "ijepa": "ViTImageProcessor",
     "deit": "DeiTImageProcessor",
     "beit": "BeitImageProcessor",
     "dinov2": "BitImageProcessor",

@@ -119,6 +119,9 @@ OF_FAMILY: dict[str, dict[str, KeyRule]] = {
             decoder_intermediate_size"""),
     ),
     "vit_msn": _rules(_MLP, _BIAS),
+    "ijepa": _rules(
+        _MLP, _BIAS, (_CARRIED, "a pooler that no class of a checkpoint has", "pooler_act pooler_output_size")
+    ),
     "dinov2": _DINOV2 | _rules((_CARRIED, "whether there is a mask token, for pretraining alone", "use_mask_token")),
     "dinov2_with_registers": _DINOV2 | _rules((_APPLIED, "tokens", "num_register_tokens")),
 }  # fmt: skip

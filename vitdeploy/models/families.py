@@ -70,8 +70,8 @@ def _beit(config: Mapping[str, Any]) -> dict[str, Any]:
         "shared_relative_positions": _flag(config, "use_shared_relative_position_bias", default=False),
         "layer_scale": _number(config, "layer_scale_init_value", default=0.1) > 0,
         "final_norm": not mean,
-        "classification_pooler": "mean" if mean else "cls",
-        "feature_pooler": "mean" if mean else "cls",
+        "classification_pooler": "mean+norm" if mean else "cls",
+        "feature_pooler": "mean+norm" if mean else "cls",
         "vocab_size": config.get("vocab_size", 8192),
     }
 
@@ -162,6 +162,11 @@ FAMILIES: dict[str, Family] = {
         prefix="vit.",
         architectures={"ViTMSNForImageClassification": Task.CLASSIFICATION, "ViTMSNModel": Task.FEATURES},
         sets={"layer_norm_eps": 1e-6, "feature_pooler": None},
+    ),
+    "ijepa": Family(
+        prefix="ijepa.",
+        architectures={"IJepaForImageClassification": Task.CLASSIFICATION, "IJepaModel": Task.FEATURES},
+        sets={"class_token": False, "classification_pooler": "mean", "feature_pooler": None},
     ),
     "dinov2": Family(
         prefix="dinov2.",

@@ -6,12 +6,15 @@ that of `pooler_output`.
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor, nn
 
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.dense import patch_map
 from vitdeploy.models.layers.activations import activation
+from vitdeploy.models.layers.encoder import Attention, Mlp
 from vitdeploy.specs import Task
 
 
@@ -29,7 +32,7 @@ class ClsPooler(nn.Module):
 
 
 class MeanPooler(nn.Module):
-    """The normalized mean of the patches, BEiT's: (N, L, D) -> (N, D)."""
+    """The mean of the patches: (N, L, D) -> (N, D)."""
 
     leading_tokens: int | None = None
 
@@ -37,10 +40,20 @@ class MeanPooler(nn.Module):
         super().__init__()
         self.width = config.hidden_size
         self.num_prefix_tokens = config.num_prefix_tokens
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, self.num_prefix_tokens :].mean(1)
+
+
+class MeanNormPooler(MeanPooler):
+    """The normalized mean of the patches, BEiT's: (N, L, D) -> (N, D)."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__(config)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layernorm(x[:, self.num_prefix_tokens :].mean(1))  # type: ignore[no-any-return]
+        return self.layernorm(super().forward(x))  # type: ignore[no-any-return]
 
 
 class ClsMeanPooler(nn.Module):
@@ -72,11 +85,45 @@ class DensePooler(nn.Module):
         return self.activation(self.dense(x[:, 0]))
 
 
-_POOLERS: dict[str, type[ClsPooler | MeanPooler | ClsMeanPooler | DensePooler]] = {
+class ProbeAttention(Attention):
+    """Multi-head attention of a probe (1, 1, D) to all tokens: (N, L, D) -> (N, 1, D); torch's `MultiheadAttention`."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__(dataclasses.replace(config, qkv_bias=True, key_bias=True, head_dim=None), "sdpa")
+
+    def forward(self, probe: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
+        return self._attend(self.q_proj(probe), self.k_proj(x), self.v_proj(x), None)[0]
+
+
+class AttentionPooler(nn.Module):
+    """Attention of a learned probe, then a norm and an MLP beside a residual, SigLIP's: (N, L, D) -> (N, D).
+
+    Zhai et al., Scaling Vision Transformers (arXiv:2106.04560), section 3.2.
+    """
+
+    leading_tokens: int | None = None
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.width = config.hidden_size
+        self.probe = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.attention = ProbeAttention(config)
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = Mlp(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.attention(self.probe, x)[:, 0]
+        return x + self.mlp(self.layernorm(x))  # type: ignore[no-any-return]
+
+
+AnyPooler = ClsPooler | MeanPooler | ClsMeanPooler | DensePooler | AttentionPooler
+_POOLERS: dict[str, type[AnyPooler]] = {
     "cls": ClsPooler,
     "mean": MeanPooler,
+    "mean+norm": MeanNormPooler,
     "cls+mean": ClsMeanPooler,
     "dense": DensePooler,
+    "attention": AttentionPooler,
 }
 
 
