@@ -19,7 +19,7 @@ from vitdeploy.errors import CheckFailedError
 from vitdeploy.exporters.graph.onnx_layers import name_layer, repeat_first_layer, repeat_nodes
 from vitdeploy.exporters.graph.passes import simplify
 from vitdeploy.models.dense import FEATURES, RAW_FEATURES, dense_features
-from vitdeploy.models.signature import Served, output_names
+from vitdeploy.models.signature import Served, head_outputs
 from vitdeploy.specs import PixelFormat, PixelStage, TensorSpec
 from vitdeploy.system.forks import with_threads
 
@@ -41,7 +41,7 @@ def trace_layers(served: Served, opset: int) -> ir.Model:
     twin.layers = layers[:1] if tokens is None else nn.ModuleList((layers[0], layers[-1]))
     maps = dense_features((spec.name for spec in served.outputs), twin.config)
     twin.config = dataclasses.replace(twin.config, feature_norm="all")
-    head = output_names(twin) if served.num_layers is None else ()
+    head = head_outputs(twin) if served.num_layers is None else ()
     names = [name for name in head if tokens is None or name != _LAST_STATE]
     names += ["hidden_states.0", *dict.fromkeys(_TRACED_MAPS[dense.normalized] for dense in maps.values())]
     if layers:

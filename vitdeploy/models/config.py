@@ -15,21 +15,23 @@ from vitdeploy.files.json_text import json_object
 from vitdeploy.files.regular_file import read_regular
 from vitdeploy.models.config_keys import check_keys
 from vitdeploy.models.families import FAMILIES, Family
+from vitdeploy.specs import EMBEDDING_KEYS, POOLS, Pool
 
-Pooler = Literal["cls", "mean", "mean+norm", "cls+mean", "dense", "attention"]
+Pooler = Literal["cls", "cls+norm", "mean", "mean+norm", "cls+mean", "dense", "attention"]
 # Keys that every family's config.json may have, by field name.
 _KEYS = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
     "hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps", "image_size",
     "patch_size", "num_channels", "qkv_bias", "head_dim", "encoder_stride", "pooler_output_size", "pooler_act",
 )  # fmt: skip
-_CLASS_TOKEN_POOLERS = ("cls", "cls+mean", "dense")
-_OURS = ("position_antialias", "relative_position_interpolation")  # keys that transformers does not have
+# Keys that transformers does not have.
+_OURS = ("position_antialias", "relative_position_interpolation", *EMBEDDING_KEYS)
+_CLASS_TOKEN_POOLERS = ("cls", "cls+norm", "cls+mean", "dense")
 # Larger than any real model; below, the element count of every weight fits 64 bits.
 _MAX_SIZE = 2**15
 _MAX_LAYERS = 2**10
 _MAX_PATCHES = 2**16  # with this many tokens, the attention of one head takes 16 GiB
-_OPTIONAL = ("head_dim", "pooler_output_size", "vocab_size")
+_OPTIONAL = ("head_dim", "pooler_output_size", "vocab_size", "projection_size")
 _SIZE = (int, 1, _MAX_SIZE, f"an integer from 1 to {_MAX_SIZE}")
 _COUNT = (int, 0, _MAX_LAYERS, f"an integer from 0 to {_MAX_LAYERS}")
 _SHARE = ((int, float), 0, 1, "a number from 0 to 1")
@@ -44,7 +46,8 @@ _RANGES = {
     **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), _SHARE),
     **dict.fromkeys(("initializer_range", "layer_norm_eps"), _NUMBER),
     **dict.fromkeys(("num_hidden_layers", "num_register_tokens"), _COUNT),
-    **dict.fromkeys(("qkv_bias", "position_antialias", "class_token"), _FLAG),
+    **dict.fromkeys(("qkv_bias", "position_antialias", "projection_bias", "embedding_norm", "class_token"), _FLAG),
+    "normalize_embedding": _FLAG,
 }
 
 
@@ -65,6 +68,8 @@ class ViTConfig:
         pooler_output_size: Width of the pooler. Default: hidden_size.
         labels: Class names, in the order of the logits; empty for an identity head.
         problem_type: Problem type of a classifier. Default: derived from the number of labels.
+        projection_bias: True if the patch projection has a bias.
+        embedding_norm: True if a layer norm precedes the first block; `hidden_states.0` follows it.
         key_bias: True if the key projection has a bias when the query and value projections have one.
         class_token: True if a learned token precedes the patches.
         distillation_token: True if a second token, with its own position, follows the class token.
@@ -85,6 +90,12 @@ class ViTConfig:
             it: "all", "last" (the last layer's) or "none"; a family without a backbone has "all".
         classification_pooler: Pooling before the classifier; see `vitdeploy.models.layers.heads`.
         feature_pooler: Pooling of feature extraction, if any.
+        default_pool: Pooling of embeddings for a model with neither a projection nor a pooler: "cls" or "mean"; always
+            "mean" without a class token.
+        embedding_pool: Pooling of the output `image_embeds`; see `vitdeploy.models.layers.embedding`. None for
+            transformers' outputs.
+        normalize_embedding: True if the pooled vector is divided by its L2 norm.
+        projection_size: Width of `image_embeds`, the pooled features through a linear layer; None without them.
         vocab_size: Number of visual tokens that masked image modeling predicts; None if it reconstructs pixels.
 
     Raises:
@@ -111,6 +122,8 @@ class ViTConfig:
     pooler_act: str = "tanh"
     labels: tuple[str, ...] = ("LABEL_0", "LABEL_1")
     problem_type: ProblemType | None = None
+    projection_bias: bool = True
+    embedding_norm: bool = False
     key_bias: bool = True
     class_token: bool = True
     distillation_token: bool = False
@@ -129,6 +142,10 @@ class ViTConfig:
     feature_norm: Literal["all", "last", "none"] = "all"
     classification_pooler: Pooler = "cls"
     feature_pooler: Pooler | None = "dense"
+    default_pool: Literal["cls", "mean"] = "cls"
+    embedding_pool: Pool | None = None
+    normalize_embedding: bool = False
+    projection_size: int | None = None
     vocab_size: int | None = None
 
     def __post_init__(self) -> None:
@@ -142,6 +159,8 @@ class ViTConfig:
                 wrong[name] = f"{_SIZE[3]}, or a pair of them"
         if self.relative_position_interpolation not in ("bilinear", "geometric"):
             wrong["relative_position_interpolation"] = "bilinear or geometric"
+        if self.embedding_pool not in (None, *POOLS):
+            wrong["embedding_pool"] = f"one of {', '.join(POOLS)}"
         for name in ("hidden_act", "pooler_act"):
             if not isinstance(values[name], str):
                 wrong[name] = "the name of an activation"
@@ -193,6 +212,13 @@ class ViTConfig:
         return self.class_token + self.distillation_token + self.num_register_tokens
 
     @property
+    def token_pools(self) -> tuple[Pool, ...]:
+        """Poolings of `last_hidden_state`, the default first."""
+        if not self.class_token:
+            return ("mean",)
+        return tuple(dict.fromkeys((self.default_pool, "cls", "mean", "cls+mean")))
+
+    @property
     def family(self) -> Family:
         return FAMILIES[self.model_type]
 
@@ -239,6 +265,8 @@ class ViTConfig:
         data = {"model_type": self.model_type} | {name: getattr(self, name) for name in _KEYS}
         data["id2label"] = {str(index): name for index, name in enumerate(self.labels)}
         data["label2id"] = {name: index for index, name in enumerate(self.labels)}
+        if self.embedding_pool is not None:
+            data |= {"embedding_pool": self.embedding_pool, "normalize_embedding": self.normalize_embedding}
         data["problem_type"] = None if self.problem_type is None else str(self.problem_type)
         for name in ("image_size", "patch_size"):
             data[name] = json_size(data[name])

@@ -24,7 +24,11 @@ class Embeddings(nn.Module):
         self.antialias = config.position_antialias
         self.num_positioned = config.class_token + config.distillation_token  # prefix tokens with a position
         self.patch_embeddings = nn.ModuleDict(  # an extra level, as in the checkpoints' names
-            {"projection": nn.Conv2d(config.num_channels, size, config.patch_size, config.patch_size)}
+            {
+                "projection": nn.Conv2d(
+                    config.num_channels, size, config.patch_size, config.patch_size, bias=config.projection_bias
+                )
+            }
         )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, size)) if config.class_token else None
         self.distillation_token = nn.Parameter(torch.zeros(1, 1, size)) if config.distillation_token else None
@@ -39,6 +43,7 @@ class Embeddings(nn.Module):
             if config.absolute_positions
             else None
         )
+        self.layernorm = nn.LayerNorm(size, eps=config.layer_norm_eps) if config.embedding_norm else None
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(
@@ -71,13 +76,17 @@ class Embeddings(nn.Module):
         if interpolate and positions is not None:
             positions = self.interpolated_positions(grid)
         if prefix is None:
-            return self.dropout(x if positions is None else x + positions), grid
+            x = x if positions is None else x + positions
+            return self.dropout(self._normalized(x)), grid
         x = F.pad(x, (0, 0, prefix.shape[1], 0))  # (N, P + gh * gw, D)
         if positions is None:
             added = F.pad(prefix, (0, 0, 0, grid[0] * grid[1]))
         else:
             added = torch.cat((prefix, positions[:, self.num_positioned :]), dim=1)
-        return self.dropout(x + added), grid
+        return self.dropout(self._normalized(x + added)), grid
+
+    def _normalized(self, x: Tensor) -> Tensor:
+        return x if self.layernorm is None else self.layernorm(x)
 
     def interpolated_positions(self, grid: tuple[int, int]) -> Tensor:
         """The position table for another patch grid, (1, rows, D): bicubic, from the configured grid.

@@ -1,7 +1,7 @@
 """The heads of the tasks: encoder tokens (N, L, D) -> named outputs.
 
 Poolers and heads have `leading_tokens`, the number of first tokens that they read, or None for all; a FeatureHead's is
-that of `pooler_output`.
+that of `pooler_output` and `image_embeds`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.dense import patch_map
 from vitdeploy.models.layers.activations import activation
+from vitdeploy.models.layers.embedding import ImageEmbedding
 from vitdeploy.models.layers.encoder import Attention, Mlp
-from vitdeploy.specs import Task
+from vitdeploy.specs import EMBEDS, Pool, Task
 
 
 class ClsPooler(nn.Module):
@@ -29,6 +30,20 @@ class ClsPooler(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x[:, 0]
+
+
+class ClsNormPooler(nn.Module):
+    """The normalized class token, CLIP's: (N, L, D) -> (N, D)."""
+
+    leading_tokens: int | None = 1
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.width = config.hidden_size
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layernorm(x[:, 0])  # type: ignore[no-any-return]
 
 
 class MeanPooler(nn.Module):
@@ -116,9 +131,10 @@ class AttentionPooler(nn.Module):
         return x + self.mlp(self.layernorm(x))  # type: ignore[no-any-return]
 
 
-AnyPooler = ClsPooler | MeanPooler | ClsMeanPooler | DensePooler | AttentionPooler
+AnyPooler = ClsPooler | ClsNormPooler | MeanPooler | ClsMeanPooler | DensePooler | AttentionPooler
 _POOLERS: dict[str, type[AnyPooler]] = {
     "cls": ClsPooler,
+    "cls+norm": ClsNormPooler,
     "mean": MeanPooler,
     "mean+norm": MeanNormPooler,
     "cls+mean": ClsMeanPooler,
@@ -159,19 +175,41 @@ class TeacherHead(nn.Module):
 
 
 class FeatureHead(nn.Module):
-    """Tokens -> `last_hidden_state` (N, L, D) and, with a pooler, `pooler_output` (N, its width)."""
+    """Tokens -> `last_hidden_state` (N, L, D) and, with a pooler, `pooler_output` (N, its width).
+
+    With a projection, `image_embeds` (N, projection_size) instead of `pooler_output`, as in transformers. With
+    `ViTConfig.embedding_pool`, `image_embeds` is of that pooling.
+    """
 
     def __init__(self, config: ViTConfig, *, pooler: bool) -> None:
         super().__init__()
-        kind = config.feature_pooler
+        kind, size = config.feature_pooler, config.projection_size
         self.pooler = _POOLERS[kind](config) if pooler and kind is not None else None
-        self.leading_tokens = None if self.pooler is None else self.pooler.leading_tokens
+        self.visual_projection = (
+            None if self.pooler is None or size is None else nn.Linear(self.pooler.width, size, bias=False)
+        )
+        self.embed_by(config)
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> dict[str, Tensor]:  # noqa: ARG002  (one signature)
-        outputs = {"last_hidden_state": x}
-        if self.pooler is not None:
-            outputs["pooler_output"] = self.pooler(x)
+        outputs, pooled = {"last_hidden_state": x}, None if self.pooler is None else self.pooler(x)
+        if self.visual_projection is not None:
+            outputs = {EMBEDS: self.visual_projection(pooled), **outputs}
+        elif pooled is not None:
+            outputs["pooler_output"] = pooled
+        if self.embedding is not None:
+            outputs[EMBEDS] = self.embedding(x, pooled, outputs.get(EMBEDS))
         return outputs
+
+    def embed_by(self, config: ViTConfig) -> None:
+        """Take the pooling of `image_embeds` from a configuration."""
+        self.embedding = None if config.embedding_pool is None else ImageEmbedding(config, self.pooler)
+        pooled = [module.leading_tokens for module in (self.pooler, self.embedding) if module is not None]
+        self.leading_tokens = None if None in pooled else max(filter(None, pooled), default=None)
+
+    def pools(self, config: ViTConfig) -> tuple[Pool, ...]:
+        """The possible values of `embedding_pool`, the default first."""
+        own: dict[Pool, nn.Module | None] = {"projection": self.visual_projection, "pooler": self.pooler}
+        return (*(pool for pool, module in own.items() if module is not None), *config.token_pools)
 
 
 class ReconstructionHead(nn.Module):
