@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from families import HEADS, Head, random_config
+from families import HEADS, OF_TRANSFORMERS, Head, random_config
 from raising import raises
 from torch import Tensor
 
@@ -53,7 +53,10 @@ NAMES = {
 
 
 def test_every_architecture_of_the_table_is_held_to_transformers() -> None:
-    assert {head.name for head in HEADS} == {name for family in FAMILIES.values() for name in family.architectures}
+    assert {head.name for head in HEADS} == {
+        name for family in OF_TRANSFORMERS for name in FAMILIES[family].architectures
+    }
+    assert all(family.startswith("timm_") for family in FAMILIES.keys() - set(OF_TRANSFORMERS))
 
 
 def wanted(checkpoint: Checkpoint, head: Head, peer: Any, pixels: Tensor, **options: Any) -> dict[str, Tensor]:
@@ -182,6 +185,7 @@ def test_a_missing_weight_is_named_as_the_checkpoint_would(write_checkpoint: Wri
 def test_the_task_of_every_architecture_is_known() -> None:
     for head in HEADS:
         assert task_of({"model_type": head.family, "architectures": [head.name]}) is head.task
-    known = ("Dinov2ForImageClassification", "Dinov2Model")
+    assert task_of({"model_type": "dinov2", "architectures": ["Dinov2Backbone"]}) is Task.FEATURES
+    known = ("Dinov2ForImageClassification", "Dinov2Model", "Dinov2Backbone")
     with raises(CheckpointError, what="architectures", expected=known):
-        task_of({"model_type": "dinov2", "architectures": ["Dinov2Backbone"]})
+        task_of({"model_type": "dinov2", "architectures": ["Dinov2ForDepthEstimation"]})
