@@ -164,10 +164,24 @@ KINDS: dict[str, list[tuple[str, dict[str, Any]]]] = {
             input_size=(3, 24, 24),
         ),
     ],
+    "clip": [
+        case("vit_base_patch16_clip_quickgelu_224", 32, 8, 24, num_heads=3, mlp_ratio=2),
+        case("vit_base_patch32_clip_224", 24, 6, 24, num_heads=2, mlp_ratio=2.5, depth=3, fc_norm=True),
+        case("vit_large_patch14_clip_336", 28, 7, 32, mlp_ratio=1, no_embed_class=True, act_layer="gelu"),
+    ],
+    "clip_classifier": [
+        case("vit_base_patch16_clip_384", 32, 8, 24, num_heads=3, mlp_ratio=2),
+        case("vit_huge_patch14_clip_quickgelu_378", 30, 6, 32, mlp_ratio=1, qkv_bias=False),
+    ],
+    "clip_features": [
+        case("vit_large_patch14_clip_quickgelu_224", 28, 7, 32, mlp_ratio=1.5),
+    ],
 }
-FEATURES = ("vit_features", "beit_features", "dinov2", "reg4_dinov2", "swiglu", "mean_features")
+FEATURES = ("vit_features", "beit_features", "dinov2", "reg4_dinov2", "swiglu", "mean_features", "clip_features")
 # Of models without a head, those whose pooled features are written too.
-POOLED = ("mean_features",)
+POOLED = ("mean_features", "clip_features")
+# Models whose head is a projection to a text's vectors, which timm calls logits.
+PROJECTED = ("clip_0", "clip_1", "clip_2")
 # Evaluation transforms beside those of the models; the last ones are smaller than their crop.
 TRANSFORMS: dict[str, dict[str, Any]] = {
     "augreg": {"crop_pct": 0.9, "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3},
@@ -279,11 +293,11 @@ def inputs(seed: int, height: int, width: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).standard_normal((2, 3, height, width), np.float32))
 
 
-def compute(model: Any, pixels: torch.Tensor, prefix: str, *, pooled: bool = False) -> dict[str, np.ndarray[Any, Any]]:
+def compute(model: Any, pixels: torch.Tensor, prefix: str, name: str | None) -> dict[str, np.ndarray[Any, Any]]:
     with torch.inference_mode():
         results = {f"{prefix}/last_hidden_state": model.forward_features(pixels).numpy()}
-        if model.num_classes or pooled:
-            results[f"{prefix}/{'logits' if model.num_classes else 'pooler_output'}"] = model(pixels).numpy()
+        if name is not None:
+            results[f"{prefix}/{name}"] = model(pixels).numpy()
     return results
 
 
@@ -301,13 +315,19 @@ def hidden_states(model: Any, pixels: torch.Tensor, prefix: str) -> dict[str, np
 
 def write_case(kind: str, number: int, architecture: str, arguments: dict[str, Any]) -> None:
     seed = 10 * list(KINDS).index(kind) + number
-    classes, pooled = 0 if kind in FEATURES else 4 + number, kind in POOLED
+    classes, name = 0 if kind in FEATURES else 4 + number, "logits"
+    if not classes:
+        name = "pooler_output" if kind in POOLED else None
+    elif f"{kind}_{number}" in PROJECTED:
+        name = "image_embeds"
     arguments = dict(arguments)
     data_config = {"input_size": arguments.pop("input_size")} if "input_size" in arguments else None
     model = timm.create_model(architecture, **{"depth": 2, "num_classes": classes, **arguments}).eval()
     spread(model, seed)
+    if kind == "clip":
+        torch.nn.init.zeros_(model.head.bias)
     folder = OUT / f"{kind}_{number}"
-    labels = [f"n{index:04}" for index in range(model.num_classes)]
+    labels = [] if kind == "clip" else [f"n{index:04}" for index in range(model.num_classes)]
     names = {"label_names": labels, "label_descriptions": {name: f"class {name}" for name in labels[1:]}}
     in_half = copy.deepcopy(model).half()  # half the bytes, the same values
     timm.models.save_for_hf(
@@ -331,12 +351,12 @@ def write_case(kind: str, number: int, architecture: str, arguments: dict[str, A
         resized = copy.deepcopy(model)
         if size != (height, width) and not data_config:
             resized.set_input_size(img_size=size)
-        results |= compute(resized, inputs(seed, *size), f"{size[0]}x{size[1]}", pooled=pooled)
+        results |= compute(resized, inputs(seed, *size), f"{size[0]}x{size[1]}", name)
     if not number or data_config:
         transform = timm.data.create_transform(**timm.data.resolve_data_config({}, config["pretrained_cfg"]))
-        for name, image in photographs().items():
+        for photograph, image in photographs().items():
             pixels = transform(image)[None]
-            results |= {f"{name}/pixel_values": pixels.numpy(), **compute(model, pixels, name, pooled=pooled)}
+            results |= {f"{photograph}/pixel_values": pixels.numpy(), **compute(model, pixels, photograph, name)}
     np.savez_compressed(folder / "expected.npz", **results)  # type: ignore[arg-type, unused-ignore]
 
 

@@ -137,6 +137,7 @@ OF_FAMILY: dict[str, dict[str, KeyRule]] = {
     "dinov2": _DINOV2 | _rules((_CARRIED, "whether there is a mask token, for pretraining alone", "use_mask_token")),
     "dinov2_with_registers": _DINOV2 | _rules((_APPLIED, "tokens", "num_register_tokens")),
     "clip_vision_model": _CLIP,
+    "timm_clip": _CLIP,
 }  # fmt: skip
 
 RULES = {model_type: COMMON | rules for model_type, rules in OF_FAMILY.items()}  # for every key of a `config.json`

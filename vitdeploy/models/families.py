@@ -227,3 +227,9 @@ FAMILIES: dict[str, Family] = {
         always_prefixed=True,
     ),
 }
+# Classifiers of timm's CLIP encoders, which transformers does not have.
+FAMILIES["timm_clip"] = dataclasses.replace(
+    FAMILIES["clip_vision_model"],
+    architectures={"TimmClipForImageClassification": Task.CLASSIFICATION},
+    sets={**FAMILIES["clip_vision_model"].sets, "classification_pooler": "cls+norm"},
+)
