@@ -294,11 +294,17 @@ def inputs(seed: int, height: int, width: int) -> torch.Tensor:
 
 
 def compute(model: Any, pixels: torch.Tensor, prefix: str, name: str | None) -> dict[str, np.ndarray[Any, Any]]:
+    *_, last = hidden_states(model, pixels, prefix).values()
     with torch.inference_mode():
-        results = {f"{prefix}/last_hidden_state": model.forward_features(pixels).numpy()}
+        # of transformers' CLIP without the norm, which only the class token gets
+        results = {f"{prefix}/last_hidden_state": last if is_clip(model) else model.forward_features(pixels).numpy()}
         if name is not None:
             results[f"{prefix}/{name}"] = model(pixels).numpy()
     return results
+
+
+def is_clip(model: Any) -> bool:
+    return "_clip_" in model.pretrained_cfg["architecture"] and type(model).__name__ == "VisionTransformer"
 
 
 def hidden_states(model: Any, pixels: torch.Tensor, prefix: str) -> dict[str, np.ndarray[Any, Any]]:
@@ -315,7 +321,8 @@ def hidden_states(model: Any, pixels: torch.Tensor, prefix: str) -> dict[str, np
 
 def write_case(kind: str, number: int, architecture: str, arguments: dict[str, Any]) -> None:
     seed = 10 * list(KINDS).index(kind) + number
-    classes, name = 0 if kind in FEATURES else 4 + number, "logits"
+    classes = 0 if kind in FEATURES else 4 + number
+    name: str | None = "logits"
     if not classes:
         name = "pooler_output" if kind in POOLED else None
     elif f"{kind}_{number}" in PROJECTED:

@@ -78,7 +78,8 @@ SQUARE = [case for case in CASES if sizes(expected(case))[0][0] == sizes(expecte
 
 
 def outputs_of(case: str) -> list[str]:
-    head = "logits" if any(key.endswith("/logits") for key in expected(case)) else "last_hidden_state"
+    written = {key.rpartition("/")[2] for key in expected(case)}
+    head = next(name for name in ("logits", "image_embeds", "last_hidden_state") if name in written)
     return [head, "hidden_states"]
 
 

@@ -86,6 +86,8 @@ HEADS = (
 )
 
 
+# Families of transformers; the others are timm's own, and have their results in tests/golden/timm.
+OF_TRANSFORMERS = tuple(dict.fromkeys(head.family for head in HEADS))
 # One head of each family, of both tasks in turn, for what a head has no part in.
 ONE_A_FAMILY = tuple(
     heads[-(index % 2)]
@@ -97,7 +99,7 @@ ONE_A_FAMILY = tuple(
 # Of tests/golden/timm: a checkpoint for each family and task, which has an ONNX graph too.
 TIMM_GRAPHS = (
     *("vit_0", "vit_features_0", "deit_distilled_0", "beit_0", "beit_features_0", "deit3_0", "dinov2_0"),
-    *("reg4_dinov2_classifier_0", "reg4_dinov2_0"),
+    *("reg4_dinov2_classifier_0", "reg4_dinov2_0", "clip_0", "clip_classifier_0"),
 )
 
 
