@@ -42,14 +42,33 @@ _DINOV3_LAYER = {
     "mlp.fc2": "mlp.down_proj",
 }
 
-TOWER_KEY = "vision_config"  # of a config.json that describes an image and a text tower
-
 _CLIP_LAYER = {
     "attention.o_proj": "self_attn.out_proj",
     "attention": "self_attn",
     "layernorm_before": "layer_norm1",
     "layernorm_after": "layer_norm2",
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Tower:
+    """The image tower of a model with two, whose `config.json` nests its keys beside those of a text tower.
+
+    Attributes:
+        model_type: Its own family.
+        nested_in: Keys with its keys; the first that is not null.
+        shared: Keys beside them that its own `config.json` has, with their defaults.
+        of_classifier: Nested keys of a classifier, which differ from those of the two towers.
+    """
+
+    model_type: str
+    nested_in: tuple[str, ...] = ("vision_config",)
+    shared: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    of_classifier: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def key(self, config: Mapping[str, Any]) -> str:
+        """The key in a `config.json` with the tower's keys."""
+        return next((key for key in self.nested_in if config.get(key) is not None), self.nested_in[-1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +88,7 @@ class Family:
         axes: Number of axes on disk of weights that have more here, with sizes of 1 before them; by their names here.
         always_prefixed: True if weights have the prefix in a model without a head, too.
         head_norm: True if a head has its own norm, distinguished from the encoder's only by the missing prefix.
-        tower: The model_type of the image tower, for a model whose `config.json` nests its keys in `TOWER_KEY`, beside
-            those of a text tower.
+        tower: The image tower of a model with two.
     """
 
     prefix: str
@@ -84,7 +102,7 @@ class Family:
     axes: Mapping[str, int] = dataclasses.field(default_factory=dict)
     always_prefixed: bool = False
     head_norm: bool = False
-    tower: str | None = None
+    tower: Tower | None = None
 
 
 def _beit(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,8 +149,10 @@ def _dinov3(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _clip(config: Mapping[str, Any]) -> dict[str, Any]:
-    architectures = config.get("architectures")
-    projected = not isinstance(architectures, list) or "CLIPVisionModel" not in architectures
+    named = config.get("architectures")
+    projected = not isinstance(named, list) or not {"CLIPVisionModel", "CLIPForImageClassification"} & set(
+        map(str, named)
+    )
     # transformers has no such keys here
     return {
         "qkv_bias": True,
@@ -305,6 +325,22 @@ FAMILIES: dict[str, Family] = {
         always_prefixed=True,
     ),
 }
+# A CLIP with both towers. Its classifiers have the norm of the class token, too, but do not compute it.
+FAMILIES["clip"] = dataclasses.replace(
+    FAMILIES["clip_vision_model"],
+    architectures={
+        "CLIPForImageClassification": Task.CLASSIFICATION,
+        "CLIPVisionModelWithProjection": Task.FEATURES,
+        "CLIPVisionModel": Task.FEATURES,
+        "CLIPModel": Task.FEATURES,
+    },
+    sets={**FAMILIES["clip_vision_model"].sets, "classification_pooler": "mean", "unused_norm": True},
+    other_names={
+        **{ours: name for ours, name in FAMILIES["clip_vision_model"].other_names.items() if "pooler" not in ours},
+        "layernorm": "post_layernorm",
+    },
+    tower=Tower("clip_vision_model", ("vision_config_dict", "vision_config"), shared={"projection_dim": 512}),
+)
 # Classifiers of timm's CLIP encoders, which transformers does not have.
 FAMILIES["timm_clip"] = dataclasses.replace(
     FAMILIES["clip_vision_model"],
@@ -319,5 +355,5 @@ FAMILIES["siglip"] = dataclasses.replace(
         "SiglipVisionModel": Task.FEATURES,
         "SiglipModel": Task.FEATURES,
     },
-    tower="siglip_vision_model",
+    tower=Tower("siglip_vision_model", of_classifier={"vision_use_head": False}),
 )
