@@ -94,6 +94,8 @@ class ViTConfig:
         any_image_size: True if transformers' model takes images of every size without `interpolate_pos_encoding`.
         final_norm: True if a layer norm follows the last block.
         unused_norm: True if a model without it has its weights, which transformers' class expects.
+        feature_norm: Dense features of this name that have the final norm, as the family's backbone in transformers has
+            it: "all", "last" (the last layer's) or "none"; a family without a backbone has "all".
         classification_pooler: Pooling before the classifier; see `vitdeploy.models.layers.heads`.
         feature_pooler: Pooling of feature extraction, if any.
         default_pool: Pooling of embeddings for a model with neither a projection nor a pooler: "cls" or "mean"; always
@@ -152,6 +154,7 @@ class ViTConfig:
     any_image_size: bool = False
     final_norm: bool = True
     unused_norm: bool = False
+    feature_norm: Literal["all", "last", "none"] = "all"
     classification_pooler: Pooler = "cls"
     feature_pooler: Pooler | None = "dense"
     default_pool: Literal["cls", "mean"] = "cls"
