@@ -301,8 +301,9 @@ def encoder_keys(data: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of the encoder in a parsed `config.json`: nested in that of a model with an image and a text tower."""
     tower = family_of(data).tower
     if tower is None:
-        return dict(data) if not isinstance(data, dict) else data
-    keys = data.get(key := tower.key(data), {})
+        return data if isinstance(data, dict) else dict(data)
+    key = tower.key(data)
+    keys = {} if data.get(key) is None else data[key]
     if not isinstance(keys, dict):
         message = f"config.json: {key} is {shown(keys)}, expected an object"
         raise CheckpointError(message, what=key, where="config.json", found=keys)
