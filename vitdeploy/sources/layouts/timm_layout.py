@@ -8,7 +8,8 @@ import torch
 
 from vitdeploy.sources.layouts.timm_clip import from_clip
 from vitdeploy.sources.layouts.timm_config import read_config
-from vitdeploy.sources.layouts.timm_parts import is_timm, refuse, unsupported
+from vitdeploy.sources.layouts.timm_eva import from_eva
+from vitdeploy.sources.layouts.timm_parts import is_eva, is_timm, refuse, unsupported
 from vitdeploy.sources.layouts.timm_processor import processor_config
 from vitdeploy.sources.layouts.timm_tensors import Source
 from vitdeploy.specs import Task
@@ -24,7 +25,7 @@ __all__ = ["from_timm", "is_timm", "processor_config"]
 def from_timm(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor], task: Task | None = None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Convert a timm Vision Transformer, DeiT, BEiT or CLIP image encoder.
+    """Convert a timm Vision Transformer, DeiT, BEiT, CLIP image encoder, EVA or Perception Encoder.
 
     Sizes are taken from the tensors' shapes if possible, and compared with `model_args`. A position table without rows
     for the class token gets rows of zeros, and a classifier of only the class token gets zeros for the mean of the
@@ -46,9 +47,11 @@ def from_timm(
     Raises:
         CheckpointError: If the model has no equivalent, or the files are malformed or do not fit each other.
     """
-    stated = read_config(config)
     if all(name.startswith("timm_model.") for name in tensors):
         tensors = {name.removeprefix("timm_model."): tensor for name, tensor in tensors.items()}
+    if is_eva(config):
+        return from_eva(config, tensors, task)
+    stated = read_config(config)
     source = Source(stated, tensors)
     if stated.clip:
         return from_clip(source, task)
