@@ -231,7 +231,7 @@ _CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
 # Every key that transformers 4 and 5 write, except other steps (`do_...`), which must be off.
 _CLASS_KEYS = frozenset({"image_processor_type", "feature_extractor_type"})
 APPLIED = frozenset({*_CLASS_KEYS, "default_to_square", *_STEPS, *_VALUES})
-REFUSED = frozenset({"auto_map", "do_pad"})  # unless they are null, false or empty
+REFUSED = frozenset({"auto_map", "do_pad", "use_square_size"})  # unless they are null, false or empty
 WITHOUT_EFFECT = frozenset(
     {
         *(
@@ -257,5 +257,6 @@ CLASS_OF_MODEL = {
     "deit": "DeiTImageProcessor",
     "beit": "BeitImageProcessor",
     "dinov2": "BitImageProcessor",
+    "clip": "CLIPImageProcessor",
     "siglip": "SiglipImageProcessor",
 }
