@@ -16,7 +16,7 @@ from vitdeploy.bundle.scores import ProblemType, default_problem_type
 from vitdeploy.errors import BundleError, NotFiniteError, UsageError, check_count, shown
 from vitdeploy.images.open import image_name
 from vitdeploy.images.processor import ImageProcessor, as_batch
-from vitdeploy.models.pooling import Pooling
+from vitdeploy.models.layers.pooling import Pooling
 from vitdeploy.runtimes import formats_of
 from vitdeploy.runtimes.choice import open_choice
 from vitdeploy.specs import MOST_A_BATCH, POOLS, PixelStage, Pool, Precision, Task
@@ -179,11 +179,12 @@ class Predictor:
         try:
             return Pooling.choose(self.config, self.runtime.outputs, pool)
         except UsageError as exc:
-            if "bundle" in self.details and exc.what in ("outputs", "pool"):
-                wanted = ("--pool", pool) if pool in POOLS else ()
-                line = typed_line("export", self.details["bundle"], "--task", Task.FEATURES, *wanted, "-o", "DIR")
-                exc.hint = exc.hint or f"export another artifact: {line}"
-            raise
+            if "bundle" not in self.details or pool not in (None, *POOLS):
+                raise
+            wanted = () if pool is None else ("--pool", pool)
+            line = typed_line("export", self.details["bundle"], "--task", Task.FEATURES, *wanted, "-o", "DIR")
+            hint = f"export another artifact: {line}"
+            raise UsageError(str(exc), what=exc.what, expected=exc.expected, found=exc.found, hint=hint) from exc
 
     def _batches(
         self, images: ImageSource | Sequence[ImageSource], batch_size: int | None

@@ -110,7 +110,7 @@ def test_parquet_has_the_same_vectors_with_their_paths(
 def test_files_folders_and_data_sets_follow_each_other(predictor: Predictor, folder: Path, tmp_path: Path) -> None:
     first, *others = paths_of(folder)
     (tmp_path / "table.csv").write_text(f"image\nimages/{'/'.join(others[3].split('/')[-2:])}\n", encoding="utf-8")
-    sources = [others[-1], folder / "0", tmp_path / "table.csv", first]
+    sources: list[str | Path] = [others[-1], folder / "0", tmp_path / "table.csv", first]
     result = vitdeploy.embed(predictor, sources, tmp_path / "emb.npy", batch_size=4)
     expected = [others[-1], *paths_of(folder / "0"), others[3], first]
     assert [row["path"] for row in rows(tmp_path / "emb.csv")] == expected
@@ -206,6 +206,10 @@ def test_what_cannot_be_had_is_refused_before_any_work(
         vitdeploy.embed(predictor, [], tmp_path / "emb.npy")
     code, _, err = run("embed", digits.path, folder, "-o", tmp_path / "emb.npy")
     assert (code, "--task image-feature-extraction" in err) == (UsageError.exit_code, True)
+    wrong: Any
+    for wrong in ("max", 5):
+        with raises(UsageError, what="pool", found=wrong):
+            predictor.embed(paths_of(folder), pool=wrong)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.delitem(sys.modules, "vitdeploy.embedding.parquet_file", raising=False)
     with raises(MissingDependencyError):

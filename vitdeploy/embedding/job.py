@@ -32,7 +32,7 @@ from vitdeploy.system.progress import SILENT, Progress
 if TYPE_CHECKING:
     from vitdeploy.assess.data.folder_listing import LeftOut
     from vitdeploy.assess.data.image_set import ImageSet
-    from vitdeploy.models.pooling import Pooling
+    from vitdeploy.models.layers.pooling import Pooling
 
 _PathLike = str | os.PathLike[str]
 OnError = Literal["record", "stop"]
