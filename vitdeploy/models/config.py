@@ -228,6 +228,7 @@ class ViTConfig:
             "shared_relative_positions": self.shared_relative_positions,
             "classification_pooler": self.classification_pooler in _CLASS_TOKEN_POOLERS,
             "feature_pooler": self.feature_pooler in _CLASS_TOKEN_POOLERS,
+            "embedding_pool": self.embedding_pool in _CLASS_TOKEN_POOLERS,
         }
         for name in filter(reads.get, reads):
             value = getattr(self, name)
