@@ -15,8 +15,8 @@ from vitdeploy.files.json_text import json_object
 from vitdeploy.files.regular_file import read_regular
 from vitdeploy.models.config_keys import check_keys
 from vitdeploy.models.families import FAMILIES, TOWER_KEY, Family
-from vitdeploy.models.unsupported import UNSUPPORTED
 from vitdeploy.models.rotary import Rotary
+from vitdeploy.models.unsupported import UNSUPPORTED
 from vitdeploy.specs import EMBEDDING_KEYS, POOLS, Pool, Task
 
 Pooler = Literal["cls", "cls+norm", "mean", "mean+norm", "cls+mean", "dense", "attention"]

@@ -1,7 +1,7 @@
 """Families of transformers that are not built here: why, and an alternative.
 
 optimum-onnx 0.1.0 lists its families in `optimum/exporters/onnx/model_configs.py`, which `tests/test_optimum.py` reads;
-samexporter's are on https://pypi.org/project/samexporter. Siglip2Model is for NaFlex checkpoints alone; those of a fixed
+samexporter's are on https://pypi.org/project/samexporter. Only NaFlex checkpoints are of `siglip2`; those of a fixed
 size are of `siglip`: https://huggingface.co/google/siglip2-base-patch16-224/discussions/5.
 """
 
