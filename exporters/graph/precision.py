@@ -69,9 +69,9 @@ def set_precision(
 
     Values computed from weights or image sizes only, such as interpolated positions, stay float32, except 8-bit
     weights: TensorRT-RTX requires scales in the type of their products. `FLOAT_OPERATORS` and the rotation of queries
-    and keys by rotary positions also stay float32, as do operators that ONNX lacks in `dtype` (convolution in bfloat16 before opset 22), and nodes with values near the
-    largest of `dtype`, and the L2 normalization of a vector. Where two types meet, a value is cast once for all its
-    users.
+    and keys by rotary positions also stay float32, as do operators that ONNX lacks in `dtype` (convolution in bfloat16
+    before opset 22), nodes with values near the largest of `dtype`, and the L2 normalization of a vector. Where two
+    types meet, a value is cast once for all its users.
 
     Args:
         model: Model in float32, with the type of every value.

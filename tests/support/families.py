@@ -80,7 +80,7 @@ HEADS = (
         "dinov2_with_registers", "Dinov2WithRegistersForImageClassification", Task.CLASSIFICATION, "BitImageProcessor"
     ),
     Head("dinov2_with_registers", "Dinov2WithRegistersModel", Task.FEATURES, "BitImageProcessor"),
-    Head("dinov3_vit", "DINOv3ViTModel", Task.FEATURES),
+    Head("dinov3_vit", "DINOv3ViTModel", Task.FEATURES, "DINOv3ViTImageProcessor"),
     Head("clip_vision_model", "CLIPVisionModelWithProjection", Task.FEATURES, "CLIPImageProcessor"),
     Head("clip_vision_model", "CLIPVisionModel", Task.FEATURES, "CLIPImageProcessor"),
 )

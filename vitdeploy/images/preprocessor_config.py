@@ -222,6 +222,9 @@ _CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
     "CLIPImageProcessor": _BIT,
 }
 
+# Classes that rescale before they resize: resized pixels are not rounded to bytes.
+UNROUNDED = frozenset({"DINOv3ViTImageProcessor"})
+
 # Every key that transformers 4 and 5 write, except other steps (`do_...`), which must be off.
 _CLASS_KEYS = frozenset({"image_processor_type", "feature_extractor_type"})
 APPLIED = frozenset({*_CLASS_KEYS, "default_to_square", *_STEPS, *_VALUES})
@@ -251,4 +254,5 @@ CLASS_OF_MODEL = {
     "deit": "DeiTImageProcessor",
     "beit": "BeitImageProcessor",
     "dinov2": "BitImageProcessor",
+    "dinov3_vit": "DINOv3ViTImageProcessor",
 }

@@ -1,4 +1,4 @@
-"""Rotary positions in graphs: constants at a fixed size, no branch at any, float32 at every precision, and their sign."""
+"""Rotary positions in graphs: constants at a fixed size, no branch at any, always float32, and the sign."""
 
 from __future__ import annotations
 
