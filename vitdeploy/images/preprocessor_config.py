@@ -220,6 +220,13 @@ _CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
     "BeitImageProcessor": {"resample": 3, "crop_size": 224},
     "BitImageProcessor": _BIT,
     "CLIPImageProcessor": _BIT,
+    "SiglipImageProcessor": {
+        "size": {"height": 224, "width": 224},
+        "default_to_square": False,
+        "resample": 3,
+        "do_convert_rgb": True,
+    },
+    "DINOv3ViTImageProcessor": {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]},
 }
 
 # Classes that rescale before they resize: resized pixels are not rounded to bytes.
@@ -255,4 +262,5 @@ CLASS_OF_MODEL = {
     "beit": "BeitImageProcessor",
     "dinov2": "BitImageProcessor",
     "dinov3_vit": "DINOv3ViTImageProcessor",
+    "siglip": "SiglipImageProcessor",
 }
