@@ -21,6 +21,7 @@ from vitdeploy.assess.debug.layers import compare_layers
 from vitdeploy.errors import CheckFailedError
 from vitdeploy.exporters.graph import tracing
 from vitdeploy.exporters.graph.initializers import ROTARY, register
+from vitdeploy.exporters.graph.passes import simplify
 from vitdeploy.models.layers.rotary import Rotation
 
 if TYPE_CHECKING:
@@ -104,13 +105,11 @@ def flip(graph: ir.Graph) -> None:
 def test_a_rotation_the_other_way_is_caught_by_export(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = tracing.simplify
-
-    def simplify(model: ir.Model) -> None:
-        right(model)
+    def simplify_and_flip(model: ir.Model) -> None:
+        simplify(model)
         flip(model.graph)
 
-    monkeypatch.setattr(tracing, "simplify", simplify)
+    monkeypatch.setattr(tracing, "simplify", simplify_and_flip)
     with raises(CheckFailedError, where="onnx-fp32"):
         vitdeploy.export(checkpoint.folder, output=tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vitdeploy.errors import CheckpointError
 from vitdeploy.sources.layouts.timm_config import takes_any_size
-from vitdeploy.sources.layouts.timm_dinov3 import read_dinov3_config
+from vitdeploy.sources.layouts.timm_dinov3_config import read_dinov3_config
 from vitdeploy.sources.layouts.timm_keys import DINOV3_ARGS, DINOV3_PLAIN
 from vitdeploy.sources.layouts.timm_layout import from_timm, processor_config
 from vitdeploy.specs import Task

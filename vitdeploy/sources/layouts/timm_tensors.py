@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vitdeploy.sources.layouts.timm_config import TimmConfig
-    from vitdeploy.sources.layouts.timm_dinov3 import DinoV3Config
+    from vitdeploy.sources.layouts.timm_dinov3_config import DinoV3Config
     from vitdeploy.sources.layouts.timm_eva_config import EvaConfig
 
 _EPS = 1e-6  # timm.layers.LayerNorm
