@@ -14,7 +14,9 @@ from vitdeploy.errors import CheckpointError, UsageError, shown
 from vitdeploy.files.json_text import json_object
 from vitdeploy.files.regular_file import read_regular
 from vitdeploy.models.config_keys import check_keys
-from vitdeploy.models.families import FAMILIES, Family
+from vitdeploy.models.families import FAMILIES, TOWER_KEY, Family
+from vitdeploy.models.rotary import Rotary
+from vitdeploy.specs import EMBEDDING_KEYS, POOLS, Pool, Task
 
 Pooler = Literal["cls", "cls+norm", "mean", "mean+norm", "cls+mean", "dense", "attention"]
 # Keys that every family's config.json may have, by field name.
@@ -23,8 +25,9 @@ _KEYS = (
     "hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps", "image_size",
     "patch_size", "num_channels", "qkv_bias", "head_dim", "encoder_stride", "pooler_output_size", "pooler_act",
 )  # fmt: skip
+# Keys that transformers does not have.
+_OURS = ("position_antialias", "relative_position_interpolation", *EMBEDDING_KEYS)
 _CLASS_TOKEN_POOLERS = ("cls", "cls+norm", "cls+mean", "dense")
-_OURS = ("position_antialias", "relative_position_interpolation")  # keys that transformers does not have
 # Larger than any real model; below, the element count of every weight fits 64 bits.
 _MAX_SIZE = 2**15
 _MAX_LAYERS = 2**10
@@ -45,6 +48,7 @@ _RANGES = {
     **dict.fromkeys(("initializer_range", "layer_norm_eps"), _NUMBER),
     **dict.fromkeys(("num_hidden_layers", "num_register_tokens"), _COUNT),
     **dict.fromkeys(("qkv_bias", "position_antialias", "projection_bias", "embedding_norm", "class_token"), _FLAG),
+    "normalize_embedding": _FLAG,
 }
 
 
@@ -59,7 +63,7 @@ class ViTConfig:
         initializer_range: Standard deviation of random weights.
         image_size: (height, width) in pixels of the position embeddings.
         patch_size: (height, width) in pixels of one patch.
-        qkv_bias: True if the query, key and value projections have a bias; the output projection always has one.
+        qkv_bias: True if the query, key and value projections have a bias.
         head_dim: Width of one attention head. Default: hidden_size // num_attention_heads.
         encoder_stride: Side length in pixels of the square that one token is decoded to, in masked image modeling.
         pooler_output_size: Width of the pooler. Default: hidden_size.
@@ -67,15 +71,21 @@ class ViTConfig:
         problem_type: Problem type of a classifier. Default: derived from the number of labels.
         projection_bias: True if the patch projection has a bias.
         embedding_norm: True if a layer norm precedes the first block; `hidden_states.0` follows it.
-        key_bias: True if the key projection has a bias when the query and value projections have one.
+        query_bias: False if the query projection has no bias in spite of `qkv_bias`.
+        key_bias: The same for keys.
+        value_bias: The same for values.
+        proj_bias: True if the output projection of attention has a bias.
+        mlp_bias: True if the linear layers of the MLP have a bias; not for `swiglu`.
         class_token: True if a learned token precedes the patches.
         distillation_token: True if a second token, with its own position, follows the class token.
         mask_token: True if the model has a mask token for every task, though only masked image modeling uses it.
         num_register_tokens: Tokens without positions before the patches, after the class token.
         layer_scale: True if a learned factor per channel scales a block's residual branch.
-        swiglu: True if the MLP gates with SiLU instead of applying `hidden_act`.
+        swiglu: True if the MLP gates with SiLU instead of applying `hidden_act`, in one linear layer.
+        gated_mlp: True if a second linear layer with `hidden_act` gates the MLP.
         float32_softmax: True if eager attention computes its softmax in float32 for every model type.
         absolute_positions: True if tokens have position embeddings.
+        rotary: Rotary positions of the patches, if any.
         relative_positions: True if every layer has an attention bias by the offset of two patches.
         shared_relative_positions: True if all layers share such a bias.
         position_antialias: True if position embeddings are interpolated with antialiasing.
@@ -83,8 +93,15 @@ class ViTConfig:
             in timm (see `vitdeploy.models.layers.geometric`), which does not support a dynamic image size.
         any_image_size: True if transformers' model takes images of every size without `interpolate_pos_encoding`.
         final_norm: True if a layer norm follows the last block.
+        feature_norm: Dense features of this name that have the final norm, as the family's backbone in transformers has
+            it: "all", "last" (the last layer's) or "none"; a family without a backbone has "all".
         classification_pooler: Pooling before the classifier; see `vitdeploy.models.layers.heads`.
         feature_pooler: Pooling of feature extraction, if any.
+        default_pool: Pooling of embeddings for a model with neither a projection nor a pooler: "cls" or "mean"; always
+            "mean" without a class token.
+        embedding_pool: Pooling of the output `image_embeds`; see `vitdeploy.models.layers.embedding`. None for
+            transformers' outputs.
+        normalize_embedding: True if the pooled vector is divided by its L2 norm.
         projection_size: Width of `image_embeds`, the pooled features through a linear layer; None without them.
         vocab_size: Number of visual tokens that masked image modeling predicts; None if it reconstructs pixels.
 
@@ -114,23 +131,33 @@ class ViTConfig:
     problem_type: ProblemType | None = None
     projection_bias: bool = True
     embedding_norm: bool = False
+    query_bias: bool = True
     key_bias: bool = True
+    value_bias: bool = True
+    proj_bias: bool = True
+    mlp_bias: bool = True
     class_token: bool = True
     distillation_token: bool = False
     mask_token: bool = False
     num_register_tokens: int = 0
     layer_scale: bool = False
     swiglu: bool = False
+    gated_mlp: bool = False
     float32_softmax: bool = True
     absolute_positions: bool = True
+    rotary: Rotary | None = None
     relative_positions: bool = False
     shared_relative_positions: bool = False
     position_antialias: bool = False
     relative_position_interpolation: Literal["bilinear", "geometric"] = "bilinear"
     any_image_size: bool = False
     final_norm: bool = True
+    feature_norm: Literal["all", "last", "none"] = "all"
     classification_pooler: Pooler = "cls"
     feature_pooler: Pooler | None = "dense"
+    default_pool: Literal["cls", "mean"] = "cls"
+    embedding_pool: Pool | None = None
+    normalize_embedding: bool = False
     projection_size: int | None = None
     vocab_size: int | None = None
 
@@ -145,6 +172,8 @@ class ViTConfig:
                 wrong[name] = f"{_SIZE[3]}, or a pair of them"
         if self.relative_position_interpolation not in ("bilinear", "geometric"):
             wrong["relative_position_interpolation"] = "bilinear or geometric"
+        if self.embedding_pool not in (None, *POOLS):
+            wrong["embedding_pool"] = f"one of {', '.join(POOLS)}"
         for name in ("hidden_act", "pooler_act"):
             if not isinstance(values[name], str):
                 wrong[name] = "the name of an activation"
@@ -164,6 +193,10 @@ class ViTConfig:
             heads = self.num_attention_heads
             message = f"hidden_size {self.hidden_size} is less than num_attention_heads {heads}"
             raise UsageError(message, what="hidden_size", expected=heads, found=self.hidden_size)
+        if self.rotary is not None and self.attention_head_dim % 4:
+            width = self.attention_head_dim
+            message = f"rotary positions need attention heads of a multiple of 4 channels, got {width}"
+            raise UsageError(message, what="head_dim", expected=4, found=width)
         if not self.class_token:
             self._check_without_class_token()
 
@@ -196,6 +229,13 @@ class ViTConfig:
         return self.class_token + self.distillation_token + self.num_register_tokens
 
     @property
+    def token_pools(self) -> tuple[Pool, ...]:
+        """Poolings of `last_hidden_state`, the default first."""
+        if not self.class_token:
+            return ("mean",)
+        return tuple(dict.fromkeys((self.default_pool, "cls", "mean", "cls+mean")))
+
+    @property
     def family(self) -> Family:
         return FAMILIES[self.model_type]
 
@@ -211,13 +251,16 @@ class ViTConfig:
             CheckpointError: If the model type is unknown, a value is invalid, or a key requires an unsupported feature.
         """
         family, model_type = family_of(data), data["model_type"]
-        values = {name: data[name] for name in (*_KEYS, *_OURS) if name in data}
+        encoder = encoder_keys(data)
+        values = {name: encoder[name] for name in (*_KEYS, *_OURS) if name in encoder}
         for name in ("image_size", "patch_size"):
             if name in values:
                 values[name] = _pair(values[name])
         try:
             check_keys(model_type, data)
-            derived = {} if family.derive is None else family.derive(data)
+            if family.tower is not None:
+                check_keys(family.tower, encoder)
+            derived = {} if family.derive is None else family.derive(encoder)
             fields = {**family.sets, **values, **derived}
             return cls(
                 model_type=model_type, **fields, labels=class_names(data), problem_type=stated_problem_type(data)
@@ -242,12 +285,39 @@ class ViTConfig:
         data = {"model_type": self.model_type} | {name: getattr(self, name) for name in _KEYS}
         data["id2label"] = {str(index): name for index, name in enumerate(self.labels)}
         data["label2id"] = {name: index for index, name in enumerate(self.labels)}
+        if self.embedding_pool is not None:
+            data |= {"embedding_pool": self.embedding_pool, "normalize_embedding": self.normalize_embedding}
         data["problem_type"] = None if self.problem_type is None else str(self.problem_type)
         for name in ("image_size", "patch_size"):
             data[name] = json_size(data[name])
         for name in ("initializer_range", "layer_norm_eps"):
             data[name] = float(data[name])  # transformers refuses an integer
         return {name: value for name, value in data.items() if value is not None}
+
+
+def encoder_keys(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of the encoder in a parsed `config.json`: nested in that of a model with an image and a text tower."""
+    keys = data if family_of(data).tower is None else data.get(TOWER_KEY) or {}
+    if not isinstance(keys, dict):
+        message = f"config.json: {TOWER_KEY} is {shown(keys)}, expected an object"
+        raise CheckpointError(message, what=TOWER_KEY, where="config.json", found=keys)
+    return keys
+
+
+def image_tower(data: Mapping[str, Any], task: Task) -> dict[str, Any]:
+    """The `config.json` of the image tower alone, for the features of a model with two towers; otherwise `data`.
+
+    A classifier keeps both, because transformers' class has the configuration of both; its image tower has no pooler,
+    which the classifier does not use.
+    """
+    family = family_of(data)
+    if family.tower is None:
+        return dict(data)
+    keys = encoder_keys(data)
+    if task is Task.FEATURES:
+        own = {key: data[key] for key in ("dtype", "torch_dtype", "transformers_version") if key in data}
+        return {**own, **keys, "model_type": family.tower}
+    return {**data, TOWER_KEY: {**keys, "vision_use_head": False}}
 
 
 def json_size(size: tuple[int, int]) -> int | list[int]:

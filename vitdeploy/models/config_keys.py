@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from vitdeploy.errors import UsageError, shown
+from vitdeploy.models.families import FAMILIES, TOWER_KEY
 
 logger = logging.getLogger(__name__)
 
@@ -36,14 +37,17 @@ def _rules(*groups: tuple[Effect, str, str]) -> dict[str, KeyRule]:
 
 _APPLIED, _CARRIED, _REFUSED = Effect
 
-COMMON = _rules(
-    (_APPLIED, "the family, the class of the model and with it the task", "model_type architectures"),
+ENCODER = _rules(
     (_APPLIED, "the architecture", """hidden_size num_hidden_layers num_attention_heads hidden_act layer_norm_eps
         image_size patch_size num_channels"""),
-    (_APPLIED, "the names of the outputs", "id2label num_labels"),
-    (_APPLIED, "the scores of a classifier", "problem_type"),
     (_APPLIED, "how positions are resized: keys of vitdeploy's own", """position_antialias
         relative_position_interpolation"""),
+    (_APPLIED, "the output image_embeds: keys of vitdeploy's own", "embedding_pool normalize_embedding"),
+)  # fmt: skip
+COMMON = _rules(
+    (_APPLIED, "the family, the class of the model and with it the task", "model_type architectures"),
+    (_APPLIED, "the names of the outputs", "id2label num_labels"),
+    (_APPLIED, "the scores of a classifier", "problem_type"),
     (_CARRIED, "the inverse of id2label", "label2id"),
     (_CARRIED, "read by the pipeline only where a model has no labels", "function_to_apply"),
     (_CARRIED, "weights are read as float32, whatever their type", "dtype torch_dtype use_bfloat16"),
@@ -84,13 +88,15 @@ _BIAS = (_APPLIED, "the bias of queries, keys and values", "qkv_bias")
 _HEAD_DIM = (_APPLIED, "the width of an attention head", "head_dim")
 _POOLER = (_APPLIED, "the pooler", "pooler_act pooler_output_size")
 _DECODED = (_APPLIED, "how large a patch masked image modeling decodes a token to", "encoder_stride")
-_BACKBONE = (_CARRIED, "classes for detection and segmentation, which are not exported", """out_features out_indices
-    _out_features _out_indices stage_names reshape_hidden_states apply_layernorm""")  # fmt: skip
+_BACKBONE = (_CARRIED, "the maps of a backbone: `--outputs` chooses dense features here", """out_features out_indices
+    _out_features _out_indices stage_names reshape_hidden_states""")  # fmt: skip
+_FEATURE_NORM = (_APPLIED, "whether dense features have the final norm", "apply_layernorm")
 _STOCHASTIC_DEPTH = (_CARRIED, "training", "drop_path_rate")
 _DINOV2 = _rules(
     _HEAD_DIM,
     _BIAS,
     _BACKBONE,
+    _FEATURE_NORM,
     _STOCHASTIC_DEPTH,
     (_APPLIED, "the MLP's form and width", "mlp_ratio use_swiglu_ffn"),
     (_CARRIED, "what the scales of layers are before training", "layerscale_value"),
@@ -134,11 +140,38 @@ OF_FAMILY: dict[str, dict[str, KeyRule]] = {
         (_CARRIED, "a pooler that no class of a checkpoint has", "pooler_act pooler_output_size"),
     ),
     "dinov2": _DINOV2 | _rules((_CARRIED, "whether there is a mask token, for pretraining alone", "use_mask_token")),
+    "dinov3_vit": _rules(
+        _MLP,
+        _BACKBONE,
+        _FEATURE_NORM,
+        _STOCHASTIC_DEPTH,
+        (_APPLIED, "the biases of linear layers", "query_bias key_bias value_bias proj_bias mlp_bias"),
+        (_APPLIED, "the form of the MLP", "use_gated_mlp"),
+        (_APPLIED, "tokens", "num_register_tokens"),
+        (_APPLIED, "the base of the frequencies of the rotary positions", "rope_theta"),
+        (_CARRIED, "what the scales of layers are before training", "layerscale_value"),
+        (_CARRIED, "training", "attention_dropout pos_embed_shift pos_embed_jitter pos_embed_rescale"),
+        (_CARRIED, "whether a backbone returns the class token", "return_class_token"),
+    ),
     "dinov2_with_registers": _DINOV2 | _rules((_APPLIED, "tokens", "num_register_tokens")),
     "clip_vision_model": _CLIP,
+    "siglip_vision_model": _rules(
+        _MLP,
+        (_APPLIED, "whether features are pooled", "vision_use_head"),
+        (_CARRIED, "training", "attention_dropout"),
+    ),
+    "siglip": _rules(
+        (_APPLIED, "the image tower: the keys of a siglip_vision_model", "vision_config"),
+        (_CARRIED, "the text tower, which is not exported", "text_config"),
+        (_CARRIED, "training", "initializer_factor"),
+    ),
 }  # fmt: skip
 
-RULES = {model_type: COMMON | rules for model_type, rules in OF_FAMILY.items()}  # for every key of a `config.json`
+# For every key of a `config.json`; a model with two towers nests the encoder's.
+RULES = {
+    model_type: COMMON | ({} if FAMILIES[model_type].tower else ENCODER) | rules
+    for model_type, rules in OF_FAMILY.items()
+}
 
 
 def check_keys(model_type: str, config: Mapping[str, Any]) -> None:
@@ -150,11 +183,15 @@ def check_keys(model_type: str, config: Mapping[str, Any]) -> None:
 
 def note_unknown_keys(config: Mapping[str, Any]) -> None:
     """Log keys that the family does not have in transformers; they have no effect there or here."""
-    unknown = sorted(config.keys() - RULES[config["model_type"]].keys())
+    model_type = config["model_type"]
+    unknown = sorted(config.keys() - RULES[model_type].keys())
+    tower = FAMILIES[model_type].tower
+    if tower is not None:
+        unknown += sorted(config.get(TOWER_KEY, {}).keys() - RULES[tower].keys())
     if unknown:
         more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
         logger.warning(
             "config.json has keys that a %s model does not have in transformers; like there, they have no effect: %s",
-            config["model_type"],
+            model_type,
             ", ".join(key[:40] for key in unknown[:8]) + more,
         )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vitdeploy.errors import UsageError, shown
+from vitdeploy.models.rotary import Rotary
 from vitdeploy.specs import Task
 
 # Names of a layer's parts here -> on disk. The Hub keeps transformers 4's names, which transformers 5 still writes; the
@@ -34,6 +35,14 @@ _DINOV2_LAYER = {
     "layer_scale1": "layer_scale1.lambda1",
     "layer_scale2": "layer_scale2.lambda1",
 }
+_DINOV3_LAYER = {
+    **{name: on_disk for name, on_disk in _DINOV2_LAYER.items() if name not in _ATTENTION},
+    "mlp.gate": "mlp.gate_proj",
+    "mlp.fc1": "mlp.up_proj",
+    "mlp.fc2": "mlp.down_proj",
+}
+
+TOWER_KEY = "vision_config"  # of a config.json that describes an image and a text tower
 
 _CLIP_LAYER = {
     "attention.o_proj": "self_attn.out_proj",
@@ -50,26 +59,34 @@ class Family:
     Attributes:
         prefix: Name prefix of the encoder's weights in a model with a head.
         architectures: Supported transformers classes, with their tasks; the default class of a task first.
+        backbone: transformers' class without a head, if any, whose feature maps are the dense features here.
         sets: Fields of `ViTConfig` that differ from ViT, or from ViT's defaults.
         derive: Fields derived from other keys of its `config.json`.
         layer_names: Names of a layer's parts here -> on disk.
         other_names: The same for weights outside the layers.
         layers: Name of the layers on disk, before their numbers.
+        stacked: Parts of names on disk of weights that are several here, stacked along the first axis -> the parts of
+            their names, from the top.
         axes: Number of axes on disk of weights that have more here, with sizes of 1 before them; by their names here.
         always_prefixed: True if weights have the prefix in a model without a head, too.
         head_norm: True if a head has its own norm, distinguished from the encoder's only by the missing prefix.
+        tower: The model_type of the image tower, for a model whose `config.json` nests its keys in `TOWER_KEY`, beside
+            those of a text tower.
     """
 
     prefix: str
     architectures: Mapping[str, Task]
+    backbone: str | None = None
     sets: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     derive: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
     layer_names: Mapping[str, str] = dataclasses.field(default_factory=lambda: _VIT_LAYER)
     other_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
     layers: str = "encoder.layer"
+    stacked: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     axes: Mapping[str, int] = dataclasses.field(default_factory=dict)
     always_prefixed: bool = False
     head_norm: bool = False
+    tower: str | None = None
 
 
 def _beit(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,11 +113,29 @@ def _dinov2(config: Mapping[str, Any]) -> dict[str, Any]:
     width = int(size * ratio)
     if swiglu:  # two thirds of the MLP's width, rounded up to a multiple of 8: transformers' Dinov2SwiGLUFFN
         width = (int(width * 2 / 3) + 7) // 8 * 8
-    return {"intermediate_size": width, "swiglu": swiglu, "mask_token": _flag(config, "use_mask_token", default=True)}
+    return {
+        "intermediate_size": width,
+        "swiglu": swiglu,
+        "mask_token": _flag(config, "use_mask_token", default=True),
+        "feature_norm": "all" if _flag(config, "apply_layernorm", default=True) else "none",
+    }
 
 
 def _registers(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**_dinov2(config), "mask_token": True, "num_register_tokens": config.get("num_register_tokens", 4)}
+
+
+def _dinov3(config: Mapping[str, Any]) -> dict[str, Any]:
+    biases = {"query_bias": True, "key_bias": False, "value_bias": True, "proj_bias": True, "mlp_bias": True}
+    return {
+        "qkv_bias": True,  # one key for each
+        **{key: _flag(config, key, default=default) for key, default in biases.items()},
+        "head_dim": None,  # transformers ignores such a key here
+        "gated_mlp": _flag(config, "use_gated_mlp", default=False),
+        "num_register_tokens": config.get("num_register_tokens", 0),
+        "rotary": Rotary("centered", config.get("rope_theta", 100.0)),
+        "feature_norm": "all" if _flag(config, "apply_layernorm", default=True) else "last",
+    }
 
 
 def _clip(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,6 +147,12 @@ def _clip(config: Mapping[str, Any]) -> dict[str, Any]:
         "head_dim": None,
         "projection_size": config.get("projection_dim", 512) if projected else None,
     }
+
+
+def _siglip(config: Mapping[str, Any]) -> dict[str, Any]:
+    pools = _flag(config, "vision_use_head", default=True)
+    # transformers has no such keys as the first two here
+    return {"qkv_bias": True, "head_dim": None, "feature_pooler": "attention" if pools else None}
 
 
 def _flag(config: Mapping[str, Any], key: str, *, default: bool) -> bool:
@@ -163,7 +204,8 @@ FAMILIES: dict[str, Family] = {
             "BeitModel": Task.FEATURES,
             "BeitForMaskedImageModeling": Task.MASKED_IMAGE_MODELING,
         },
-        sets={"key_bias": False, "any_image_size": True},
+        backbone="BeitBackbone",
+        sets={"key_bias": False, "any_image_size": True, "feature_norm": "none"},
         derive=_beit,
         layer_names=_BEIT_LAYER,
         other_names={"shared_position_bias": "encoder.relative_position_bias"},
@@ -172,7 +214,7 @@ FAMILIES: dict[str, Family] = {
     "vit_mae": Family(
         prefix="vit.",
         architectures={"ViTMAEModel": Task.FEATURES, "ViTMAEForPreTraining": Task.FEATURES},
-        sets={"feature_pooler": None},
+        sets={"feature_pooler": None, "default_pool": "mean"},
     ),
     "vit_msn": Family(
         prefix="vit.",
@@ -187,9 +229,11 @@ FAMILIES: dict[str, Family] = {
     "dinov2": Family(
         prefix="dinov2.",
         architectures={"Dinov2ForImageClassification": Task.CLASSIFICATION, "Dinov2Model": Task.FEATURES},
+        backbone="Dinov2Backbone",
         sets={**_DINOV2_FIELDS, "patch_size": (14, 14)},
         derive=_dinov2,
         layer_names=_DINOV2_LAYER,
+        axes={"embeddings.mask_token": 2},
     ),
     "dinov2_with_registers": Family(
         prefix="dinov2_with_registers.",
@@ -197,9 +241,32 @@ FAMILIES: dict[str, Family] = {
             "Dinov2WithRegistersForImageClassification": Task.CLASSIFICATION,
             "Dinov2WithRegistersModel": Task.FEATURES,
         },
+        backbone="Dinov2WithRegistersBackbone",
         sets={**_DINOV2_FIELDS, "position_antialias": True},
         derive=_registers,
         layer_names=_DINOV2_LAYER,
+        axes={"embeddings.mask_token": 2},
+    ),
+    "dinov3_vit": Family(
+        prefix="model.",
+        architectures={"DINOv3ViTModel": Task.FEATURES},
+        backbone="DINOv3ViTBackbone",
+        sets={
+            "hidden_size": 384,
+            "intermediate_size": 1536,
+            "num_attention_heads": 6,
+            "layer_norm_eps": 1e-5,
+            "layer_scale": True,
+            "float32_softmax": False,
+            "any_image_size": True,
+            "feature_pooler": "cls",
+            "absolute_positions": False,
+            "mask_token": True,
+        },
+        derive=_dinov3,
+        layer_names=_DINOV3_LAYER,
+        other_names={"embeddings.patch_embeddings.projection": "embeddings.patch_embeddings", "layernorm": "norm"},
+        layers="layer",
     ),
     "clip_vision_model": Family(
         prefix="vision_model.",
@@ -226,4 +293,37 @@ FAMILIES: dict[str, Family] = {
         axes={"embeddings.cls_token": 1, "embeddings.position_embeddings": 2},
         always_prefixed=True,
     ),
+    "siglip_vision_model": Family(
+        prefix="vision_model.",
+        architectures={"SiglipVisionModel": Task.FEATURES},
+        sets={
+            "hidden_act": "gelu_pytorch_tanh",
+            "layer_norm_eps": 1e-6,
+            "class_token": False,
+            "classification_pooler": "mean",
+        },
+        derive=_siglip,
+        layers="encoder.layers",
+        layer_names=_CLIP_LAYER,
+        other_names={
+            "embeddings.patch_embeddings.projection": "embeddings.patch_embedding",
+            "embeddings.position_embeddings": "embeddings.position_embedding.weight",
+            "layernorm": "post_layernorm",
+            "head.pooler.attention.o_proj": "head.attention.out_proj",
+            "head.pooler": "head",
+        },
+        stacked={"pooler.attention.in_proj_": tuple(f"pooler.attention.{part}_proj." for part in "qkv")},
+        axes={"embeddings.position_embeddings": 2},
+        always_prefixed=True,
+    ),
 }
+# A SigLIP with both towers; SigLIP2's models of fixed size are the same classes.
+FAMILIES["siglip"] = dataclasses.replace(
+    FAMILIES["siglip_vision_model"],
+    architectures={
+        "SiglipForImageClassification": Task.CLASSIFICATION,
+        "SiglipVisionModel": Task.FEATURES,
+        "SiglipModel": Task.FEATURES,
+    },
+    tower="siglip_vision_model",
+)

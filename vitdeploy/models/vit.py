@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +12,13 @@ from torch import Tensor, nn
 from vitdeploy.bundle.scores import ProblemType, default_problem_type
 from vitdeploy.errors import UsageError
 from vitdeploy.models.config import ViTConfig
+from vitdeploy.models.dense import DenseFeatures, patch_map
 from vitdeploy.models.layers.embeddings import Embeddings
 from vitdeploy.models.layers.encoder import Attention, AttentionKind, Layer, check_attention
-from vitdeploy.models.layers.heads import make_head
+from vitdeploy.models.layers.heads import FeatureHead, make_head
 from vitdeploy.models.layers.positions import RelativePositionBias, relative_position_index
-from vitdeploy.specs import Task
+from vitdeploy.models.layers.rotary import Rotation
+from vitdeploy.specs import Pool, Task
 
 
 class VisionTransformer(nn.Module):
@@ -79,6 +82,8 @@ class VisionTransformer(nn.Module):
         interpolate_pos_encoding: bool = False,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
+        features: Mapping[str, DenseFeatures] | None = None,
+        num_layers: int | None = None,
         last_tokens: int | None = None,
     ) -> dict[str, Tensor]:
         """Run the model.
@@ -90,25 +95,37 @@ class VisionTransformer(nn.Module):
             output_hidden_states: Add `hidden_states.0` (the embeddings) to `hidden_states.L` (the last block, before
                 the final layer norm), each (N, tokens, D).
             output_attentions: Add `attentions.0` ..., each (N, heads, tokens, tokens); needs eager attention.
+            features: Dense features to add, each (N, D, gh, gw), by name.
+            num_layers: Number of layers to run, without the head. Default: all, and the head.
             last_tokens: Leading tokens that the last layer computes, for heads that read no others. Default: all.
 
         Returns:
-            The head's outputs and the requested hidden states and attentions, by transformers' names.
+            The head's outputs and the requested hidden states and attentions, by transformers' names, and the dense
+            features.
         """
         if output_attentions and self.attention == "sdpa":
             message = "attention weights need attention='eager': torch's fused attention does not keep them"
             raise UsageError(message, what="attention", expected="eager", found="sdpa")
         x, grid = self.embeddings(pixel_values.to(self.dtype), bool_masked_pos, interpolate=interpolate_pos_encoding)
         biases = self._biases(grid, interpolate=interpolate_pos_encoding)
+        rotation = self._rotation(grid if interpolate_pos_encoding else self.config.grid_size)
         extra = {"hidden_states.0": x} if output_hidden_states else {}
-        for index, (layer, bias) in enumerate(zip(self.layers, biases, strict=True)):
+        features = features or {}
+        dense_layers = {layer for layer, _ in features.values()}
+        states = {0: x} if 0 in dense_layers else {}
+        for index, bias in enumerate(biases[:num_layers]):
             is_last = index == len(self.layers) - 1
-            x, weights = layer(x, bias, last_tokens if is_last else None)
+            x, weights = self.layers[index](x, bias, rotation, last_tokens if is_last else None)
             if output_hidden_states:
                 extra[f"hidden_states.{index + 1}"] = x
             if output_attentions:
                 extra[f"attentions.{index}"] = weights
-        outputs: dict[str, Tensor] = self.head(self.layernorm(x), grid)
+            if index + 1 in dense_layers:
+                states[index + 1] = x
+        for name, (layer, normalized) in features.items():
+            state = self.layernorm(states[layer]) if normalized else states[layer]
+            extra[name] = patch_map(state, self.config.num_prefix_tokens, grid)
+        outputs: dict[str, Tensor] = self.head(self.layernorm(x), grid) if num_layers is None else {}
         return outputs | extra
 
     def _biases(self, grid: tuple[int, int], *, interpolate: bool) -> list[Tensor | None]:
@@ -123,6 +140,13 @@ class VisionTransformer(nn.Module):
         biases = [layer.get_submodule("relative_position_bias")(index, new_grid) for layer in self.layers]
         return [bias if shared is None else bias + shared for bias in biases]
 
+    def _rotation(self, grid: tuple[int, int]) -> Rotation | None:
+        """Rotation of queries and keys, the same in every layer."""
+        config = self.config
+        if config.rotary is None:
+            return None
+        return Rotation(config.rotary, grid, config.num_prefix_tokens, config.attention_head_dim, self._projection)
+
     def with_attention(self, kind: AttentionKind) -> VisionTransformer:
         """The same model with shared weights and another attention."""
         check_attention(kind)
@@ -132,6 +156,30 @@ class VisionTransformer(nn.Module):
             if isinstance(module, Attention):
                 module.kind = kind
         return twin
+
+    def embed_by(self, pool: Pool | None, *, normalize: bool) -> None:
+        """Give a feature-extraction model the output `image_embeds`; see `vitdeploy.models.layers.embedding`.
+
+        Args:
+            pool: Pooling; None for the model's default, see `vitdeploy.models.layers.heads.FeatureHead.pools`.
+            normalize: Divide the vectors by their L2 norms.
+
+        Raises:
+            UsageError: If the model has another task, or lacks what the pooling reads.
+        """
+        if not isinstance(self.head, FeatureHead):
+            what = "normalize" if pool is None else "pool"
+            raise UsageError(
+                f"{what} needs the task {Task.FEATURES}, the model's is {self.task}", what=what,
+                expected=Task.FEATURES, found=self.task, hint=f"export it with the task {Task.FEATURES}",
+            )  # fmt: skip
+        known = self.head.pools(self.config)
+        if pool not in (None, *known):
+            message = f"this {self.config.model_type} model has no pool {pool}, only: {', '.join(known)}"
+            raise UsageError(message, what="pool", expected=known, found=pool)
+        pool = pool or known[0]
+        self.config = dataclasses.replace(self.config, embedding_pool=pool, normalize_embedding=normalize)
+        self.head.embed_by(self.config)
 
     @torch.no_grad()
     def resize(self, image_size: tuple[int, int]) -> None:

@@ -7,14 +7,17 @@ that of `pooler_output` and `image_embeds`.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vitdeploy.models.config import ViTConfig
+from vitdeploy.models.dense import patch_map
 from vitdeploy.models.layers.activations import activation
+from vitdeploy.models.layers.embedding import ImageEmbedding
 from vitdeploy.models.layers.encoder import Attention, Mlp
-from vitdeploy.specs import Task
+from vitdeploy.specs import EMBEDS, Pool, Task
 
 
 class ClsPooler(nn.Module):
@@ -102,10 +105,12 @@ class ProbeAttention(Attention):
     """Multi-head attention of a probe (1, 1, D) to all tokens: (N, L, D) -> (N, 1, D); torch's `MultiheadAttention`."""
 
     def __init__(self, config: ViTConfig) -> None:
-        super().__init__(dataclasses.replace(config, qkv_bias=True, key_bias=True, head_dim=None), "sdpa")
+        biases: dict[str, Any] = dict.fromkeys(("qkv_bias", "query_bias", "key_bias", "value_bias", "proj_bias"), True)
+        super().__init__(dataclasses.replace(config, **biases, head_dim=None), "sdpa")
 
     def forward(self, probe: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
-        return self._attend(self.q_proj(probe), self.k_proj(x), self.v_proj(x), None)[0]
+        q, k, v = map(self._split_heads, (self.q_proj(probe), self.k_proj(x), self.v_proj(x)))
+        return self._attend(q, k, v, None)[0]
 
 
 class AttentionPooler(nn.Module):
@@ -175,7 +180,8 @@ class TeacherHead(nn.Module):
 class FeatureHead(nn.Module):
     """Tokens -> `last_hidden_state` (N, L, D) and, with a pooler, `pooler_output` (N, its width).
 
-    With a projection, `image_embeds` (N, projection_size) instead of `pooler_output`, as in transformers.
+    With a projection, `image_embeds` (N, projection_size) instead of `pooler_output`, as in transformers. With
+    `ViTConfig.embedding_pool`, `image_embeds` is of that pooling.
     """
 
     def __init__(self, config: ViTConfig, *, pooler: bool) -> None:
@@ -185,15 +191,28 @@ class FeatureHead(nn.Module):
         self.visual_projection = (
             None if self.pooler is None or size is None else nn.Linear(self.pooler.width, size, bias=False)
         )
-        self.leading_tokens = None if self.pooler is None else self.pooler.leading_tokens
+        self.embed_by(config)
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> dict[str, Tensor]:  # noqa: ARG002  (one signature)
-        if self.pooler is None:
-            return {"last_hidden_state": x}
-        pooled = self.pooler(x)
-        if self.visual_projection is None:
-            return {"last_hidden_state": x, "pooler_output": pooled}
-        return {"image_embeds": self.visual_projection(pooled), "last_hidden_state": x}
+        outputs, pooled = {"last_hidden_state": x}, None if self.pooler is None else self.pooler(x)
+        if self.visual_projection is not None:
+            outputs = {EMBEDS: self.visual_projection(pooled), **outputs}
+        elif pooled is not None:
+            outputs["pooler_output"] = pooled
+        if self.embedding is not None:
+            outputs[EMBEDS] = self.embedding(x, pooled, outputs.get(EMBEDS))
+        return outputs
+
+    def embed_by(self, config: ViTConfig) -> None:
+        """Take the pooling of `image_embeds` from a configuration."""
+        self.embedding = None if config.embedding_pool is None else ImageEmbedding(config, self.pooler)
+        pooled = [module.leading_tokens for module in (self.pooler, self.embedding) if module is not None]
+        self.leading_tokens = None if None in pooled else max(filter(None, pooled), default=None)
+
+    def pools(self, config: ViTConfig) -> tuple[Pool, ...]:
+        """The possible values of `embedding_pool`, the default first."""
+        own: dict[Pool, nn.Module | None] = {"projection": self.visual_projection, "pooler": self.pooler}
+        return (*(pool for pool, module in own.items() if module is not None), *config.token_pools)
 
 
 class ReconstructionHead(nn.Module):
@@ -210,8 +229,7 @@ class ReconstructionHead(nn.Module):
         )
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> dict[str, Tensor]:
-        x = torch.unflatten(x[:, self.num_prefix_tokens :].transpose(1, 2), 2, grid)  # (N, D, gh, gw)
-        return {"reconstruction": self.decoder(x)}
+        return {"reconstruction": self.decoder(patch_map(x, self.num_prefix_tokens, grid))}
 
 
 class VisualTokenHead(nn.Module):
