@@ -130,6 +130,13 @@ def add_checkpoint(folder: Path, hub: Hub) -> None:
         (target / file).write_bytes(hub.files(name, str(hub.commit(name, "main")))[file])
 
 
+def add_weights(folder: Path) -> None:
+    """model_best.pth.tar, the output of a training by timm's train.py, and the names of its classes."""
+    golden = Path(__file__).parents[1] / "golden" / "weights" / "timm.pth.tar"
+    (folder / "model_best.pth.tar").write_bytes(golden.read_bytes())
+    (folder / "names.txt").write_text("cat\ndog\ncow\n", encoding="utf-8")
+
+
 def add_images(folder: Path) -> None:
     """cat.jpg, a folder of `photos`, and a labelled data set, `validation`."""
     for name in ("photos", "validation/cat", "validation/dog"):

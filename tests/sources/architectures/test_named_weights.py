@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -246,7 +247,8 @@ def test_files_that_hold_no_weights_are_refused(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(data)
         with raises(CheckpointError, where=tmp_path / name):
             read_checkpoint(WeightsFile(tmp_path / name, arch=NAME))
-    torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "script.pt")
+    with zipfile.ZipFile(tmp_path / "script.pt", "w") as archive:
+        archive.writestr("script/constants.pkl", b"")
     with raises(CheckpointError, where=tmp_path / "script.pt", found="a TorchScript model"):
         read_checkpoint(WeightsFile(tmp_path / "script.pt", arch=NAME))
     for path in (tmp_path, tmp_path / "none.pth"):
@@ -262,21 +264,21 @@ def test_malformed_arguments_are_refused_or_without_effect(tmp_path: Path) -> No
         path = saved(tmp_path / "w.pth", good | {"args": arguments})
         with pytest.raises(VitDeployError):
             read_checkpoint(WeightsFile(path))
-    for arguments in (None, 5, {"model": 3}):
+    for value in (None, 5, {"model": 3}):
         with raises(UsageError, what="arch"):
-            read_checkpoint(WeightsFile(saved(tmp_path / "w.pth", good | {"args": arguments, "arch": "x"})))
+            read_checkpoint(WeightsFile(saved(tmp_path / "w.pth", good | {"args": value, "arch": "x"})))
 
 
 # The command line
 
 
 def test_the_command_makes_a_bundle_that_records_the_architecture(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
     names = _labels(tmp_path, '{"0": "cat", "1": "dog", "2": "cow"}', "names.json")
     result = run("export", "--weights", TIMM, "--labels", names, "--json")
-    assert (result.code, "state_dict_ema" in result.err) == (0, True)
+    assert (result.code, "state_dict_ema" in caplog.text) == (0, True), result.err
     assert Path(result.json["bundle"]).name == "timm"
     source = result.json["source"]
     assert source["architecture"] == f"{NAME}.augreg_in21k"
@@ -285,8 +287,6 @@ def test_the_command_makes_a_bundle_that_records_the_architecture(
     with vitdeploy.load(tmp_path / "timm") as predictor:
         assert predictor.labels == ("cat", "dog", "cow")
     assert "architecture" in run("inspect", "timm").out
-    again = run("export", "--weights", TIMM, "--labels", names, "--fp16", "--json")
-    assert (again.code, len(again.json["artifacts"])) == (0, 2)
     assert json.loads((tmp_path / "timm" / "config.json").read_text())["id2label"]["1"] == "dog"
 
 
@@ -306,9 +306,6 @@ def test_wrong_options_are_one_line(tmp_path: Path, line: list[object], code: in
     assert (result.code, result.err.count("\n")) == (code, 1), result.err
 
 
-def test_options_in_python_are_the_same_value(tmp_path: Path) -> None:
-    source = SourceOptions(weights=WeightsFile(TIMM))
-    bundle = vitdeploy.export(output=tmp_path / "out", source=source)
-    assert bundle.manifest.source.architecture == f"{NAME}.augreg_in21k"
+def test_a_model_and_weights_exclude_each_other() -> None:
     with raises(UsageError, what="weights"):
-        vitdeploy.export("a/b", source=source)
+        vitdeploy.export("a/b", source=SourceOptions(weights=WeightsFile(TIMM)))
