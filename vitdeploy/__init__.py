@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vitdeploy.delivery.hub_upload import PushedBundle, push
     from vitdeploy.delivery.loading import load
     from vitdeploy.delivery.packing import pack
+    from vitdeploy.embedding.job import EmbeddedImages, embed
     from vitdeploy.errors import VitDeployError
     from vitdeploy.exporting.graph_options import GraphOptions
     from vitdeploy.exporting.options import (
@@ -56,6 +57,7 @@ __all__ = [
     "Bundle",
     "Calibration",
     "Comparison",
+    "EmbeddedImages",
     "EngineOptions",
     "Evaluation",
     "GateResult",
@@ -85,6 +87,7 @@ __all__ = [
     "bisect",
     "compare",
     "compare_benchmarks",
+    "embed",
     "evaluate",
     "export",
     "gate",
@@ -104,6 +107,7 @@ _MODULES = {
     "Bundle": "bundle.bundle",
     "Calibration": "exporting.options",
     "Comparison": "assess.compare.compare",
+    "EmbeddedImages": "embedding.job",
     "EngineOptions": "trt.options",
     "Evaluation": "assess.evaluate.evaluate",
     "GateResult": "assess.gate.gate",
@@ -133,6 +137,7 @@ _MODULES = {
     "bisect": "assess.debug.bisection",
     "compare": "assess.compare.compare",
     "compare_benchmarks": "assess.benchmark.comparison",
+    "embed": "embedding.job",
     "evaluate": "assess.evaluate.evaluate",
     "export": "exporting.workflow",
     "gate": "assess.gate.gate",
