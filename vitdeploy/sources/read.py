@@ -213,8 +213,8 @@ def _read_named(
         named = read_named_weights(file, image_size)
     except CheckpointError as exc:
         raise exc if exc.where is not None else exc.at(path) from exc
-    if named.entry:
-        logger.warning("the weights are %s of %s", named.entry, path)
+    if named.note:
+        logger.warning("%s", named.note)
     files = CheckpointFiles(file.name, None, path.parent, (path,), architecture=named.architecture)
     return files, _converted(named.config, named.tensors, task, path)
 

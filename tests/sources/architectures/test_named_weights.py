@@ -264,9 +264,10 @@ def test_malformed_arguments_are_refused_or_without_effect(tmp_path: Path) -> No
         path = saved(tmp_path / "w.pth", good | {"args": arguments})
         with pytest.raises(VitDeployError):
             read_checkpoint(WeightsFile(path))
-    for value in (None, 5, {"model": 3}):
+    others: tuple[object, ...] = (None, 5, {"model": 3})
+    for other in others:
         with raises(UsageError, what="arch"):
-            read_checkpoint(WeightsFile(saved(tmp_path / "w.pth", good | {"args": value, "arch": "x"})))
+            read_checkpoint(WeightsFile(saved(tmp_path / "w.pth", good | {"args": other, "arch": "x"})))
 
 
 # The command line

@@ -41,13 +41,13 @@ class NamedWeights:
         architecture: The architecture's name.
         config: Content of the configuration that the library writes; see `vitdeploy.sources.layouts.lookup`.
         tensors: The weights under the library's names.
-        entry: Key of the weights in the training checkpoint; empty if the file holds nothing else.
+        note: What was chosen of the file; empty without a choice.
     """
 
     architecture: str
     config: dict[str, Any]
     tensors: dict[str, Tensor]
-    entry: str
+    note: str
 
 
 def read_named_weights(weights: WeightsFile, image_size: tuple[int, int] | None = None) -> NamedWeights:
@@ -73,7 +73,7 @@ def read_named_weights(weights: WeightsFile, image_size: tuple[int, int] | None 
         head = torchvision_layout.classifier_of(tensors) or "heads.head"
     rows = tensors[f"{head}.weight"].shape[:1] if f"{head}.weight" in tensors else (0,)
     config |= _classes(weights, file, head, rows[0] if rows else 0)
-    return NamedWeights(name, config, tensors, file.entry)
+    return NamedWeights(name, config, tensors, file.note)
 
 
 def _name(weights: WeightsFile, file: TrainingFile) -> str:

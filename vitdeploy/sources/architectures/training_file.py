@@ -31,14 +31,14 @@ class TrainingFile:
     Attributes:
         path: The file.
         tensors: The weights, by name, without prefixes of wrappers such as "module.".
-        entry: Key of the weights in a training checkpoint; empty if the file holds nothing else.
+        note: The entry that was taken, if the file has several and none was named; else empty.
         arch: The architecture's name in the file, if any.
         arguments: The arguments of timm's train.py, if the file has them.
     """
 
     path: Path
     tensors: dict[str, Tensor]
-    entry: str = ""
+    note: str = ""
     arch: str | None = None
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -61,14 +61,14 @@ def read_training_file(weights: WeightsFile) -> TrainingFile:
                 what="weights_entry", where=path, found=weights.entry, hint="leave --weights-entry out",
             )  # fmt: skip
         return TrainingFile(path, read_weights([path]) if not content else state_weights(file, content))
-    entry, state = _entry(path, content, weights.entry)
+    entry, others, state = _entry(path, content, weights.entry)
     arguments = content.get("args")
     arguments = vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments
     arguments = arguments if isinstance(arguments, Mapping) else {}
     arch = arguments.get("model", content.get("arch"))
-    return TrainingFile(
-        path, state_weights(file, state), entry, arch if isinstance(arch, str) and arch else None, arguments
-    )
+    arch = arch if isinstance(arch, str) and arch else None
+    note = f"the weights are {entry} of {path}; --weights-entry takes {', '.join(others)}" if others else ""
+    return TrainingFile(path, state_weights(file, state), note, arch, arguments)
 
 
 def _content(file: OpenedFile) -> dict[Any, Any]:
@@ -92,10 +92,11 @@ def _content(file: OpenedFile) -> dict[Any, Any]:
     return content
 
 
-def _entry(path: Path, content: Mapping[Any, Any], name: str | None) -> tuple[str, dict[str, Tensor]]:
-    """The entry with the weights, and its key."""
+def _entry(path: Path, content: Mapping[Any, Any], name: str | None) -> tuple[str, list[str], dict[str, Tensor]]:
+    """Key of the entry with the weights, those of others if none was named, and the entry."""
     states = {key: value for key, value in content.items() if isinstance(key, str) and value and is_state(value)}
-    chosen = next((key for key in ENTRIES if key in states), None) if name is None else name
+    usual = [key for key in ENTRIES if key in states] if name is None else [name]
+    chosen = usual[0] if usual else None
     if chosen is None or chosen not in states:
         problem = f"no entry {name!r:.80} of" if name is not None else f"none of {', '.join(ENTRIES)} as"
         others = ", ".join(f"{key:.80}" for key in list(states)[:8])
@@ -104,4 +105,4 @@ def _entry(path: Path, content: Mapping[Any, Any], name: str | None) -> tuple[st
             what="weights_entry", where=path, expected=tuple(states), found=name,
             hint="choose one with --weights-entry" if states else "save the model's state_dict()",
         )  # fmt: skip
-    return chosen, states[chosen]
+    return chosen, usual[1:], states[chosen]
