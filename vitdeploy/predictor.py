@@ -289,7 +289,7 @@ def load(
     runtime = opened.runtime
     try:
         check_fit(bundle, processor, runtime)
-        if labels:
+        if labels and any(spec.name == "logits" for spec in runtime.outputs):
             check_classes(bundle, labels, runtime)
     except BundleError:
         runtime.close()

@@ -117,7 +117,7 @@ def _print_accuracy(artifact: Artifact) -> None:
         "export google/vit-base-patch16-224 -o vit",
         "export google/vit-base-patch16-224 --to onnx --fp16 -o vit",
         "export ./checkpoint --int8 --calibration-data photos --max-drop 1%",
-        "export --arch vit_base_patch16_224 --weights model_best.pth.tar --labels names.txt -o vit",
+        "export --weights best.pth.tar --arch vit_base_patch16_224 -o vit",
     )
 )
 @click.argument("checkpoint", metavar="[MODEL]", required=False, type=PATH)

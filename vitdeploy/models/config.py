@@ -16,6 +16,7 @@ from vitdeploy.files.regular_file import read_regular
 from vitdeploy.models.config_keys import check_keys
 from vitdeploy.models.families import FAMILIES, TOWER_KEY, Family
 from vitdeploy.models.rotary import Rotary
+from vitdeploy.models.unsupported import UNSUPPORTED
 from vitdeploy.specs import EMBEDDING_KEYS, POOLS, Pool, Task
 
 Pooler = Literal["cls", "cls+norm", "mean", "mean+norm", "cls+mean", "dense", "attention"]
@@ -349,6 +350,13 @@ def family_of(data: Mapping[str, Any]) -> Family:
     """The family in a parsed `config.json`; CheckpointError unless it is one of `FAMILIES`."""
     model_type = data.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
+        other = UNSUPPORTED.get(model_type) if isinstance(model_type, str) else None
+        if other is not None:
+            raise CheckpointError(
+                f"config.json: {other}",
+                what="model_type", where="config.json", expected=tuple(FAMILIES), found=model_type,
+                hint=other.alternative,
+            )  # fmt: skip
         raise CheckpointError(
             f"config.json: unknown model_type {shown(model_type)}; supported: {', '.join(FAMILIES)}",
             what="model_type", where="config.json", expected=tuple(FAMILIES), found=model_type,

@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vitdeploy.errors import CheckpointError
+from vitdeploy.models.unsupported import OPTIMUM, family_in
 from vitdeploy.sources.layouts.timm_classes import label_offset, labels, num_classes, problem_type
 from vitdeploy.sources.layouts.timm_keys import MODEL_ARGS
 from vitdeploy.sources.layouts.timm_parts import (
@@ -113,6 +115,10 @@ def read_config(config: Mapping[str, Any]) -> TimmConfig:
 
 def _architecture(value: object) -> dict[str, str]:
     """The parts of the name; missing ones are empty."""
+    other = family_in(value) if isinstance(value, str) else None
+    if other is not None:
+        message = f"timm checkpoint: {other}"  # optimum-onnx exports any timm model
+        raise CheckpointError(message, what="architecture", found=value, hint=OPTIMUM)
     if not isinstance(value, str) or not value.startswith(_PREFIXES):
         raise refuse("architecture", f"starts with none of {', '.join(_PREFIXES)}", value)
     match = _ARCHITECTURE.fullmatch(value)
