@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vitdeploy.delivery.hub_upload import PushedBundle, push
     from vitdeploy.delivery.loading import load
     from vitdeploy.delivery.packing import pack
+    from vitdeploy.embedding.job import EmbeddedImages, embed
     from vitdeploy.errors import VitDeployError
     from vitdeploy.exporting.graph_options import GraphOptions
     from vitdeploy.exporting.options import (
@@ -55,6 +56,7 @@ __all__ = [
     "Bundle",
     "Calibration",
     "Comparison",
+    "EmbeddedImages",
     "EngineOptions",
     "Evaluation",
     "GateResult",
@@ -83,6 +85,7 @@ __all__ = [
     "bisect",
     "compare",
     "compare_benchmarks",
+    "embed",
     "evaluate",
     "export",
     "gate",
@@ -102,6 +105,7 @@ _MODULES = {
     "Bundle": "bundle.bundle",
     "Calibration": "exporting.options",
     "Comparison": "assess.compare.compare",
+    "EmbeddedImages": "embedding.job",
     "EngineOptions": "trt.options",
     "Evaluation": "assess.evaluate.evaluate",
     "GateResult": "assess.gate.gate",
@@ -130,6 +134,7 @@ _MODULES = {
     "bisect": "assess.debug.bisection",
     "compare": "assess.compare.compare",
     "compare_benchmarks": "assess.benchmark.comparison",
+    "embed": "embedding.job",
     "evaluate": "assess.evaluate.evaluate",
     "export": "exporting.workflow",
     "gate": "assess.gate.gate",
