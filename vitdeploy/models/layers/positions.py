@@ -24,8 +24,8 @@ def interpolate(table: Tensor, old: tuple[int, int], new: tuple[int, int], mode:
     if antialias and mode == "bicubic":
         down, across = (_antialiased(*sides, table.device, dtype) for sides in zip(old, new, strict=True))
         rows = torch.unflatten(table.to(dtype), 0, old)  # (old height, old width, D)
-        resized = torch.matmul(across, torch.matmul(down, rows.flatten(1)).unflatten(1, rows.shape[1:]))
-        return resized.flatten(0, 1).to(table.dtype)  # (new height * new width, D)
+        rows = torch.unflatten(down @ rows.flatten(1), 1, rows.shape[1:])  # (new height, old width, D)
+        return (across @ rows).flatten(0, 1).to(table.dtype)  # (new height * new width, D)
     grid = torch.unflatten(table.transpose(0, 1)[None], 2, old)  # (1, D, old height, old width)
     grid = F.interpolate(grid.to(dtype), size=new, mode=mode, align_corners=False, antialias=antialias)
     return grid.to(table.dtype)[0].flatten(1).transpose(0, 1)  # (new height * new width, D)
