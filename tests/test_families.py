@@ -170,7 +170,7 @@ def test_an_image_gives_what_transformers_makes_of_it_and_it_loads_the_bundle(
     shortest = head.processor in ("BitImageProcessor", "CLIPImageProcessor")
     size = {"shortest_edge": 40} if shortest else {"height": 40, "width": 40}
     crop = shortest or head.processor == "DeiTImageProcessor"
-    options = {"size": size, "crop_size": 32} if crop else {"size": 32}
+    options = {"size": size, "crop_size": 32} if crop else {"size": {"height": 32, "width": 32}}
     process: Callable[..., np.ndarray]
     if hasattr(transformers, f"{head.processor}Pil"):
         peer = getattr(transformers, f"{head.processor}Pil")(**options)
