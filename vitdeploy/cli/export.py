@@ -125,7 +125,7 @@ def _print_accuracy(artifact: Artifact) -> None:
     "-m",
     "--model",
     group="Model",
-    help="Same as MODEL: a Hub id such as google/vit-base-patch16-224, a local folder (transformers, timm, or a PEFT "
+    help="Same as MODEL: a Hub id such as google/vit-base-patch16-224, a local folder (transformers, timm, OpenCLIP, or a PEFT "
     "adapter, merged on export), or Google's .npz file.",
 )
 @option(

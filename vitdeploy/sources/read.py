@@ -198,7 +198,7 @@ def _read(files: CheckpointFiles, adapter: Adapter | None, task: Task | None) ->
     if files.weights[0].suffix == ".npz":
         data, weights = read_npz(files.weights[0], task)
     else:
-        data, weights = read_json(files.folder / "config.json"), read_weights(files.weights)
+        data, weights = read_json(files.config), read_weights(files.weights)
     if adapter is not None:
         data, weights, note = adapter.merge(data, weights)
         logger.warning("merged the LoRA adapter into %s", note)

@@ -12,7 +12,9 @@ from raising import raises
 from vitdeploy.errors import CheckpointError
 from vitdeploy.sources.architectures.timm_table import is_timm_name, names_of_sizes, timm_config, timm_names
 from vitdeploy.sources.layouts.timm_config import read_config
+from vitdeploy.sources.layouts.timm_eva_config import read_eva_config
 from vitdeploy.sources.layouts.timm_layout import processor_config
+from vitdeploy.sources.layouts.timm_parts import is_eva
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "timm"
 ARCHITECTURES: dict[str, Any] = json.loads((GOLDEN / "architectures.json").read_text())
@@ -33,6 +35,12 @@ def test_each_architecture_that_is_read_has_its_row(name: str) -> None:
     stated = read_config({**config, "num_classes": 0})
     assert stated.num_heads == ARCHITECTURES[name]["num_heads"]
     assert processor_config(config)["crop_size"] == dict(zip(("height", "width"), stated.image_size, strict=True))
+
+
+@pytest.mark.parametrize("name", [name for name in timm_names() if is_eva({"architecture": name})])
+def test_eva_and_perception_encoders_have_rows_that_are_read(name: str) -> None:
+    stated = read_eva_config({**timm_config(name), "num_classes": 0})
+    assert stated.num_heads == timm_config(name)["model_args"]["num_heads"]
 
 
 def test_a_tag_has_the_transform_of_its_weights() -> None:

@@ -13,6 +13,8 @@ from typing import Any
 
 from vitdeploy.errors import CheckpointError
 from vitdeploy.sources.layouts.timm_config import read_config
+from vitdeploy.sources.layouts.timm_eva_config import read_eva_config
+from vitdeploy.sources.layouts.timm_parts import is_eva
 
 # Arguments of timm's train.py that override the registry's transform (timm.data.resolve_data_config).
 _TRANSFORM_ARGUMENTS = ("interpolation", "crop_pct", "crop_mode", "mean", "std")
@@ -87,8 +89,9 @@ def timm_config(name: str, arguments: Mapping[str, Any] | None = None) -> dict[s
 
 
 def _is_converted(name: str) -> bool:
+    config = {"architecture": name, "num_classes": 0, "pretrained_cfg": _table()["transforms"][name]}
     try:
-        read_config({"architecture": name, "num_classes": 0, "pretrained_cfg": _table()["transforms"][name]})
+        (read_eva_config if is_eva(config) else read_config)(config)
     except CheckpointError:
         return False
     return True
