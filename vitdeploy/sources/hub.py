@@ -20,7 +20,7 @@ from vitdeploy.errors import (
     first_line,
 )
 from vitdeploy.files.file_kinds import PROCESSOR_CONFIGS, file_advice, is_lfs_pointer, is_model_file_name, lfs_advice
-from vitdeploy.sources.architectures.weights_file import WeightsFile
+from vitdeploy.sources.architectures.weights_options import WeightsFile
 from vitdeploy.sources.file_choice import (
     ADAPTER_CONFIG,
     CONFIG,

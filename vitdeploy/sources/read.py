@@ -18,7 +18,7 @@ from vitdeploy.models.presets import preset_config, random_model
 from vitdeploy.models.weights import read_weights
 from vitdeploy.sources.adapters import Adapter
 from vitdeploy.sources.architectures.lookup import read_named_weights
-from vitdeploy.sources.architectures.weights_file import WeightsFile
+from vitdeploy.sources.architectures.weights_options import WeightsFile
 from vitdeploy.sources.hub import CheckpointFiles, resolve
 from vitdeploy.sources.layouts.lookup import layout_of
 from vitdeploy.sources.layouts.npz_layout import read_npz

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from vitdeploy.sources.architectures.weights_file import WeightsFile
+    from vitdeploy.sources.architectures.weights_options import WeightsFile
 
 _TIMM, _TORCHVISION, _OPEN_CLIP = "timm", "torchvision", "OpenCLIP"
 # The beginning of a name that weights of a library alone have.
