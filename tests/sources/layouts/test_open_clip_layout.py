@@ -114,7 +114,8 @@ def at(place: str, key: str, value: object) -> Callable[[dict[str, Any]], None]:
         *((at("vision_cfg", key, value), key) for key, value in (
             ("no_ln_pre", True), ("pool_type", "avg"), ("attentional_pool", True), ("qk_norm", True),
             ("layers", [3, 4]), ("width", "32"), ("head_width", 0), ("mlp_ratio", -1),
-            ("norm_kwargs", {"eps": 1e-6}), ("unknown", 1), ("ls_init_value", 0.1), ("act_kwargs", {"approximate": "tanh"}),
+            ("norm_kwargs", {"eps": 1e-6}), ("unknown", 1), ("ls_init_value", 0.1),
+            ("act_kwargs", {"approximate": "tanh"}),
         )),
         (at("vision_cfg", "patch_size", []), "vision_cfg.patch_size"),
         (at("vision_cfg", "layers", 1), "weights"),
