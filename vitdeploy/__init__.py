@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vitdeploy.assess.compare.results import Comparison
     from vitdeploy.assess.debug.bisection import Bisection, bisect
     from vitdeploy.assess.debug.sensitivity import Sensitivity, sensitivity
+    from vitdeploy.assess.evaluate.embeddings import EmbeddingEvaluation, evaluate_embeddings
     from vitdeploy.assess.evaluate.evaluate import Evaluation, evaluate
     from vitdeploy.assess.gate.gate import GateResult, gate
     from vitdeploy.bundle.bundle import Bundle
@@ -55,6 +56,7 @@ __all__ = [
     "Bundle",
     "Calibration",
     "Comparison",
+    "EmbeddingEvaluation",
     "EngineOptions",
     "Evaluation",
     "GateResult",
@@ -84,6 +86,7 @@ __all__ = [
     "compare",
     "compare_benchmarks",
     "evaluate",
+    "evaluate_embeddings",
     "export",
     "gate",
     "load",
@@ -102,6 +105,7 @@ _MODULES = {
     "Bundle": "bundle.bundle",
     "Calibration": "exporting.options",
     "Comparison": "assess.compare.compare",
+    "EmbeddingEvaluation": "assess.evaluate.embeddings",
     "EngineOptions": "trt.options",
     "Evaluation": "assess.evaluate.evaluate",
     "GateResult": "assess.gate.gate",
@@ -131,6 +135,7 @@ _MODULES = {
     "compare": "assess.compare.compare",
     "compare_benchmarks": "assess.benchmark.comparison",
     "evaluate": "assess.evaluate.evaluate",
+    "evaluate_embeddings": "assess.evaluate.embeddings",
     "export": "exporting.workflow",
     "gate": "assess.gate.gate",
     "load": "delivery.loading",

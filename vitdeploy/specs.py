@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 from vitdeploy.errors import UsageError, shown
 
 MOST_A_BATCH = 2**20  # images per batch
+MOST_NEIGHBOURS = 200  # that vote in a kNN classifier
 OPSETS = range(18, 24)  # ONNX opsets
 ENGINE_FORMATS = ("tensorrt", "tensorrt-rtx")  # artifacts that a TensorRT library builds for GPUs
 SEEDS = (0, 2**63 - 1)

@@ -12,7 +12,7 @@ import numpy as np
 
 from vitdeploy._version import __version__
 from vitdeploy.assess.data.folder_listing import list_images
-from vitdeploy.assess.evaluate.backend_run import BESIDE_OTHERS
+from vitdeploy.assess.evaluate.open_run import BESIDE_OTHERS
 from vitdeploy.assess.metrics.cosine_bound import COSINE_BOUNDS, LOOSE_BOUND, CosineBound
 from vitdeploy.assess.metrics.outputs import default_tolerance
 from vitdeploy.bundle.bundle import Bundle

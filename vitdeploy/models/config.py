@@ -217,7 +217,7 @@ class ViTConfig:
         data = {"model_type": self.model_type} | {name: getattr(self, name) for name in _KEYS}
         data["id2label"] = {str(index): name for index, name in enumerate(self.labels)}
         data["label2id"] = {name: index for index, name in enumerate(self.labels)}
-        data["problem_type"] = None if self.problem_type is None else str(self.problem_type)
+        data["problem_type"] = None if self.problem_type is None else self.problem_type.in_config
         for name in ("image_size", "patch_size"):
             data[name] = json_size(data[name])
         for name in ("initializer_range", "layer_norm_eps"):

@@ -171,7 +171,7 @@ def _result(
     """Run an artifact, and judge it by cosine or tolerance; search neighbours among the images if requested."""
     config = runtimes.bundle.read_config()
     with_classes = runtimes.bundle.manifest.task == Task.CLASSIFICATION
-    ranked = config.problem_type is ProblemType.SINGLE_LABEL
+    ranked = config.problem_type.ranked
     with runtimes.open(selected) as runtime:
         wanted = {spec.name: expected[spec.name] for spec in artifact.outputs}
         given = run_batches(runtime, batches.feeds(runtime))
