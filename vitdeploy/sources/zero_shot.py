@@ -1,0 +1,77 @@
+"""Make a classifier of a feature extractor and class embeddings: no text tower is needed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING
+
+import torch
+
+from vitdeploy.bundle.manifest import FileRecord
+from vitdeploy.errors import InputError
+from vitdeploy.models.checkpoint import architecture_of
+from vitdeploy.models.signature import output_specs
+from vitdeploy.models.zero_shot import with_classes
+from vitdeploy.sources.class_embeddings import ClassEmbeddings
+from vitdeploy.sources.embedding import with_embedding
+from vitdeploy.specs import EMBEDS, Pool
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vitdeploy.sources.read import Checkpoint
+
+# Of a config.json, in the root of a bundle.
+_NOTE = (
+    "logits are the normalized image_embeds times zero_shot.weight plus zero_shot.bias, both in model.safetensors; "
+    "transformers reads the encoder alone"
+)
+
+
+def zero_shot(checkpoint: Checkpoint, path: Path, pool: Pool | None) -> Checkpoint:
+    """The checkpoint as a classifier of the classes in an `.npz` file; see `ClassEmbeddings.read`.
+
+    Its logits are the cosines of the image embedding and the class embeddings, times the scale, plus the bias. The file
+    is recorded beside the weights.
+
+    Args:
+        checkpoint: A feature-extraction model.
+        path: The file.
+        pool: Pooling of the image embedding; see `vitdeploy.sources.embedding.with_embedding`.
+
+    Raises:
+        InputError: If the file is invalid, or its vectors are not as long as the image embedding.
+        UsageError: If the model has no such pooling.
+    """
+    classes = ClassEmbeddings.read(path)
+    checkpoint = with_embedding(checkpoint, pool, normalize=True)
+    (spec,) = output_specs(checkpoint.model, (EMBEDS,))
+    width = spec.shape[-1]
+    if classes.width != width:
+        raise InputError(
+            f"{path} has vectors of {classes.width} values, and the image embedding of {checkpoint.source.id} has "
+            f"{width}",
+            what="vectors", where=path, expected=width, found=classes.width,
+            hint="make them with the text tower of this model, or choose another pooling",
+        )  # fmt: skip
+    weight, bias = torch.from_numpy(classes.weight), torch.from_numpy(classes.bias)
+    model = with_classes(checkpoint.model, classes.names, weight, bias, classes.problem_type)
+    data = json.loads(checkpoint.files["config.json"])
+    data |= {
+        "architectures": [architecture_of(model)],
+        "id2label": {str(index): name for index, name in enumerate(classes.names)},
+        "label2id": {name: index for index, name in enumerate(classes.names)},
+        "problem_type": classes.problem_type.in_config,
+        "zero_shot": True,
+        "zero_shot_note": _NOTE,
+    }
+    data.pop("num_labels", None)
+    source = checkpoint.source
+    record = FileRecord.of(path.parent, path.name)
+    source = dataclasses.replace(source, weights=(*source.weights, record))
+    content = (json.dumps(data, indent=2) + "\n").encode()
+    return dataclasses.replace(
+        checkpoint, source=source, model=model, files={**checkpoint.files, "config.json": content}
+    )
+
