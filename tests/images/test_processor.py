@@ -162,7 +162,7 @@ def test_the_nested_settings_go_first(tmp_path: Path) -> None:
     assert ImageProcessor.from_pretrained(tmp_path).size == Size(224, 224)
 
 
-@pytest.mark.parametrize("model_type", ["vit", "vit_mae", "vit_msn", "deit", "beit", "dinov2"])
+@pytest.mark.parametrize("model_type", ["vit", "vit_mae", "vit_msn", "ijepa", "deit", "beit", "dinov2"])
 def test_a_file_that_does_not_name_its_class(tmp_path: Path, model_type: str) -> None:
     write(tmp_path, {"size": 180, "crop_size": 160})
     write(tmp_path, {"model_type": model_type}, "config.json")

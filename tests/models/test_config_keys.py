@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import inspect
 import logging
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ BY_FAMILY = pytest.mark.parametrize("family", FAMILIES)
 CLASSES: dict[str, Any] = {
     head.family: getattr(transformers, head.name).config_class for head in HEADS if head.task is Task.FEATURES
 }
+TEXT = re.compile("CLIPText|CLIPModel$")  # classes with a text encoder
 # Of PretrainedConfig in transformers 4 (4.57, configuration_utils.py), which wrote most files of the Hub.
 OF_TRANSFORMERS_4 = """
     return_dict output_hidden_states torchscript dtype torch_dtype tf_legacy_loss pruned_heads tie_word_embeddings
@@ -61,14 +63,16 @@ def test_every_attribute_of_a_configuration_class_is_in_the_table(family: str) -
 @BY_FAMILY
 def test_every_key_that_the_models_read_is_in_the_table(family: str) -> None:
     modules = {inspect.getmodule(getattr(transformers, head.name)) for head in HEADS if head.family == family}
-    read = {key for module in modules if module is not None for key in attributes_read(inspect.getsource(module))}
+    sources = [ast.parse(inspect.getsource(module)).body for module in modules if module is not None]
+    images = (node for body in sources for node in body if not TEXT.match(getattr(node, "name", "")))
+    read = {key for node in images for key in attributes_read(node)}
     assert len(read) > 10
     assert read - {"post_init", "get_text_config"} - RULES[family].keys() == set()
 
 
-def attributes_read(source: str) -> Iterator[str]:
+def attributes_read(tree: ast.AST) -> Iterator[str]:
     """Of `config` and `self.config`, by attribute or by getattr."""
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and _is_config(node.value):
             yield node.attr
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("getattr", "hasattr"):
@@ -131,12 +135,13 @@ TINY = {
     "num_labels": 3,
 }  # fmt: skip
 APPLIED_VALUES: dict[str, Any] = {
-    "hidden_size": 36, "num_hidden_layers": 3, "num_attention_heads": 2, "hidden_act": "quick_gelu",
+    "hidden_size": 36, "num_hidden_layers": 3, "num_attention_heads": 2, "hidden_act": "relu",
     "layer_norm_eps": 0.1, "image_size": [24, 32], "patch_size": 6, "num_channels": 1, "head_dim": 12,
     "num_labels": 5, "id2label": {0: "a", 1: "b", 2: "c", 3: "d"}, "intermediate_size": 56, "qkv_bias": False,
     "pooler_act": "relu", "pooler_output_size": 7, "encoder_stride": 4, "use_absolute_position_embeddings": True,
     "use_relative_position_bias": True, "use_shared_relative_position_bias": True, "layer_scale_init_value": 0.0,
     "use_mean_pooling": False, "vocab_size": 11, "mlp_ratio": 3, "use_swiglu_ffn": True, "num_register_tokens": 2,
+    "projection_dim": 9,
 }  # fmt: skip
 NOT_COMPUTED = {"model_type", "architectures", "problem_type", "position_antialias", "relative_position_interpolation"}
 HEADS_OF_KEY = {
@@ -190,7 +195,7 @@ APPLIED_CASES = [
     for family in FAMILIES
     for key, rule in RULES[family].items()
     if rule.effect is Effect.APPLIED and key not in NOT_COMPUTED
-    if (family, HEADS_OF_KEY.get(key)) != ("vit_mae", Task.CLASSIFICATION)  # it has no classifier
+    if HEADS_OF_KEY.get(key) in (None, *FAMILIES[family].architectures.values())  # of a head that it has
 ]
 
 
@@ -199,7 +204,7 @@ def test_what_is_applied_is_so_as_in_transformers(write_checkpoint: WriteCheckpo
     head = head_of(family, HEADS_OF_KEY.get(key, Task.CLASSIFICATION))
     keys = {"num_labels": None} if key == "id2label" else {}
     value = APPLIED_VALUES[key]
-    if key == "image_size" and family.startswith("dinov2"):
+    if key == "image_size" and family.startswith(("dinov2", "clip")):
         value = 40  # transformers takes square ones alone there
     config = config_of(head, **keys, **{key: value})
     checkpoint = write_checkpoint(head, {name: value for name, value in config.items() if value is not None})
@@ -227,6 +232,7 @@ CARRIED_VALUES: dict[str, Any] = {
     "use_auxiliary_head": False, "auxiliary_loss_weight": 0.9, "auxiliary_channels": 8, "auxiliary_num_convs": 2,
     "auxiliary_concat_input": True, "semantic_loss_ignore_index": 1, "norm_pix_loss": True, "decoder_hidden_size": 8,
     "decoder_num_hidden_layers": 2, "decoder_num_attention_heads": 4, "decoder_intermediate_size": 8,
+    "attention_dropout": 0.5, "initializer_factor": 2.0, "vision_config": {"hidden_size": 7},
 }  # fmt: skip
 # Where files come from, what is returned, how kernels are chosen, and texts: no business of a model of images, and
 # transformers sets some of these itself. Written out, so that no key gets here by a change of the table.

@@ -40,7 +40,15 @@ def write_checkpoint(write_checkpoint: WriteCheckpoint) -> WriteCheckpoint:
 BY_HEAD = pytest.mark.parametrize("head", HEADS, ids=str)
 SEEDS = pytest.mark.parametrize("seed", range(3))
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCES, ids=["float32", "float64"])
-NAMES = {"logits", "cls_logits", "distillation_logits", "last_hidden_state", "pooler_output", "reconstruction"}
+NAMES = {
+    "logits",
+    "cls_logits",
+    "distillation_logits",
+    "last_hidden_state",
+    "pooler_output",
+    "image_embeds",
+    "reconstruction",
+}
 
 
 def test_every_architecture_of_the_table_is_held_to_transformers() -> None:

@@ -72,12 +72,16 @@ HEADS = (
     Head("vit_mae", "ViTMAEForPreTraining", Task.FEATURES),
     Head("vit_msn", "ViTMSNForImageClassification", Task.CLASSIFICATION),
     Head("vit_msn", "ViTMSNModel", Task.FEATURES),
+    Head("ijepa", "IJepaForImageClassification", Task.CLASSIFICATION),
+    Head("ijepa", "IJepaModel", Task.FEATURES),
     Head("dinov2", "Dinov2ForImageClassification", Task.CLASSIFICATION, "BitImageProcessor"),
     Head("dinov2", "Dinov2Model", Task.FEATURES, "BitImageProcessor"),
     Head(
         "dinov2_with_registers", "Dinov2WithRegistersForImageClassification", Task.CLASSIFICATION, "BitImageProcessor"
     ),
     Head("dinov2_with_registers", "Dinov2WithRegistersModel", Task.FEATURES, "BitImageProcessor"),
+    Head("clip_vision_model", "CLIPVisionModelWithProjection", Task.FEATURES, "CLIPImageProcessor"),
+    Head("clip_vision_model", "CLIPVisionModel", Task.FEATURES, "CLIPImageProcessor"),
 )
 
 
@@ -113,7 +117,7 @@ def random_config(head: Head, seed: int) -> dict[str, Any]:
     }
     if head.family not in ("dinov2", "dinov2_with_registers"):
         config["intermediate_size"] = draw.choice((24, 40, 56))
-    if head.family != "beit":
+    if head.family not in ("beit", "clip_vision_model"):
         config["qkv_bias"] = draw.random() < 0.7
     if head.task is Task.MASKED_IMAGE_MODELING:  # transformers takes a mask where one patch is decoded to one patch
         config["encoder_stride"] = patch
@@ -150,9 +154,14 @@ def _mae(draw: random.Random, seed: int, head: Head) -> dict[str, Any]:
     }
 
 
+def _clip(draw: random.Random, seed: int, head: Head) -> dict[str, Any]:
+    return {"projection_dim": draw.choice((7, 16))}
+
+
 _OF_FAMILY: dict[str, Callable[[random.Random, int, Head], dict[str, Any]]] = {
     "beit": _beit,
     "dinov2": _dinov2,
     "dinov2_with_registers": _dinov2,
     "vit_mae": _mae,
+    "clip_vision_model": _clip,
 }

@@ -204,20 +204,22 @@ STEP_OF = {key: step for key, (_, step) in _VALUES.items()}
 
 # The steps of ViTImageProcessor, and the differences of transformers' other classes.
 _STEPS = {"do_convert_rgb": False, "do_resize": True, "do_center_crop": False, "do_rescale": True, "do_normalize": True}
+_BIT = {
+    "size": 224,
+    "default_to_square": False,
+    "resample": 3,
+    "do_center_crop": True,
+    "crop_size": 224,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "do_convert_rgb": True,
+}
 _CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
     "ViTImageProcessor": {},
     "DeiTImageProcessor": {"size": 256, "resample": 3, "do_center_crop": True, "crop_size": 224},
     "BeitImageProcessor": {"resample": 3, "crop_size": 224},
-    "BitImageProcessor": {
-        "size": 224,
-        "default_to_square": False,
-        "resample": 3,
-        "do_center_crop": True,
-        "crop_size": 224,
-        "image_mean": [0.48145466, 0.4578275, 0.40821073],
-        "image_std": [0.26862954, 0.26130258, 0.27577711],
-        "do_convert_rgb": True,
-    },
+    "BitImageProcessor": _BIT,
+    "CLIPImageProcessor": _BIT,
 }
 
 # Every key that transformers 4 and 5 write, except other steps (`do_...`), which must be off.
@@ -245,6 +247,7 @@ CLASS_OF_MODEL = {
     "vit": "ViTImageProcessor",
     "vit_mae": "ViTImageProcessor",
     "vit_msn": "ViTImageProcessor",
+    "ijepa": "ViTImageProcessor",
     "deit": "DeiTImageProcessor",
     "beit": "BeitImageProcessor",
     "dinov2": "BitImageProcessor",

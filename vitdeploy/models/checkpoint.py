@@ -13,7 +13,7 @@ from torch import Tensor
 from vitdeploy.errors import CheckpointError, shown
 from vitdeploy.files.opened import OpenedFile
 from vitdeploy.models.config import ViTConfig
-from vitdeploy.models.families import FAMILIES
+from vitdeploy.models.families import FAMILIES, Family
 from vitdeploy.models.layers.encoder import AttentionKind
 from vitdeploy.models.names import disk_name, our_names
 from vitdeploy.models.vit import VisionTransformer
@@ -24,13 +24,17 @@ from vitdeploy.system.forks import with_threads
 # Weights that only one task needs; a checkpoint may have those of tasks other than the loaded one.
 _HEADS = {
     Task.CLASSIFICATION: re.compile(r"head\.((cls_|distillation_)?classifier|pooler\.layernorm)\.(weight|bias)"),
-    Task.FEATURES: re.compile(r"head\.pooler\.(dense|layernorm)\.(weight|bias)"),
+    Task.FEATURES: re.compile(r"head\.(pooler\.(dense|layernorm)|visual_projection)\.(weight|bias)"),
     Task.MASKED_IMAGE_MODELING: re.compile(
         r"head\.(decoder\.0|lm_head|layernorm)\.(weight|bias)|embeddings\.mask_token"
     ),
 }
-# Weights that no task needs: a buffer of old BEiT checkpoints, computed here; MAE's training decoder.
-_UNUSED = re.compile(r".*\.relative_position_index|head\.decoder\.(decoder_.+|mask_token)")
+# Weights that a model may not need: a buffer of old BEiT checkpoints, computed here; MAE's training decoder; the
+# projection, for a class without it.
+_UNUSED = re.compile(
+    r".*\.relative_position_index|head\.decoder\.(decoder_.+|mask_token)|head\.visual_projection\.weight"
+)
+_OPTIONAL_POOLERS = ("dense", "mean+norm", "attention")  # transformers' classes may omit them: `add_pooling_layer`
 _TEACHER = "head.distillation_classifier."
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -54,7 +58,9 @@ def task_of(config: Mapping[str, object]) -> Task:
 def architecture_of(model: VisionTransformer) -> str:
     """Name of transformers' class for a model."""
     names = [name for name, task in model.config.family.architectures.items() if task is model.task]
-    return next((name for name in names if name.endswith("WithTeacher") == model.teacher), names[0])
+    suffixes = {"WithTeacher": model.teacher, "WithProjection": model.config.projection_size is not None}
+    fitting = (name for name in names if all(name.endswith(suffix) == has for suffix, has in suffixes.items()))
+    return next(fitting, names[0])
 
 
 def load_model(
@@ -106,7 +112,8 @@ def make_model(
         model = VisionTransformer(
             config,
             task,
-            pooler=config.feature_pooler == "cls" or any(name.startswith("head.pooler.") for name in tensors),
+            pooler=config.feature_pooler not in _OPTIONAL_POOLERS
+            or any(name.startswith("head.pooler.") for name in tensors),
             teacher=config.distillation_token and any(name.startswith(_TEACHER) for name in tensors),
             attention=attention,
         )
@@ -121,26 +128,37 @@ def make_model(
             f"{origin}: weights do not fit config.json: {problems}",
             what="weights", where=origin, found=differences, hint=hint if differences.get("missing") == head else None,
         )  # fmt: skip
-    model.load_state_dict({name: tensors[name].to(torch.float32) for name in expected}, assign=True)
+    model.load_state_dict(
+        {name: tensors[name].to(torch.float32).reshape(tensor.shape) for name, tensor in expected.items()}, assign=True
+    )
     return model.eval().requires_grad_(False)
 
 
 @with_threads
 def save_model(model: VisionTransformer, path: Path) -> None:
     """Write safetensors under transformers' names; the same weights give the same bytes."""
-    write_weights({_disk_name(model, name): tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
+    write_weights({name: tensor.contiguous() for name, tensor in _on_disk(model).items()}, path)
 
 
 @with_threads
 def is_saved(model: VisionTransformer, path: Path) -> bool:
     """True if a file has the tensors that `save_model` would write; CheckpointError if it cannot be read."""
     saved = read_weights([path])
-    tensors = {_disk_name(model, name): tensor for name, tensor in model.state_dict().items()}
+    tensors = _on_disk(model)
     return tensors.keys() == saved.keys() and all(torch.equal(tensor, saved[name]) for name, tensor in tensors.items())
 
 
-def _disk_name(model: VisionTransformer, name: str) -> str:
-    return disk_name(model.config.family, name, beside_a_head=model.task is not Task.FEATURES)
+def _on_disk(model: VisionTransformer) -> dict[str, Tensor]:
+    """The model's weights under transformers' names, with the axes that they have there."""
+    family, beside_a_head = model.config.family, model.task is not Task.FEATURES
+    return {
+        disk_name(family, name, beside_a_head=beside_a_head): tensor.reshape(_disk_shape(family, name, tensor))
+        for name, tensor in model.state_dict().items()
+    }
+
+
+def _disk_shape(family: Family, name: str, tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape)[-family.axes.get(name, 0) :]
 
 
 def _differences(
@@ -152,7 +170,11 @@ def _differences(
         if name not in tensors:
             differences["missing"].append(disk_name(model.config.family, name, beside_a_head=False))
             continue
-        want, got, dtype = tuple(tensor.shape), tuple(tensors[name].shape), tensors[name].dtype
+        want, got, dtype = (
+            _disk_shape(model.config.family, name, tensor),
+            tuple(tensors[name].shape),
+            tensors[name].dtype,
+        )
         if want != got:
             differences["wrong shape:"].append(f"{spelling[name]} must be {want}, is {got}")
         elif dtype not in _FLOATS:

@@ -16,19 +16,20 @@ from vitdeploy.files.regular_file import read_regular
 from vitdeploy.models.config_keys import check_keys
 from vitdeploy.models.families import FAMILIES, Family
 
-Pooler = Literal["cls", "mean", "cls+mean", "dense"]
+Pooler = Literal["cls", "cls+norm", "mean", "mean+norm", "cls+mean", "dense", "attention"]
 # Keys that every family's config.json may have, by field name.
 _KEYS = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
     "hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps", "image_size",
     "patch_size", "num_channels", "qkv_bias", "head_dim", "encoder_stride", "pooler_output_size", "pooler_act",
 )  # fmt: skip
+_CLASS_TOKEN_POOLERS = ("cls", "cls+norm", "cls+mean", "dense")
 _OURS = ("position_antialias", "relative_position_interpolation")  # keys that transformers does not have
 # Larger than any real model; below, the element count of every weight fits 64 bits.
 _MAX_SIZE = 2**15
 _MAX_LAYERS = 2**10
 _MAX_PATCHES = 2**16  # with this many tokens, the attention of one head takes 16 GiB
-_OPTIONAL = ("head_dim", "pooler_output_size", "vocab_size")
+_OPTIONAL = ("head_dim", "pooler_output_size", "vocab_size", "projection_size")
 _SIZE = (int, 1, _MAX_SIZE, f"an integer from 1 to {_MAX_SIZE}")
 _COUNT = (int, 0, _MAX_LAYERS, f"an integer from 0 to {_MAX_LAYERS}")
 _SHARE = ((int, float), 0, 1, "a number from 0 to 1")
@@ -43,7 +44,7 @@ _RANGES = {
     **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), _SHARE),
     **dict.fromkeys(("initializer_range", "layer_norm_eps"), _NUMBER),
     **dict.fromkeys(("num_hidden_layers", "num_register_tokens"), _COUNT),
-    **dict.fromkeys(("qkv_bias", "position_antialias"), _FLAG),
+    **dict.fromkeys(("qkv_bias", "position_antialias", "projection_bias", "embedding_norm", "class_token"), _FLAG),
 }
 
 
@@ -64,10 +65,13 @@ class ViTConfig:
         pooler_output_size: Width of the pooler. Default: hidden_size.
         labels: Class names, in the order of the logits; empty for an identity head.
         problem_type: Problem type of a classifier. Default: derived from the number of labels.
+        projection_bias: True if the patch projection has a bias.
+        embedding_norm: True if a layer norm precedes the first block; `hidden_states.0` follows it.
         key_bias: True if the key projection has a bias when the query and value projections have one.
+        class_token: True if a learned token precedes the patches.
         distillation_token: True if a second token, with its own position, follows the class token.
         mask_token: True if the model has a mask token for every task, though only masked image modeling uses it.
-        num_register_tokens: Tokens without positions between the class token and the patches.
+        num_register_tokens: Tokens without positions before the patches, after the class token.
         layer_scale: True if a learned factor per channel scales a block's residual branch.
         swiglu: True if the MLP gates with SiLU instead of applying `hidden_act`.
         float32_softmax: True if eager attention computes its softmax in float32 for every model type.
@@ -81,6 +85,7 @@ class ViTConfig:
         final_norm: True if a layer norm follows the last block.
         classification_pooler: Pooling before the classifier; see `vitdeploy.models.layers.heads`.
         feature_pooler: Pooling of feature extraction, if any.
+        projection_size: Width of `image_embeds`, the pooled features through a linear layer; None without them.
         vocab_size: Number of visual tokens that masked image modeling predicts; None if it reconstructs pixels.
 
     Raises:
@@ -107,7 +112,10 @@ class ViTConfig:
     pooler_act: str = "tanh"
     labels: tuple[str, ...] = ("LABEL_0", "LABEL_1")
     problem_type: ProblemType | None = None
+    projection_bias: bool = True
+    embedding_norm: bool = False
     key_bias: bool = True
+    class_token: bool = True
     distillation_token: bool = False
     mask_token: bool = False
     num_register_tokens: int = 0
@@ -123,6 +131,7 @@ class ViTConfig:
     final_norm: bool = True
     classification_pooler: Pooler = "cls"
     feature_pooler: Pooler | None = "dense"
+    projection_size: int | None = None
     vocab_size: int | None = None
 
     def __post_init__(self) -> None:
@@ -155,6 +164,22 @@ class ViTConfig:
             heads = self.num_attention_heads
             message = f"hidden_size {self.hidden_size} is less than num_attention_heads {heads}"
             raise UsageError(message, what="hidden_size", expected=heads, found=self.hidden_size)
+        if not self.class_token:
+            self._check_without_class_token()
+
+    def _check_without_class_token(self) -> None:
+        """Raise UsageError if anything reads the class token."""
+        reads = {
+            "distillation_token": self.distillation_token,
+            "relative_positions": self.relative_positions,
+            "shared_relative_positions": self.shared_relative_positions,
+            "classification_pooler": self.classification_pooler in _CLASS_TOKEN_POOLERS,
+            "feature_pooler": self.feature_pooler in _CLASS_TOKEN_POOLERS,
+        }
+        for name in filter(reads.get, reads):
+            value = getattr(self, name)
+            message = f"{name} {shown(value)} needs a class token, which the model does not have"
+            raise UsageError(message, what=name, found=value)
 
     @property
     def grid_size(self) -> tuple[int, int]:
@@ -168,7 +193,7 @@ class ViTConfig:
     @property
     def num_prefix_tokens(self) -> int:
         """Tokens before the patches."""
-        return 1 + self.distillation_token + self.num_register_tokens
+        return self.class_token + self.distillation_token + self.num_register_tokens
 
     @property
     def family(self) -> Family:

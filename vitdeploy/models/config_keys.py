@@ -39,7 +39,7 @@ _APPLIED, _CARRIED, _REFUSED = Effect
 COMMON = _rules(
     (_APPLIED, "the family, the class of the model and with it the task", "model_type architectures"),
     (_APPLIED, "the architecture", """hidden_size num_hidden_layers num_attention_heads hidden_act layer_norm_eps
-        image_size patch_size num_channels head_dim"""),
+        image_size patch_size num_channels"""),
     (_APPLIED, "the names of the outputs", "id2label num_labels"),
     (_APPLIED, "the scores of a classifier", "problem_type"),
     (_APPLIED, "how positions are resized: keys of vitdeploy's own", """position_antialias
@@ -81,23 +81,32 @@ COMMON = _rules(
 
 _MLP = (_APPLIED, "the width of the MLP", "intermediate_size")
 _BIAS = (_APPLIED, "the bias of queries, keys and values", "qkv_bias")
+_HEAD_DIM = (_APPLIED, "the width of an attention head", "head_dim")
 _POOLER = (_APPLIED, "the pooler", "pooler_act pooler_output_size")
 _DECODED = (_APPLIED, "how large a patch masked image modeling decodes a token to", "encoder_stride")
 _BACKBONE = (_CARRIED, "classes for detection and segmentation, which are not exported", """out_features out_indices
     _out_features _out_indices stage_names reshape_hidden_states apply_layernorm""")  # fmt: skip
 _STOCHASTIC_DEPTH = (_CARRIED, "training", "drop_path_rate")
 _DINOV2 = _rules(
+    _HEAD_DIM,
     _BIAS,
     _BACKBONE,
     _STOCHASTIC_DEPTH,
     (_APPLIED, "the MLP's form and width", "mlp_ratio use_swiglu_ffn"),
     (_CARRIED, "what the scales of layers are before training", "layerscale_value"),
 )
+_CLIP = _rules(
+    _MLP,
+    (_APPLIED, "the width of image_embeds", "projection_dim"),
+    (_CARRIED, "training", "attention_dropout initializer_factor"),
+    (_CARRIED, "the image encoder in a checkpoint of two encoders", "vision_config"),
+)
 OF_FAMILY: dict[str, dict[str, KeyRule]] = {
-    "vit": _rules(_MLP, _BIAS, _POOLER, _DECODED),
-    "deit": _rules(_MLP, _BIAS, _POOLER, _DECODED),
+    "vit": _rules(_MLP, _HEAD_DIM, _BIAS, _POOLER, _DECODED),
+    "deit": _rules(_MLP, _HEAD_DIM, _BIAS, _POOLER, _DECODED),
     "beit": _rules(
         _MLP,
+        _HEAD_DIM,
         _BACKBONE,
         _STOCHASTIC_DEPTH,
         (_APPLIED, "positions", "use_absolute_position_embeddings use_relative_position_bias "
@@ -111,14 +120,22 @@ OF_FAMILY: dict[str, dict[str, KeyRule]] = {
     ),
     "vit_mae": _rules(
         _MLP,
+        _HEAD_DIM,
         _BIAS,
         (_CARRIED, "pretraining: nothing is masked here, and features are those of the whole image", """mask_ratio
             norm_pix_loss decoder_num_attention_heads decoder_hidden_size decoder_num_hidden_layers
             decoder_intermediate_size"""),
     ),
-    "vit_msn": _rules(_MLP, _BIAS),
+    "vit_msn": _rules(_MLP, _HEAD_DIM, _BIAS),
+    "ijepa": _rules(
+        _MLP,
+        _HEAD_DIM,
+        _BIAS,
+        (_CARRIED, "a pooler that no class of a checkpoint has", "pooler_act pooler_output_size"),
+    ),
     "dinov2": _DINOV2 | _rules((_CARRIED, "whether there is a mask token, for pretraining alone", "use_mask_token")),
     "dinov2_with_registers": _DINOV2 | _rules((_APPLIED, "tokens", "num_register_tokens")),
+    "clip_vision_model": _CLIP,
 }  # fmt: skip
 
 RULES = {model_type: COMMON | rules for model_type, rules in OF_FAMILY.items()}  # for every key of a `config.json`

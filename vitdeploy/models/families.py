@@ -35,6 +35,13 @@ _DINOV2_LAYER = {
     "layer_scale2": "layer_scale2.lambda1",
 }
 
+_CLIP_LAYER = {
+    "attention.o_proj": "self_attn.out_proj",
+    "attention": "self_attn",
+    "layernorm_before": "layer_norm1",
+    "layernorm_after": "layer_norm2",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Family:
@@ -47,6 +54,9 @@ class Family:
         derive: Fields derived from other keys of its `config.json`.
         layer_names: Names of a layer's parts here -> on disk.
         other_names: The same for weights outside the layers.
+        layers: Name of the layers on disk, before their numbers.
+        axes: Number of axes on disk of weights that have more here, with sizes of 1 before them; by their names here.
+        always_prefixed: True if weights have the prefix in a model without a head, too.
         head_norm: True if a head has its own norm, distinguished from the encoder's only by the missing prefix.
     """
 
@@ -56,6 +66,9 @@ class Family:
     derive: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
     layer_names: Mapping[str, str] = dataclasses.field(default_factory=lambda: _VIT_LAYER)
     other_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    layers: str = "encoder.layer"
+    axes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    always_prefixed: bool = False
     head_norm: bool = False
 
 
@@ -68,8 +81,8 @@ def _beit(config: Mapping[str, Any]) -> dict[str, Any]:
         "shared_relative_positions": _flag(config, "use_shared_relative_position_bias", default=False),
         "layer_scale": _number(config, "layer_scale_init_value", default=0.1) > 0,
         "final_norm": not mean,
-        "classification_pooler": "mean" if mean else "cls",
-        "feature_pooler": "mean" if mean else "cls",
+        "classification_pooler": "mean+norm" if mean else "cls",
+        "feature_pooler": "mean+norm" if mean else "cls",
         "vocab_size": config.get("vocab_size", 8192),
     }
 
@@ -88,6 +101,17 @@ def _dinov2(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _registers(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**_dinov2(config), "mask_token": True, "num_register_tokens": config.get("num_register_tokens", 4)}
+
+
+def _clip(config: Mapping[str, Any]) -> dict[str, Any]:
+    architectures = config.get("architectures")
+    projected = not isinstance(architectures, list) or "CLIPVisionModel" not in architectures
+    # transformers has no such keys here
+    return {
+        "qkv_bias": True,
+        "head_dim": None,
+        "projection_size": config.get("projection_dim", 512) if projected else None,
+    }
 
 
 def _flag(config: Mapping[str, Any], key: str, *, default: bool) -> bool:
@@ -155,6 +179,11 @@ FAMILIES: dict[str, Family] = {
         architectures={"ViTMSNForImageClassification": Task.CLASSIFICATION, "ViTMSNModel": Task.FEATURES},
         sets={"layer_norm_eps": 1e-6, "feature_pooler": None},
     ),
+    "ijepa": Family(
+        prefix="ijepa.",
+        architectures={"IJepaForImageClassification": Task.CLASSIFICATION, "IJepaModel": Task.FEATURES},
+        sets={"class_token": False, "classification_pooler": "mean", "feature_pooler": None},
+    ),
     "dinov2": Family(
         prefix="dinov2.",
         architectures={"Dinov2ForImageClassification": Task.CLASSIFICATION, "Dinov2Model": Task.FEATURES},
@@ -171,5 +200,30 @@ FAMILIES: dict[str, Family] = {
         sets={**_DINOV2_FIELDS, "position_antialias": True},
         derive=_registers,
         layer_names=_DINOV2_LAYER,
+    ),
+    "clip_vision_model": Family(
+        prefix="vision_model.",
+        architectures={"CLIPVisionModelWithProjection": Task.FEATURES, "CLIPVisionModel": Task.FEATURES},
+        sets={
+            "hidden_act": "quick_gelu",
+            "layer_norm_eps": 1e-5,
+            "patch_size": (32, 32),
+            "projection_bias": False,
+            "embedding_norm": True,
+            "final_norm": False,
+            "feature_pooler": "cls+norm",
+        },
+        derive=_clip,
+        layers="encoder.layers",
+        layer_names=_CLIP_LAYER,
+        other_names={
+            "embeddings.cls_token": "embeddings.class_embedding",
+            "embeddings.patch_embeddings.projection": "embeddings.patch_embedding",
+            "embeddings.position_embeddings": "embeddings.position_embedding.weight",
+            "embeddings.layernorm": "pre_layrnorm",  # transformers' spelling
+            "head.pooler.layernorm": "post_layernorm",
+        },
+        axes={"embeddings.cls_token": 1, "embeddings.position_embeddings": 2},
+        always_prefixed=True,
     ),
 }

@@ -7,8 +7,16 @@ from collections.abc import Iterable, Mapping
 
 from vitdeploy.models.families import Family
 
-_LAYER = re.compile(r"(?:encoder\.layer|layers)\.(\d+)\.(.+)")
-_HEADS = ("classifier", "cls_classifier", "distillation_classifier", "pooler", "decoder", "lm_head")
+_LAYER = re.compile(r"layers\.(\d+)\.(.+)")
+_HEADS = (
+    "classifier",
+    "cls_classifier",
+    "distillation_classifier",
+    "pooler",
+    "decoder",
+    "lm_head",
+    "visual_projection",
+)
 # In the oldest checkpoints.
 _LEGACY = ((re.compile(r"(layernorm\w*)\.gamma$"), r"\1.weight"), (re.compile(r"(layernorm\w*)\.beta$"), r"\1.bias"))
 
@@ -19,6 +27,7 @@ def our_names(family: Family, names: Iterable[str]) -> dict[str, str]:
     beside_a_head = any(name.startswith(family.prefix) for name in names)
     tables = family.layer_names, family.other_names
     of_layers, others = ({on_disk: ours for ours, on_disk in table.items()} for table in tables)
+    layer = re.compile(rf"(?:{re.escape(family.layers)}|layers)\.(\d+)\.(.+)")
     found = {}
     for name in names:
         usual = name
@@ -28,7 +37,7 @@ def our_names(family: Family, names: Iterable[str]) -> dict[str, str]:
         first = bare.partition(".")[0]
         if first in _HEADS or (first == "layernorm" and family.head_norm and beside_a_head and bare == usual):
             found[name] = f"head.{bare}"
-        elif (match := _LAYER.fullmatch(bare)) is not None:
+        elif (match := layer.fullmatch(bare)) is not None:
             found[name] = f"layers.{match[1]}.{_translated(match[2], of_layers)}"
         else:
             found[name] = _translated(bare, others)
@@ -37,14 +46,17 @@ def our_names(family: Family, names: Iterable[str]) -> dict[str, str]:
 
 def disk_name(family: Family, name: str, *, beside_a_head: bool) -> str:
     """Name on disk, in transformers' spelling, for a weight, with the family's prefix if `beside_a_head`."""
-    prefix = family.prefix if beside_a_head else ""
+    prefix = family.prefix if beside_a_head or family.always_prefixed else ""
+    listed = _translated(name, family.other_names)
+    if listed != name:
+        return prefix + listed
     if name.startswith("head."):
         head = name.removeprefix("head.")
         return prefix + head if head.startswith("pooler.") else head
     match = _LAYER.fullmatch(name)
     if match is None:
-        return prefix + _translated(name, family.other_names)
-    return f"{prefix}encoder.layer.{match[1]}.{_translated(match[2], family.layer_names)}"
+        return prefix + name
+    return f"{prefix}{family.layers}.{match[1]}.{_translated(match[2], family.layer_names)}"
 
 
 def _translated(name: str, table: Mapping[str, str]) -> str:

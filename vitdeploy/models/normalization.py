@@ -6,6 +6,7 @@ import copy
 
 import numpy as np
 import torch
+from torch import nn
 
 from vitdeploy.models.vit import VisionTransformer
 
@@ -25,7 +26,11 @@ def fold_normalization(model: VisionTransformer, scale: np.ndarray, offset: np.n
     name = "embeddings.patch_embeddings.projection."
     shared = [parameter for key, parameter in model.named_parameters() if not key.startswith(name)]
     folded = copy.deepcopy(model, memo={id(parameter): parameter for parameter in shared})
-    weight, bias = (model.get_parameter(name + key).double() for key in ("weight", "bias"))
-    folded.get_parameter(name + "weight").copy_(weight * torch.from_numpy(scale)[:, None, None])
-    folded.get_parameter(name + "bias").copy_(bias + (weight * torch.from_numpy(offset)[:, None, None]).sum((1, 2, 3)))
+    projection = folded.embeddings.patch_embeddings.get_submodule("projection")
+    assert isinstance(projection, nn.Conv2d)  # noqa: S101  (for mypy)
+    weight, bias = projection.weight.double(), projection.bias
+    added = (weight * torch.from_numpy(offset)[:, None, None]).sum((1, 2, 3))
+    added = added if bias is None else bias.double() + added
+    projection.weight.copy_(weight * torch.from_numpy(scale)[:, None, None])
+    projection.bias = nn.Parameter(added.to(projection.weight.dtype), requires_grad=projection.weight.requires_grad)
     return folded

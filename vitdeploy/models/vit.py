@@ -57,7 +57,12 @@ class VisionTransformer(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.embeddings.cls_token.dtype
+        return self._projection.dtype
+
+    @property
+    def _projection(self) -> Tensor:
+        """The weights of the patch projection, which every model has."""
+        return self.embeddings.get_parameter("patch_embeddings.projection.weight")
 
     @property
     def problem_type(self) -> ProblemType:
@@ -110,7 +115,7 @@ class VisionTransformer(nn.Module):
         """Relative position bias of each layer's attention: (1, H, L, L), or None."""
         if not (self.config.relative_positions or self.config.shared_relative_positions):
             return [None] * len(self.layers)
-        index = relative_position_index(grid, self.embeddings.cls_token.device)
+        index = relative_position_index(grid, self._projection.device)
         new_grid = grid if interpolate else None
         shared = None if self.shared_position_bias is None else self.shared_position_bias(index, new_grid)
         if not self.config.relative_positions:

@@ -75,6 +75,8 @@ def test_the_outputs_are_the_same(
     ("task", "config", "outputs"),
     [
         (Task.CLASSIFICATION, {"classification_pooler": "mean"}, None),
+        (Task.CLASSIFICATION, {"classification_pooler": "mean+norm"}, None),
+        (Task.FEATURES, {"feature_pooler": "attention"}, ("pooler_output",)),
         (Task.CLASSIFICATION, {"classification_pooler": "cls+mean"}, None),
         (Task.CLASSIFICATION, {"num_hidden_layers": 1}, None),
         (Task.CLASSIFICATION, {}, ("logits", "hidden_states.2")),

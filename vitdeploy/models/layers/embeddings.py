@@ -14,7 +14,7 @@ from vitdeploy.models.layers.positions import interpolate
 class Embeddings(nn.Module):
     """Prefix tokens and embedded patches with their positions: (N, C, H, W) -> (N, P + gh * gw, D).
 
-    The prefix is the class token and, if the model has them, the distillation token and the registers.
+    The prefix is the class token, the distillation token and the registers, as far as the model has them.
     """
 
     def __init__(self, config: ViTConfig, *, mask_token: bool) -> None:
@@ -22,11 +22,15 @@ class Embeddings(nn.Module):
         size = config.hidden_size
         self.grid_size = config.grid_size
         self.antialias = config.position_antialias
-        self.num_positioned = 1 + config.distillation_token  # prefix tokens with a position
+        self.num_positioned = config.class_token + config.distillation_token  # prefix tokens with a position
         self.patch_embeddings = nn.ModuleDict(  # an extra level, as in the checkpoints' names
-            {"projection": nn.Conv2d(config.num_channels, size, config.patch_size, config.patch_size)}
+            {
+                "projection": nn.Conv2d(
+                    config.num_channels, size, config.patch_size, config.patch_size, bias=config.projection_bias
+                )
+            }
         )
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, size))
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, size)) if config.class_token else None
         self.distillation_token = nn.Parameter(torch.zeros(1, 1, size)) if config.distillation_token else None
         registers = config.num_register_tokens
         self.register_tokens = nn.Parameter(torch.zeros(1, registers, size)) if registers else None
@@ -39,6 +43,7 @@ class Embeddings(nn.Module):
             if config.absolute_positions
             else None
         )
+        self.layernorm = nn.LayerNorm(size, eps=config.layer_norm_eps) if config.embedding_norm else None
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(
@@ -70,12 +75,18 @@ class Embeddings(nn.Module):
         positions: Tensor | None = self.position_embeddings
         if interpolate and positions is not None:
             positions = self.interpolated_positions(grid)
+        if prefix is None:
+            x = x if positions is None else x + positions
+            return self.dropout(self._normalized(x)), grid
         x = F.pad(x, (0, 0, prefix.shape[1], 0))  # (N, P + gh * gw, D)
         if positions is None:
             added = F.pad(prefix, (0, 0, 0, grid[0] * grid[1]))
         else:
             added = torch.cat((prefix, positions[:, self.num_positioned :]), dim=1)
-        return self.dropout(x + added), grid
+        return self.dropout(self._normalized(x + added)), grid
+
+    def _normalized(self, x: Tensor) -> Tensor:
+        return x if self.layernorm is None else self.layernorm(x)
 
     def interpolated_positions(self, grid: tuple[int, int]) -> Tensor:
         """The position table for another patch grid, (1, rows, D): bicubic, from the configured grid.
@@ -97,11 +108,15 @@ class Embeddings(nn.Module):
             self.position_embeddings = nn.Parameter(positions, requires_grad=trained)
         self.grid_size = grid
 
-    def _prefix(self) -> Tensor:
-        """The prefix tokens with their positions, which do not depend on the image: (1, P, D)."""
-        prefix: Tensor = self.cls_token
-        if self.distillation_token is not None:
-            prefix = torch.cat((prefix, self.distillation_token), dim=1)
-        if self.position_embeddings is not None:
+    def _prefix(self) -> Tensor | None:
+        """The prefix tokens with their positions, which do not depend on the image: (1, P, D); None without any."""
+        prefix = _joined(self.cls_token, self.distillation_token)
+        if prefix is not None and self.position_embeddings is not None:
             prefix = prefix + self.position_embeddings[:, : self.num_positioned]
-        return prefix if self.register_tokens is None else torch.cat((prefix, self.register_tokens), dim=1)
+        return _joined(prefix, self.register_tokens)
+
+
+def _joined(*tokens: Tensor | None) -> Tensor | None:
+    """Concatenate those (1, n, D) that are not None; None without any."""
+    present = [token for token in tokens if token is not None]
+    return torch.cat(present, dim=1) if len(present) > 1 else next(iter(present), None)

@@ -50,6 +50,10 @@ class Attention(nn.Module):
         q, k, v = (proj(x) for proj in (self.q_proj, self.k_proj, self.v_proj))
         if tokens is not None:
             q, bias = q[:, :tokens], None if bias is None else bias[:, :, :tokens]
+        return self._attend(q, k, v, bias)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """From projected queries, keys and values, (N, L, H * head_dim) each, to the result and the weights."""
         q, k, v = (self._split_heads(projected) for projected in (q, k, v))
         weights = None
         if self.kind == "sdpa":

@@ -1,16 +1,19 @@
 """The heads of the tasks: encoder tokens (N, L, D) -> named outputs.
 
 Poolers and heads have `leading_tokens`, the number of first tokens that they read, or None for all; a FeatureHead's is
-that of `pooler_output`.
+that of `pooler_output` and `image_embeds`.
 """
 
 from __future__ import annotations
+
+import dataclasses
 
 import torch
 from torch import Tensor, nn
 
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.layers.activations import activation
+from vitdeploy.models.layers.encoder import Attention, Mlp
 from vitdeploy.specs import Task
 
 
@@ -27,8 +30,22 @@ class ClsPooler(nn.Module):
         return x[:, 0]
 
 
+class ClsNormPooler(nn.Module):
+    """The normalized class token, CLIP's: (N, L, D) -> (N, D)."""
+
+    leading_tokens: int | None = 1
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.width = config.hidden_size
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layernorm(x[:, 0])  # type: ignore[no-any-return]
+
+
 class MeanPooler(nn.Module):
-    """The normalized mean of the patches, BEiT's: (N, L, D) -> (N, D)."""
+    """The mean of the patches: (N, L, D) -> (N, D)."""
 
     leading_tokens: int | None = None
 
@@ -36,10 +53,20 @@ class MeanPooler(nn.Module):
         super().__init__()
         self.width = config.hidden_size
         self.num_prefix_tokens = config.num_prefix_tokens
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, self.num_prefix_tokens :].mean(1)
+
+
+class MeanNormPooler(MeanPooler):
+    """The normalized mean of the patches, BEiT's: (N, L, D) -> (N, D)."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__(config)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layernorm(x[:, self.num_prefix_tokens :].mean(1))  # type: ignore[no-any-return]
+        return self.layernorm(super().forward(x))  # type: ignore[no-any-return]
 
 
 class ClsMeanPooler(nn.Module):
@@ -71,11 +98,46 @@ class DensePooler(nn.Module):
         return self.activation(self.dense(x[:, 0]))
 
 
-_POOLERS: dict[str, type[ClsPooler | MeanPooler | ClsMeanPooler | DensePooler]] = {
+class ProbeAttention(Attention):
+    """Multi-head attention of a probe (1, 1, D) to all tokens: (N, L, D) -> (N, 1, D); torch's `MultiheadAttention`."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__(dataclasses.replace(config, qkv_bias=True, key_bias=True, head_dim=None), "sdpa")
+
+    def forward(self, probe: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
+        return self._attend(self.q_proj(probe), self.k_proj(x), self.v_proj(x), None)[0]
+
+
+class AttentionPooler(nn.Module):
+    """Attention of a learned probe, then a norm and an MLP beside a residual, SigLIP's: (N, L, D) -> (N, D).
+
+    Zhai et al., Scaling Vision Transformers (arXiv:2106.04560), section 3.2.
+    """
+
+    leading_tokens: int | None = None
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.width = config.hidden_size
+        self.probe = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.attention = ProbeAttention(config)
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = Mlp(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.attention(self.probe, x)[:, 0]
+        return x + self.mlp(self.layernorm(x))  # type: ignore[no-any-return]
+
+
+AnyPooler = ClsPooler | ClsNormPooler | MeanPooler | ClsMeanPooler | DensePooler | AttentionPooler
+_POOLERS: dict[str, type[AnyPooler]] = {
     "cls": ClsPooler,
+    "cls+norm": ClsNormPooler,
     "mean": MeanPooler,
+    "mean+norm": MeanNormPooler,
     "cls+mean": ClsMeanPooler,
     "dense": DensePooler,
+    "attention": AttentionPooler,
 }
 
 
@@ -111,19 +173,27 @@ class TeacherHead(nn.Module):
 
 
 class FeatureHead(nn.Module):
-    """Tokens -> `last_hidden_state` (N, L, D) and, with a pooler, `pooler_output` (N, its width)."""
+    """Tokens -> `last_hidden_state` (N, L, D) and, with a pooler, `pooler_output` (N, its width).
+
+    With a projection, `image_embeds` (N, projection_size) instead of `pooler_output`, as in transformers.
+    """
 
     def __init__(self, config: ViTConfig, *, pooler: bool) -> None:
         super().__init__()
-        kind = config.feature_pooler
+        kind, size = config.feature_pooler, config.projection_size
         self.pooler = _POOLERS[kind](config) if pooler and kind is not None else None
+        self.visual_projection = (
+            None if self.pooler is None or size is None else nn.Linear(self.pooler.width, size, bias=False)
+        )
         self.leading_tokens = None if self.pooler is None else self.pooler.leading_tokens
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> dict[str, Tensor]:  # noqa: ARG002  (one signature)
-        outputs = {"last_hidden_state": x}
-        if self.pooler is not None:
-            outputs["pooler_output"] = self.pooler(x)
-        return outputs
+        if self.pooler is None:
+            return {"last_hidden_state": x}
+        pooled = self.pooler(x)
+        if self.visual_projection is None:
+            return {"last_hidden_state": x, "pooler_output": pooled}
+        return {"image_embeds": self.visual_projection(pooled), "last_hidden_state": x}
 
 
 class ReconstructionHead(nn.Module):
