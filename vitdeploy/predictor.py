@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,10 +15,11 @@ from vitdeploy.bundle.scores import ProblemType, default_problem_type
 from vitdeploy.errors import BundleError, NotFiniteError, UsageError, check_count, shown
 from vitdeploy.images.open import image_name
 from vitdeploy.images.processor import ImageProcessor, as_batch
+from vitdeploy.models.pooling import Pooling
 from vitdeploy.runtimes import formats_of
 from vitdeploy.runtimes.choice import open_choice
-from vitdeploy.specs import MOST_A_BATCH, PixelStage, Precision
-from vitdeploy.system.argument_types import typed
+from vitdeploy.specs import MOST_A_BATCH, POOLS, PixelStage, Pool, Precision, Task
+from vitdeploy.system.argument_types import check_type, typed
 from vitdeploy.system.typed_lines import typed_line
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Prediction:
 
 
 class Predictor:
-    """A bundle opened with one backend. A context manager; `predict` is thread-safe.
+    """A bundle opened with one backend. A context manager; `predict` and `embed` are thread-safe.
 
     Raises:
         UsageError: If the problem type is unknown.
@@ -63,7 +64,8 @@ class Predictor:
         labels: Class names, in the order of the logits.
         problem_type: How logits become scores. Default, as in transformers' pipeline if `config.json` states none:
             sigmoid for one label, softmax for more.
-        batch_size: Images per run unless `predict` is told otherwise: 8, or that of the tuned choice in use.
+        config: Content of the model's `config.json`; empty for a predictor assembled from parts without it.
+        batch_size: Images per run unless `predict` or `embed` is told otherwise: 8, or that of the tuned choice in use.
         details: The bundle, its commit on the Hub, task, backend, precision, the other artifacts that could have been
             opened, and the files in use; for a tuned bundle, `tuned`: its choice, whether it is in use, and how this
             machine differs from the one measured. Empty for a predictor assembled from parts.
@@ -77,12 +79,14 @@ class Predictor:
         problem_type: ProblemType | str | None = None,
         *,
         details: Mapping[str, Any] | None = None,
+        config: Mapping[str, Any] | None = None,
     ) -> None:
         self.processor = processor
         self.runtime = runtime
         self.labels = tuple(labels)
         self.problem_type = _problem_type(problem_type, len(self.labels))
         self.details = dict(details or {})
+        self.config = dict(config or {})
         tuned = self.details.get("tuned")
         self.batch_size: int = tuned["batch_size"] if tuned and tuned["in_use"] else DEFAULT_BATCH_SIZE
 
@@ -120,18 +124,74 @@ class Predictor:
             hint = "leave it out for all values"
             raise UsageError("top_k ranks classes, this model is a regression", what="top_k", found=top_k, hint=hint)
         top_k = DEFAULT_TOP_K if top_k is None else top_k
-        batch_size = self.batch_size if batch_size is None else batch_size
-        for name, value in (("top_k", top_k), ("batch_size", batch_size)):
-            check_count(name, value)
-        batch_size = batch_size_for(self.processor, self.runtime, batch_size)
-        batch = as_batch(images)
+        check_count("top_k", top_k)
         predictions: list[list[Prediction]] = []
-        for start in range(0, len(batch), batch_size):
-            part = batch[start : start + batch_size]
-            logits = self.logits(self.processor(part, pixels=self.runtime.pixels, first_index=start))
-            self._check_finite(logits, part, start)
+        for part, start, pixel_values in self._batches(images, batch_size):
+            logits = self.logits(pixel_values)
+            self._check_finite("logits", logits, part, start)
             predictions.extend(self._best(scores, top_k) for scores in self.problem_type.scores(logits))
         return predictions
+
+    def embed(
+        self,
+        images: ImageSource | Sequence[ImageSource],
+        *,
+        pool: Pool | None = None,
+        normalize: bool = False,
+        batch_size: int | None = None,
+    ) -> np.ndarray:
+        """Compute one vector per image: (N, D) float32, in the order of the images.
+
+        The vectors are the artifact's `image_embeds` if it has them, else its `pooler_output`, else the family's
+        pooling of its `last_hidden_state`, which is computed here; see docs/reference/models.md.
+
+        Args:
+            images: See `ImageProcessor`; an empty list gives (0, D).
+            pool: Another pooling: "cls", "mean", "cls+mean", "pooler" or "projection".
+            normalize: Divide each vector by its L2 norm; a zero vector stays zero. An artifact exported with
+                `normalize` has normalized vectors in any case.
+            batch_size: Images per run, at least 1. Default: the attribute of that name.
+
+        Raises:
+            UsageError: If the artifact has no features or not those of the pooling, or an argument is invalid.
+            ImageError: If an image cannot be read.
+            NotFiniteError: If the vector of an image is NaN or infinite.
+        """
+        pooling = self.pooling(pool)
+        check_type("normalize", normalize, bool)
+        vectors = [np.empty((0, pooling.width), np.float32)]
+        for part, start, pixel_values in self._batches(images, batch_size):
+            pooled = pooling(self.runtime.run({"pixel_values": pixel_values}), normalize=normalize)
+            self._check_finite(pooling.output, pooled, part, start)
+            vectors.append(pooled)
+        return np.concatenate(vectors)
+
+    def pooling(self, pool: Pool | None = None) -> Pooling:
+        """The step from this artifact's outputs to the vectors of `embed`.
+
+        Raises:
+            UsageError: As `embed`, with the command that exports an artifact which has them.
+        """
+        try:
+            return Pooling.choose(self.config, self.runtime.outputs, pool)
+        except UsageError as exc:
+            if "bundle" in self.details and exc.what in ("outputs", "pool"):
+                wanted = ("--pool", pool) if pool in POOLS else ()
+                line = typed_line("export", self.details["bundle"], "--task", Task.FEATURES, *wanted, "-o", "DIR")
+                exc.hint = exc.hint or f"export another artifact: {line}"
+            raise
+
+    def _batches(
+        self, images: ImageSource | Sequence[ImageSource], batch_size: int | None
+    ) -> Iterator[tuple[Sequence[ImageSource], int, np.ndarray]]:
+        """Yield parts of the images, the index of the first, and the runtime's input."""
+        batch_size = self.batch_size if batch_size is None else batch_size
+        check_count("batch_size", batch_size)
+        batch_size = batch_size_for(self.processor, self.runtime, batch_size)
+        batch = as_batch(images)
+        for start in range(0, len(batch), batch_size):
+            part = batch[start : start + batch_size]
+            yield part, start, self.processor(part, pixels=self.runtime.pixels, first_index=start)
 
     def logits(self, pixel_values: np.ndarray) -> np.ndarray:
         """Run preprocessed images in the runtime's format, (N, ...) -> (N, num_labels) float32, finite or not."""
@@ -155,8 +215,8 @@ class Predictor:
     ) -> None:
         self.close()
 
-    def _check_finite(self, logits: np.ndarray, images: Sequence[ImageSource], first_index: int) -> None:
-        rows = np.flatnonzero(~np.isfinite(logits).all(axis=1)).tolist()
+    def _check_finite(self, output: str, values: np.ndarray, images: Sequence[ImageSource], first_index: int) -> None:
+        rows = np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist()
         if rows:
             names = [image_name(images[row], default=f"images[{first_index + row}]") for row in rows]
             others = f" and {len(names) - 1} more" if len(names) > 1 else ""
@@ -165,8 +225,8 @@ class Predictor:
                 hint += f": {typed_line('compare', self.details['bundle'])}"
             if self.runtime.precision not in (None, Precision.FP32):
                 hint = f"try fp32 instead of {self.runtime.precision}, and {hint}"
-            problem = f"the model gives NaN or infinite logits for {names[0]}{others}"
-            raise NotFiniteError(problem, what="logits", found=names, hint=hint)
+            problem = f"the model gives NaN or infinite {output} for {names[0]}{others}"
+            raise NotFiniteError(problem, what=output, found=names, hint=hint)
 
     def _best(self, scores: np.ndarray, top_k: int) -> list[Prediction]:
         ranked = self.problem_type is not ProblemType.REGRESSION
@@ -233,7 +293,7 @@ def load(
         "bundle": str(path), "task": bundle.manifest.task, "backend": opened.backend, "precision": opened.precision,
         "other_artifacts": opened.others, "files": files, **({} if opened.tuned is None else {"tuned": opened.tuned}),
     }  # fmt: skip
-    return Predictor(processor, runtime, labels, problem_type, details=details)
+    return Predictor(processor, runtime, labels, problem_type, details=details, config=config.model)
 
 
 def files_to_open(bundle: Bundle, backend: str, precision: str) -> tuple[FileRecord, ...]:

@@ -52,6 +52,14 @@ class Task(TextEnum):
     MASKED_IMAGE_MODELING = "masked-image-modeling"
 
 
+EMBEDS = "image_embeds"  # output of one vector per image
+Pool = Literal["cls", "mean", "cls+mean", "pooler", "projection"]
+POOLS: tuple[Pool, ...] = ("cls", "mean", "cls+mean", "pooler", "projection")
+ZERO_SHOT, ZERO_SHOT_NOTE = "zero_shot", "zero_shot_note"  # in config.json
+EMBEDDING_KEYS = ("embedding_pool", "normalize_embedding")  # in config.json, and in an artifact's options
+# Smallest norm that a vector is divided by, torch.nn.functional.normalize's: a zero vector stays zero.
+SMALLEST_NORM = 1e-12
+
 _LARGEST_AXIS = 2**31 - 1  # tensor rank of ONNX Runtime and TensorRT
 
 

@@ -17,6 +17,7 @@ from vitdeploy.specs import Precision
 FLOAT = ir.DataType.FLOAT
 TYPES = {Precision.FP32: FLOAT, Precision.FP16: ir.DataType.FLOAT16, Precision.BF16: ir.DataType.BFLOAT16}
 FLOAT_OPERATORS = ("LayerNormalization", "Softmax")  # sums of many terms, which torch's autocast keeps in float32 too
+_OF_A_NORM = ("Clip", "Max", "Div")  # what follows a norm where a vector is divided by it
 # Other images may exceed the observed values: massive activations vary between images by a factor of about two (Sun et
 # al., arXiv:2402.17762). A factor of eight leaves room, and keeps values near the limit for any image.
 HEADROOM = 8
@@ -64,7 +65,8 @@ def set_precision(
     Values computed from weights or image sizes only, such as interpolated positions, stay float32, except 8-bit
     weights: TensorRT-RTX requires scales in the type of their products. `FLOAT_OPERATORS` also stay float32, as do
     operators that ONNX lacks in `dtype` (convolution in bfloat16 before opset 22), and nodes with values near the
-    largest of `dtype`. Where two types meet, a value is cast once for all its users.
+    largest of `dtype`, and the L2 normalization of a vector. Where two types meet, a value is cast once for all its
+    users.
 
     Args:
         model: Model in float32, with the type of every value.
@@ -205,9 +207,22 @@ def _stays_float(node: ir.Node, dtype: ir.DataType, graph: ir.Graph) -> bool:
     """True if a node stays float32 by rule: in `FLOAT_OPERATORS`, or without results in `dtype` in ONNX."""
     if node.op_type in FLOAT_OPERATORS or not _is_float(node.outputs[0]):
         return node.op_type in FLOAT_OPERATORS
+    if _normalizes(node):
+        return True
     schema = onnx.defs.get_schema(node.op_type, graph.opset_imports[node.domain], node.domain)
     known = {constraint.type_param_str: constraint.allowed_type_strs for constraint in schema.type_constraints}
     return f"tensor({dtype.name.lower()})" not in known[schema.outputs[0].type_str]
+
+
+def _normalizes(node: ir.Node) -> bool:
+    """True for the L2 norm of a vector, its lower limit and the division by it.
+
+    The squares of a vector exceed float16, and its type would make the limit 0.
+    """
+    if node.op_type == "ReduceL2":
+        return True
+    makers = [value.producer() for value in node.inputs if value is not None]
+    return node.op_type in _OF_A_NORM and any(maker is not None and _normalizes(maker) for maker in makers)
 
 
 def _is_float(value: ir.Value | None) -> bool:

@@ -17,7 +17,7 @@ from vitdeploy._version import __version__
 from vitdeploy.errors import CheckFailedError
 from vitdeploy.exporters.graph.onnx_layers import name_layer, repeat_first_layer
 from vitdeploy.exporters.graph.passes import simplify
-from vitdeploy.models.signature import Served, output_names
+from vitdeploy.models.signature import Served, head_outputs
 from vitdeploy.specs import PixelFormat, PixelStage, TensorSpec
 from vitdeploy.system.forks import with_threads
 
@@ -35,7 +35,7 @@ def trace_layers(served: Served, opset: int) -> ir.Model:
     tokens = leading_tokens(served)
     layers = twin.layers
     twin.layers = layers[:1] if tokens is None else nn.ModuleList((layers[0], layers[-1]))
-    names = [name for name in output_names(twin) if tokens is None or name != _LAST_STATE]
+    names = [name for name in head_outputs(twin) if tokens is None or name != _LAST_STATE]
     names += ["hidden_states.0"]
     if layers:
         names += ["hidden_states.1", "attentions.0"]

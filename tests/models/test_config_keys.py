@@ -143,7 +143,8 @@ APPLIED_VALUES: dict[str, Any] = {
     "use_mean_pooling": False, "vocab_size": 11, "mlp_ratio": 3, "use_swiglu_ffn": True, "num_register_tokens": 2,
     "projection_dim": 9,
 }  # fmt: skip
-NOT_COMPUTED = {"model_type", "architectures", "problem_type", "position_antialias", "relative_position_interpolation"}
+OURS = {"position_antialias", "relative_position_interpolation", "embedding_pool", "normalize_embedding"}
+NOT_COMPUTED = {"model_type", "architectures", "problem_type", *OURS}
 HEADS_OF_KEY = {
     "pooler_act": Task.FEATURES, "pooler_output_size": Task.FEATURES, "encoder_stride": Task.MASKED_IMAGE_MODELING,
     "vocab_size": Task.MASKED_IMAGE_MODELING, "num_labels": Task.CLASSIFICATION, "id2label": Task.CLASSIFICATION,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vitdeploy.bundle.labels import class_names
 from vitdeploy.errors import CheckpointError, shown
-from vitdeploy.specs import Task, TextEnum
+from vitdeploy.specs import ZERO_SHOT, Task, TextEnum
 
 
 class ProblemType(TextEnum):
@@ -54,7 +54,7 @@ def stated_problem_type(config: Mapping[str, Any]) -> ProblemType | None:
     if stated is None:
         return None
     problem, known = None, list(dict.fromkeys(kind.in_config for kind in ProblemType))
-    zero_shot = bool(config.get("zero_shot"))
+    zero_shot = bool(config.get(ZERO_SHOT))
     if not isinstance(stated, str) or stated not in known:
         problem, hint = f"unknown problem_type {shown(stated)}", f"use one of {', '.join(known)}, or null"
     elif stated == ProblemType.SINGLE_LABEL and len(class_names(config)) == 1:  # transformers refuses it too

@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,18 +27,18 @@ from vitdeploy.exporting.validation import reference_outputs, reference_runtime,
 from vitdeploy.files.atomic import staged_folder
 from vitdeploy.files.regular_file import open_regular
 from vitdeploy.runtimes import open_recorded
-from vitdeploy.specs import AxisRange, ExportSpec, Task
+from vitdeploy.specs import EMBEDDING_KEYS, EMBEDS, AxisRange, ExportSpec, Task
 from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from pathlib import Path
 
     from vitdeploy.exporting.graph_options import GraphOptions
     from vitdeploy.exporting.options import Quantization, SourceOptions, ValidationOptions
     from vitdeploy.images.processor import ImageProcessor
     from vitdeploy.models.config import ViTConfig
     from vitdeploy.sources.read import Checkpoint
+    from vitdeploy.specs import TensorSpec
 
 _WEIGHTS = "model.safetensors"
 # The session runs a few batches only: prepacking the weights would take longer than it saves, and twice their memory.
@@ -68,7 +69,9 @@ class ArtifactRequest:
 
     def read(self) -> Checkpoint:
         """Read the checkpoint and the reference; see `vitdeploy.sources.read`."""
+        from vitdeploy.sources.embedding import with_embedding
         from vitdeploy.sources.read import random_checkpoint, read_checkpoint
+        from vitdeploy.sources.zero_shot import zero_shot
 
         source, task = self.source, None if self.source.task is None else Task(self.source.task)
         settings: dict[str, Any] = {
@@ -79,9 +82,17 @@ class ArtifactRequest:
             "cache_dir": source.cache_dir,
             "offline": source.offline,
         }
+        if self.model is not None and source.class_embeddings is not None:
+            checkpoint = read_checkpoint(self.model, Task.FEATURES, revision=source.revision, **settings)
+            return zero_shot(checkpoint, Path(source.class_embeddings), self.graph.pool)
         if self.model is not None:
-            return read_checkpoint(self.model, task, revision=source.revision, **settings)
-        return random_checkpoint(str(source.random_weights), task or Task.CLASSIFICATION, source.seed, **settings)
+            checkpoint = read_checkpoint(self.model, task, revision=source.revision, **settings)
+        else:
+            task = task or Task.CLASSIFICATION
+            checkpoint = random_checkpoint(str(source.random_weights), task, source.seed, **settings)
+        if self.graph.pool is None and not self.graph.normalize:
+            return checkpoint
+        return with_embedding(checkpoint, self.graph.pool, normalize=self.graph.normalize)
 
 
 def add_artifact(request: ArtifactRequest, place: Path, *, progress: Progress = SILENT) -> Bundle:
@@ -136,7 +147,7 @@ def add_artifact(request: ArtifactRequest, place: Path, *, progress: Progress = 
                 outputs=exported.outputs,
                 pixels=spec.pixels,
                 axes=axes,
-                options=dict(exported.options),
+                options={**exported.options, **_embedding(reference.config, exported.outputs)},
                 tools={"vitdeploy": __version__, **exported.tools},
                 validation={},
             )
@@ -237,6 +248,13 @@ def _check_finite(outputs: Iterable[Mapping[str, np.ndarray]], source: str) -> N
             f"{source} gives values that are not finite", where=source,
             hint="check its weights, and the numbers of its image processor",
         )  # fmt: skip
+
+
+def _embedding(config: ViTConfig, outputs: Iterable[TensorSpec]) -> dict[str, Any]:
+    """The pooling of `image_embeds`, for the manifest."""
+    if config.embedding_pool is None or EMBEDS not in [spec.name for spec in outputs]:
+        return {}
+    return {name: getattr(config, name) for name in EMBEDDING_KEYS}
 
 
 def _records(folder: Path, names: Iterable[str]) -> tuple[FileRecord, ...]:

@@ -25,6 +25,7 @@ from vitdeploy.errors import (
 from vitdeploy.exporters import EXPORTERS
 from vitdeploy.exporting.engine_validation import NOT_RUN, open_engine, pending, validate_engine
 from vitdeploy.files.atomic import staged_folder
+from vitdeploy.specs import EMBEDDING_KEYS
 from vitdeploy.system.imports import load_target
 from vitdeploy.system.progress import SILENT, Progress
 from vitdeploy.trt.gpu import find_gpu
@@ -106,7 +107,11 @@ def add_engine(
             outputs=built.outputs,
             pixels=source.pixels,
             axes=reach(profiles),
-            options={**built.options, "onnx_sha256": [file.sha256 for file in source.files]},
+            options={
+                **built.options,
+                "onnx_sha256": [file.sha256 for file in source.files],
+                **{name: source.options[name] for name in EMBEDDING_KEYS if name in source.options},
+            },
             tools={"vitdeploy": __version__, **built.tools},
             validation={},
             hardware=built.hardware,

@@ -9,7 +9,17 @@ from typing import Any
 from vitdeploy.errors import UsageError, shown
 from vitdeploy.exporters import check_rest, find_exporter, quantization_target
 from vitdeploy.exporting.options import Quantization
-from vitdeploy.specs import OPSETS, QUANTIZED, ExportSpec, PixelFormat, PixelStage, Precision, read_image_size
+from vitdeploy.specs import (
+    OPSETS,
+    POOLS,
+    QUANTIZED,
+    ExportSpec,
+    PixelFormat,
+    PixelStage,
+    Pool,
+    Precision,
+    read_image_size,
+)
 from vitdeploy.system.option_fields import changed, check_options, described, option
 from vitdeploy.trt.options import EngineOptions
 
@@ -47,6 +57,19 @@ class GraphOptions:
         names=True,
         metavar="NAME,...",
         unset="the task's outputs",
+    )
+    pool: Pool | None = option(
+        None,
+        "Pooling of the output image_embeds, one vector per image: the class token (cls), the mean of the patches, "
+        "both, the model's pooler or its projection (feature extraction only).",
+        choices=POOLS,
+        unset="with normalize, the model's own pooling; without, the task's outputs",
+        group="Embeddings",
+    )
+    normalize: bool = option(
+        False,
+        "Divide image_embeds by its L2 norm, in float32 (feature extraction only).",
+        group="Embeddings",
     )
     image_size: Size | tuple[Size, Size, Size] | None = option(
         None,

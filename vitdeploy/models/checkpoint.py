@@ -18,7 +18,7 @@ from vitdeploy.models.layers.encoder import AttentionKind
 from vitdeploy.models.names import disk_name, our_names
 from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.models.weights import read_weights, write_weights
-from vitdeploy.specs import Task
+from vitdeploy.specs import ZERO_SHOT, Task
 from vitdeploy.system.forks import with_threads
 
 # Weights that only one task needs; a checkpoint may have those of tasks other than the loaded one.
@@ -44,7 +44,7 @@ def task_of(config: Mapping[str, object]) -> Task:
 
     CheckpointError if none is known.
     """
-    if config.get("zero_shot"):  # its architecture is its encoder's
+    if config.get(ZERO_SHOT):  # its architecture is its encoder's
         return Task.CLASSIFICATION
     model_type = str(config.get("model_type"))
     families = [FAMILIES[model_type]] if model_type in FAMILIES else FAMILIES.values()

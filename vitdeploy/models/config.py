@@ -15,6 +15,7 @@ from vitdeploy.files.json_text import json_object
 from vitdeploy.files.regular_file import read_regular
 from vitdeploy.models.config_keys import check_keys
 from vitdeploy.models.families import FAMILIES, Family
+from vitdeploy.specs import EMBEDDING_KEYS, POOLS, ZERO_SHOT, Pool
 
 Pooler = Literal["cls", "cls+norm", "mean", "mean+norm", "cls+mean", "dense", "attention"]
 # Keys that every family's config.json may have, by field name.
@@ -23,8 +24,9 @@ _KEYS = (
     "hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps", "image_size",
     "patch_size", "num_channels", "qkv_bias", "head_dim", "encoder_stride", "pooler_output_size", "pooler_act",
 )  # fmt: skip
+# Keys that transformers does not have.
+_OURS = ("position_antialias", "relative_position_interpolation", *EMBEDDING_KEYS, ZERO_SHOT)
 _CLASS_TOKEN_POOLERS = ("cls", "cls+norm", "cls+mean", "dense")
-_OURS = ("position_antialias", "relative_position_interpolation")  # keys that transformers does not have
 # Larger than any real model; below, the element count of every weight fits 64 bits.
 _MAX_SIZE = 2**15
 _MAX_LAYERS = 2**10
@@ -45,6 +47,7 @@ _RANGES = {
     **dict.fromkeys(("initializer_range", "layer_norm_eps"), _NUMBER),
     **dict.fromkeys(("num_hidden_layers", "num_register_tokens"), _COUNT),
     **dict.fromkeys(("qkv_bias", "position_antialias", "projection_bias", "embedding_norm", "class_token"), _FLAG),
+    **dict.fromkeys(("normalize_embedding", "zero_shot"), _FLAG),
 }
 
 
@@ -85,6 +88,13 @@ class ViTConfig:
         final_norm: True if a layer norm follows the last block.
         classification_pooler: Pooling before the classifier; see `vitdeploy.models.layers.heads`.
         feature_pooler: Pooling of feature extraction, if any.
+        default_pool: Pooling of embeddings for a model with neither a projection nor a pooler: "cls" or "mean"; always
+            "mean" without a class token.
+        embedding_pool: Pooling of the output `image_embeds`; see `vitdeploy.models.layers.embedding`. None for
+            transformers' outputs.
+        normalize_embedding: True if the pooled vector is divided by its L2 norm.
+        zero_shot: True for a classifier of `image_embeds` by vectors of its classes; see
+            `vitdeploy.models.layers.heads.ZeroShotHead`.
         projection_size: Width of `image_embeds`, the pooled features through a linear layer; None without them.
         vocab_size: Number of visual tokens that masked image modeling predicts; None if it reconstructs pixels.
 
@@ -131,6 +141,10 @@ class ViTConfig:
     final_norm: bool = True
     classification_pooler: Pooler = "cls"
     feature_pooler: Pooler | None = "dense"
+    default_pool: Literal["cls", "mean"] = "cls"
+    embedding_pool: Pool | None = None
+    normalize_embedding: bool = False
+    zero_shot: bool = False
     projection_size: int | None = None
     vocab_size: int | None = None
 
@@ -145,6 +159,12 @@ class ViTConfig:
                 wrong[name] = f"{_SIZE[3]}, or a pair of them"
         if self.relative_position_interpolation not in ("bilinear", "geometric"):
             wrong["relative_position_interpolation"] = "bilinear or geometric"
+        if self.embedding_pool not in (None, *POOLS):
+            wrong["embedding_pool"] = f"one of {', '.join(POOLS)}"
+        if self.zero_shot and self.embedding_pool is None:
+            wrong["embedding_pool"] = f"one of {', '.join(POOLS)}, which a zero-shot classifier needs"
+        if self.zero_shot and not self.labels:
+            wrong["labels"] = "one or more, which a zero-shot classifier needs"
         for name in ("hidden_act", "pooler_act"):
             if not isinstance(values[name], str):
                 wrong[name] = "the name of an activation"
@@ -196,6 +216,13 @@ class ViTConfig:
         return self.class_token + self.distillation_token + self.num_register_tokens
 
     @property
+    def token_pools(self) -> tuple[Pool, ...]:
+        """Poolings of `last_hidden_state`, the default first."""
+        if not self.class_token:
+            return ("mean",)
+        return tuple(dict.fromkeys((self.default_pool, "cls", "mean", "cls+mean")))
+
+    @property
     def family(self) -> Family:
         return FAMILIES[self.model_type]
 
@@ -242,7 +269,11 @@ class ViTConfig:
         data = {"model_type": self.model_type} | {name: getattr(self, name) for name in _KEYS}
         data["id2label"] = {str(index): name for index, name in enumerate(self.labels)}
         data["label2id"] = {name: index for index, name in enumerate(self.labels)}
+        if self.embedding_pool is not None:
+            data |= {"embedding_pool": self.embedding_pool, "normalize_embedding": self.normalize_embedding}
         data["problem_type"] = None if self.problem_type is None else self.problem_type.in_config
+        if self.zero_shot:
+            data[ZERO_SHOT] = True
         for name in ("image_size", "patch_size"):
             data[name] = json_size(data[name])
         for name in ("initializer_range", "layer_norm_eps"):

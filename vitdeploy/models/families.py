@@ -172,7 +172,7 @@ FAMILIES: dict[str, Family] = {
     "vit_mae": Family(
         prefix="vit.",
         architectures={"ViTMAEModel": Task.FEATURES, "ViTMAEForPreTraining": Task.FEATURES},
-        sets={"feature_pooler": None},
+        sets={"feature_pooler": None, "default_pool": "mean"},
     ),
     "vit_msn": Family(
         prefix="vit.",

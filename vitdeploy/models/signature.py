@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vitdeploy.errors import UsageError, shown
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.vit import VisionTransformer
-from vitdeploy.specs import AxisRange, PixelFormat, PixelStage, Precision, Task, TensorSpec
+from vitdeploy.specs import EMBEDS, AxisRange, PixelFormat, PixelStage, Precision, Task, TensorSpec
 
 SIGNATURE_FILE = "signature.json"  # record of inputs and outputs in a TorchScript file
 TORCH_TYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
@@ -162,7 +162,8 @@ def output_names(model: VisionTransformer, asked: Sequence[str] | None = None) -
 
     Args:
         model: The model.
-        asked: Output names; "hidden_states" and "attentions" mean those of all layers. Default: the head's outputs.
+        asked: Output names; "hidden_states" and "attentions" mean those of all layers. Default: the head's outputs;
+            `image_embeds` alone for a model with an `embedding_pool`.
 
     Raises:
         UsageError: If an output does not exist, or is requested twice.
@@ -172,9 +173,9 @@ def output_names(model: VisionTransformer, asked: Sequence[str] | None = None) -
         _HIDDEN_STATES: tuple(f"{_HIDDEN_STATES}.{index}" for index in range(depth + 1)),
         _ATTENTIONS: tuple(f"{_ATTENTIONS}.{index}" for index in range(depth)),
     }
-    head = tuple(_head_outputs(model))
+    head = head_outputs(model)
     if asked is None:
-        return head
+        return (EMBEDS,) if EMBEDS in head and model.config.embedding_pool is not None else head
     if isinstance(asked, str) or not isinstance(asked, Iterable):
         raise UsageError(f"outputs takes a list of names, got {shown(asked)}", what="outputs", found=asked)
     known = (*head, *groups[_HIDDEN_STATES], *groups[_ATTENTIONS])
@@ -192,6 +193,11 @@ def output_names(model: VisionTransformer, asked: Sequence[str] | None = None) -
         message = f"outputs names one twice: {', '.join(names)}" if names else "outputs names none"
         raise UsageError(message, what="outputs", found=names)
     return tuple(names)
+
+
+def head_outputs(model: VisionTransformer) -> tuple[str, ...]:
+    """Names of all outputs of the model's head."""
+    return tuple(_head_outputs(model))
 
 
 def output_specs(

@@ -13,9 +13,9 @@ from vitdeploy.errors import UsageError
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.layers.embeddings import Embeddings
 from vitdeploy.models.layers.encoder import Attention, AttentionKind, Layer, check_attention
-from vitdeploy.models.layers.heads import make_head
+from vitdeploy.models.layers.heads import FeatureHead, make_head
 from vitdeploy.models.layers.positions import RelativePositionBias, relative_position_index
-from vitdeploy.specs import Task
+from vitdeploy.specs import Pool, Task
 
 
 class VisionTransformer(nn.Module):
@@ -132,6 +132,30 @@ class VisionTransformer(nn.Module):
             if isinstance(module, Attention):
                 module.kind = kind
         return twin
+
+    def embed_by(self, pool: Pool | None, *, normalize: bool) -> None:
+        """Give a feature-extraction model the output `image_embeds`; see `vitdeploy.models.layers.embedding`.
+
+        Args:
+            pool: Pooling; None for the model's default, see `vitdeploy.models.layers.heads.FeatureHead.pools`.
+            normalize: Divide the vectors by their L2 norms.
+
+        Raises:
+            UsageError: If the model has another task, or lacks what the pooling reads.
+        """
+        if self.task is not Task.FEATURES or not isinstance(self.head, FeatureHead):
+            what = "normalize" if pool is None else "pool"
+            raise UsageError(
+                f"{what} needs the task {Task.FEATURES}, the model's is {self.task}", what=what,
+                expected=Task.FEATURES, found=self.task, hint=f"export it with the task {Task.FEATURES}",
+            )  # fmt: skip
+        known = self.head.pools(self.config)
+        if pool not in (None, *known):
+            message = f"this {self.config.model_type} model has no pool {pool}, only: {', '.join(known)}"
+            raise UsageError(message, what="pool", expected=known, found=pool)
+        pool = pool or known[0]
+        self.config = dataclasses.replace(self.config, embedding_pool=pool, normalize_embedding=normalize)
+        self.head.embed_by(self.config)
 
     @torch.no_grad()
     def resize(self, image_size: tuple[int, int]) -> None:

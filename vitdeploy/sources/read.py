@@ -22,7 +22,7 @@ from vitdeploy.sources.layouts.npz_layout import read_npz
 from vitdeploy.sources.layouts.timm_config import takes_any_size
 from vitdeploy.sources.layouts.timm_layout import from_timm, is_timm
 from vitdeploy.sources.processor_source import find_processor, preset_processor
-from vitdeploy.specs import MODES, Task
+from vitdeploy.specs import MODES, ZERO_SHOT, ZERO_SHOT_NOTE, Task
 from vitdeploy.system.forks import with_threads
 
 if TYPE_CHECKING:
@@ -108,6 +108,9 @@ def read_checkpoint(
     adapter = Adapter.find(checkpoint, hub_options) if checkpoint.adapter else None
     base = checkpoint if adapter is None else adapter.base
     content = _read(base, adapter, task)
+    if task is Task.FEATURES:  # of a zero-shot classifier, too
+        for key in (ZERO_SHOT, ZERO_SHOT_NOTE):
+            content.config.pop(key, None)
     config = ViTConfig.from_dict(content.config)
     note_unknown_keys(content.config)
     if config.num_channels not in MODES:

@@ -15,12 +15,13 @@ from vitdeploy.models.signature import output_specs
 from vitdeploy.models.zero_shot import with_classes
 from vitdeploy.sources.class_embeddings import ClassEmbeddings
 from vitdeploy.sources.embedding import with_embedding
-from vitdeploy.specs import EMBEDS, Pool
+from vitdeploy.specs import EMBEDS, ZERO_SHOT, ZERO_SHOT_NOTE
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from vitdeploy.sources.read import Checkpoint
+    from vitdeploy.specs import Pool
 
 # Of a config.json, in the root of a bundle.
 _NOTE = (
@@ -63,8 +64,8 @@ def zero_shot(checkpoint: Checkpoint, path: Path, pool: Pool | None) -> Checkpoi
         "id2label": {str(index): name for index, name in enumerate(classes.names)},
         "label2id": {name: index for index, name in enumerate(classes.names)},
         "problem_type": classes.problem_type.in_config,
-        "zero_shot": True,
-        "zero_shot_note": _NOTE,
+        ZERO_SHOT: True,
+        ZERO_SHOT_NOTE: _NOTE,
     }
     data.pop("num_labels", None)
     source = checkpoint.source

@@ -1,7 +1,7 @@
 """Cosine similarity of an artifact's vectors with the reference's, and agreement of nearest neighbours (numpy only).
 
-A model without classes is judged by the vectors that users compare: `pooler_output` and the CLS token, the first token
-of `last_hidden_state`; a classifier by its `logits`.
+A model without classes is judged by the vectors that users compare: `image_embeds`, `pooler_output` and the CLS token,
+the first token of `last_hidden_state`; a classifier by its `logits`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitdeploy.assess.metrics.outputs import relative_error
+from vitdeploy.specs import EMBEDS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -28,12 +29,12 @@ _ROWS = 1024  # similarities held in memory at a time
 def vectors(outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """The vectors (N, D) for judging artifacts, by name.
 
-    These are `logits` (N, classes) if present; else `pooler_output` and the CLS token, as `cls_token`, or the one that
-    is present. For a model with none of these, such as one that reconstructs pixels, they are all outputs, (N, ...).
+    These are `logits` (N, classes) if present; else those present of `image_embeds`, `pooler_output` and the CLS token,
+    as `cls_token`. For a model with none, such as one that reconstructs pixels, they are all outputs, (N, ...).
     """
     if LOGITS in outputs and outputs[LOGITS].ndim == 2:
         return {LOGITS: outputs[LOGITS]}
-    chosen = {POOLED: outputs[POOLED]} if POOLED in outputs else {}
+    chosen = {name: outputs[name] for name in (EMBEDS, POOLED) if name in outputs}
     if HIDDEN in outputs:
         chosen[CLS] = outputs[HIDDEN][:, 0]
     return chosen or dict(outputs)
@@ -41,7 +42,7 @@ def vectors(outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
 
 def searchable(names: Collection[str]) -> bool:
     """True if neighbours are searched by one of these outputs."""
-    return LOGITS not in names and bool({POOLED, HIDDEN}.intersection(names))
+    return LOGITS not in names and bool({EMBEDS, POOLED, HIDDEN}.intersection(names))
 
 
 def with_cls(outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -50,8 +51,8 @@ def with_cls(outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
 
 
 def searched(names: Iterable[str]) -> str | None:
-    """The vectors for image search: the pooled output, else the CLS token; never logits."""
-    return next((name for name in (POOLED, CLS) if name in names), None)
+    """The vectors for image search: the embedding, else the pooled output, else the CLS token; never logits."""
+    return next((name for name in (EMBEDS, POOLED, CLS) if name in names), None)
 
 
 def cosines(reference: NDArray[Any], candidate: NDArray[Any]) -> NDArray[np.float64]:

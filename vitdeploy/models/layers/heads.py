@@ -11,10 +11,12 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
+from vitdeploy.errors import UsageError
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.layers.activations import activation
+from vitdeploy.models.layers.embedding import ImageEmbedding
 from vitdeploy.models.layers.encoder import Attention, Mlp
-from vitdeploy.specs import Task
+from vitdeploy.specs import EMBEDS, Pool, Task
 
 
 class ClsPooler(nn.Module):
@@ -175,7 +177,8 @@ class TeacherHead(nn.Module):
 class FeatureHead(nn.Module):
     """Tokens -> `last_hidden_state` (N, L, D) and, with a pooler, `pooler_output` (N, its width).
 
-    With a projection, `image_embeds` (N, projection_size) instead of `pooler_output`, as in transformers.
+    With a projection, `image_embeds` (N, projection_size) instead of `pooler_output`, as in transformers. With
+    `ViTConfig.embedding_pool`, `image_embeds` is of that pooling.
     """
 
     def __init__(self, config: ViTConfig, *, pooler: bool) -> None:
@@ -185,15 +188,56 @@ class FeatureHead(nn.Module):
         self.visual_projection = (
             None if self.pooler is None or size is None else nn.Linear(self.pooler.width, size, bias=False)
         )
-        self.leading_tokens = None if self.pooler is None else self.pooler.leading_tokens
+        self.embed_by(config)
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> dict[str, Tensor]:  # noqa: ARG002  (one signature)
-        if self.pooler is None:
-            return {"last_hidden_state": x}
-        pooled = self.pooler(x)
-        if self.visual_projection is None:
-            return {"last_hidden_state": x, "pooler_output": pooled}
-        return {"image_embeds": self.visual_projection(pooled), "last_hidden_state": x}
+        outputs, pooled = {"last_hidden_state": x}, None if self.pooler is None else self.pooler(x)
+        if self.visual_projection is not None:
+            outputs = {EMBEDS: self.visual_projection(pooled), **outputs}
+        elif pooled is not None:
+            outputs["pooler_output"] = pooled
+        if self.embedding is not None:
+            outputs[EMBEDS] = self.embedding(x, pooled, outputs.get(EMBEDS))
+        return outputs
+
+    def embed_by(self, config: ViTConfig) -> None:
+        """Take the pooling of `image_embeds` from a configuration."""
+        self.embedding = None if config.embedding_pool is None else ImageEmbedding(config, self.pooler)
+        pooled = [module.leading_tokens for module in (self.pooler, self.embedding) if module is not None]
+        self.leading_tokens = None if None in pooled else max(filter(None, pooled), default=None)
+
+    def pools(self, config: ViTConfig) -> tuple[Pool, ...]:
+        """The possible values of `embedding_pool`, the default first."""
+        own: dict[Pool, nn.Module | None] = {"projection": self.visual_projection, "pooler": self.pooler}
+        return (*(pool for pool, module in own.items() if module is not None), *config.token_pools)
+
+
+class ZeroShotHead(FeatureHead):
+    """Tokens -> `logits` (N, num_labels): `image_embeds` times a vector for each class, plus a bias.
+
+    The vectors have the text encoder's direction and the length of its scale, so that a logit is a scaled cosine if the
+    embedding is normalized.
+    """
+
+    def __init__(self, config: ViTConfig, *, pooler: bool) -> None:
+        super().__init__(config, pooler=pooler)
+        if self.embedding is None:
+            message = "a zero-shot classifier needs an embedding_pool"
+            raise UsageError(message, what="embedding_pool", hint="name the pooling of its image embedding")
+        self.leading_tokens = self.embedding.leading_tokens
+        self.zero_shot = nn.Linear(self._width(config), len(config.labels))
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> dict[str, Tensor]:
+        embeds = super().forward(x, grid)[EMBEDS]  # float32 in every precision
+        return {"logits": self.zero_shot(embeds.to(self.zero_shot.weight.dtype))}
+
+    def _width(self, config: ViTConfig) -> int:
+        """Length of `image_embeds`."""
+        if config.embedding_pool == "projection" and config.projection_size is not None:
+            return config.projection_size
+        if config.embedding_pool == "pooler" and self.pooler is not None:
+            return self.pooler.width
+        return config.hidden_size * (2 if config.embedding_pool == "cls+mean" else 1)
 
 
 class ReconstructionHead(nn.Module):
@@ -229,11 +273,13 @@ class VisualTokenHead(nn.Module):
         return {"logits": self.lm_head(self.layernorm(x[:, self.num_prefix_tokens :]))}
 
 
-Head = ClassificationHead | TeacherHead | FeatureHead | ReconstructionHead | VisualTokenHead
+Head = ClassificationHead | TeacherHead | FeatureHead | ZeroShotHead | ReconstructionHead | VisualTokenHead
 
 
 def make_head(config: ViTConfig, task: Task, *, pooler: bool, teacher: bool) -> Head:
     """The head of a task, with the family's pooler for features and a distilled model's teacher if requested."""
+    if task is Task.CLASSIFICATION and config.zero_shot:
+        return ZeroShotHead(config, pooler=pooler)
     if task is Task.CLASSIFICATION:
         return TeacherHead(config) if teacher else ClassificationHead(config)
     if task is Task.FEATURES:
