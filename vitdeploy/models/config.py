@@ -163,8 +163,6 @@ class ViTConfig:
             wrong["embedding_pool"] = f"one of {', '.join(POOLS)}"
         if self.zero_shot and self.embedding_pool is None:
             wrong["embedding_pool"] = f"one of {', '.join(POOLS)}, which a zero-shot classifier needs"
-        if self.zero_shot and not self.labels:
-            wrong["labels"] = "one or more, which a zero-shot classifier needs"
         for name in ("hidden_act", "pooler_act"):
             if not isinstance(values[name], str):
                 wrong[name] = "the name of an activation"
