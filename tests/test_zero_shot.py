@@ -217,7 +217,7 @@ def test_options_that_exclude_each_other(tmp_path: Path) -> None:
     [
         ({"zero_shot": "yes"}, "zero_shot"),
         ({"embedding_pool": None}, "embedding_pool"),
-        ({"num_labels": 0}, "labels"),
+        ({"num_labels": 0}, "id2label"),
         ({"problem_type": "regression"}, "problem_type"),
     ],
 )

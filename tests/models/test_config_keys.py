@@ -141,6 +141,8 @@ APPLIED_VALUES: dict[str, Any] = {
     "pooler_act": "relu", "pooler_output_size": 7, "encoder_stride": 4, "use_absolute_position_embeddings": True,
     "use_relative_position_bias": True, "use_shared_relative_position_bias": True, "layer_scale_init_value": 0.0,
     "use_mean_pooling": False, "vocab_size": 11, "mlp_ratio": 3, "use_swiglu_ffn": True, "num_register_tokens": 2,
+    "query_bias": False, "key_bias": True, "value_bias": False, "proj_bias": False, "mlp_bias": False,
+    "use_gated_mlp": True, "rope_theta": 10.0,
     "projection_dim": 9,
 }  # fmt: skip
 OURS = {"position_antialias", "relative_position_interpolation", "embedding_pool", "normalize_embedding"}
@@ -233,7 +235,8 @@ CARRIED_VALUES: dict[str, Any] = {
     "use_auxiliary_head": False, "auxiliary_loss_weight": 0.9, "auxiliary_channels": 8, "auxiliary_num_convs": 2,
     "auxiliary_concat_input": True, "semantic_loss_ignore_index": 1, "norm_pix_loss": True, "decoder_hidden_size": 8,
     "decoder_num_hidden_layers": 2, "decoder_num_attention_heads": 4, "decoder_intermediate_size": 8,
-    "attention_dropout": 0.5, "initializer_factor": 2.0, "vision_config": {"hidden_size": 7},
+    "attention_dropout": 0.5, "pos_embed_shift": 0.1, "pos_embed_jitter": 1.1, "pos_embed_rescale": 1.5,
+    "return_class_token": True, "initializer_factor": 2.0, "vision_config": {"hidden_size": 7},
 }  # fmt: skip
 # Where files come from, what is returned, how kernels are chosen, and texts: no business of a model of images, and
 # transformers sets some of these itself. Written out, so that no key gets here by a change of the table.

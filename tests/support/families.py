@@ -54,7 +54,7 @@ class Head:
     @property
     def resizes_by_itself(self) -> bool:
         """Whether transformers' model interpolates positions without being asked to."""
-        return self.family in ("beit", "dinov2", "dinov2_with_registers")
+        return self.family in ("beit", "dinov2", "dinov2_with_registers", "dinov3_vit")
 
 
 HEADS = (
@@ -80,6 +80,7 @@ HEADS = (
         "dinov2_with_registers", "Dinov2WithRegistersForImageClassification", Task.CLASSIFICATION, "BitImageProcessor"
     ),
     Head("dinov2_with_registers", "Dinov2WithRegistersModel", Task.FEATURES, "BitImageProcessor"),
+    Head("dinov3_vit", "DINOv3ViTModel", Task.FEATURES),
     Head("clip_vision_model", "CLIPVisionModelWithProjection", Task.FEATURES, "CLIPImageProcessor"),
     Head("clip_vision_model", "CLIPVisionModel", Task.FEATURES, "CLIPImageProcessor"),
 )
@@ -117,7 +118,7 @@ def random_config(head: Head, seed: int) -> dict[str, Any]:
     }
     if head.family not in ("dinov2", "dinov2_with_registers"):
         config["intermediate_size"] = draw.choice((24, 40, 56))
-    if head.family not in ("beit", "clip_vision_model"):
+    if head.family not in ("beit", "clip_vision_model", "dinov3_vit"):
         config["qkv_bias"] = draw.random() < 0.7
     if head.task is Task.MASKED_IMAGE_MODELING:  # transformers takes a mask where one patch is decoded to one patch
         config["encoder_stride"] = patch
@@ -144,6 +145,16 @@ def _dinov2(draw: random.Random, seed: int, head: Head) -> dict[str, Any]:
     return {"use_swiglu_ffn": seed % 2 == 1, "mlp_ratio": draw.choice((2, 4)), **registers}
 
 
+def _dinov3(draw: random.Random, seed: int, head: Head) -> dict[str, Any]:
+    biases = ("query_bias", "key_bias", "value_bias", "proj_bias", "mlp_bias")
+    return {
+        "use_gated_mlp": seed % 2 == 1,
+        "num_register_tokens": (4, 0, 1)[seed % 3],
+        "rope_theta": draw.choice((100.0, 10000.0)),
+        **{bias: draw.random() < 0.7 for bias in biases},
+    }
+
+
 def _mae(draw: random.Random, seed: int, head: Head) -> dict[str, Any]:
     return {  # nothing is masked in deployment
         "mask_ratio": 0.0,
@@ -162,6 +173,7 @@ _OF_FAMILY: dict[str, Callable[[random.Random, int, Head], dict[str, Any]]] = {
     "beit": _beit,
     "dinov2": _dinov2,
     "dinov2_with_registers": _dinov2,
+    "dinov3_vit": _dinov3,
     "vit_mae": _mae,
     "clip_vision_model": _clip,
 }

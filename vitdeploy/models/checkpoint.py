@@ -109,6 +109,8 @@ def make_model(
     tensors: dict[str, Tensor] = {}
     spelling: dict[str, str] = {}
     for name, ours in our_names(config.family, weights).items():
+        if weights[name].numel() == 0:  # transformers writes the registers of a model that has none
+            continue
         if ours in tensors:
             message = f"{origin}: '{name}' and '{spelling[ours]}' are the same weight"
             raise CheckpointError(message, what=name, where=origin, found=spelling[ours], hint="keep one of them")

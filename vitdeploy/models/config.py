@@ -15,6 +15,7 @@ from vitdeploy.files.json_text import json_object
 from vitdeploy.files.regular_file import read_regular
 from vitdeploy.models.config_keys import check_keys
 from vitdeploy.models.families import FAMILIES, Family
+from vitdeploy.models.rotary import Rotary
 from vitdeploy.specs import EMBEDDING_KEYS, POOLS, ZERO_SHOT, Pool
 
 Pooler = Literal["cls", "cls+norm", "mean", "mean+norm", "cls+mean", "dense", "attention"]
@@ -62,7 +63,7 @@ class ViTConfig:
         initializer_range: Standard deviation of random weights.
         image_size: (height, width) in pixels of the position embeddings.
         patch_size: (height, width) in pixels of one patch.
-        qkv_bias: True if the query, key and value projections have a bias; the output projection always has one.
+        qkv_bias: True if the query, key and value projections have a bias.
         head_dim: Width of one attention head. Default: hidden_size // num_attention_heads.
         encoder_stride: Side length in pixels of the square that one token is decoded to, in masked image modeling.
         pooler_output_size: Width of the pooler. Default: hidden_size.
@@ -70,15 +71,21 @@ class ViTConfig:
         problem_type: Problem type of a classifier. Default: derived from the number of labels.
         projection_bias: True if the patch projection has a bias.
         embedding_norm: True if a layer norm precedes the first block; `hidden_states.0` follows it.
-        key_bias: True if the key projection has a bias when the query and value projections have one.
+        query_bias: False if the query projection has no bias in spite of `qkv_bias`.
+        key_bias: The same for keys.
+        value_bias: The same for values.
+        proj_bias: True if the output projection of attention has a bias.
+        mlp_bias: True if the linear layers of the MLP have a bias; not for `swiglu`.
         class_token: True if a learned token precedes the patches.
         distillation_token: True if a second token, with its own position, follows the class token.
         mask_token: True if the model has a mask token for every task, though only masked image modeling uses it.
         num_register_tokens: Tokens without positions before the patches, after the class token.
         layer_scale: True if a learned factor per channel scales a block's residual branch.
-        swiglu: True if the MLP gates with SiLU instead of applying `hidden_act`.
+        swiglu: True if the MLP gates with SiLU instead of applying `hidden_act`, in one linear layer.
+        gated_mlp: True if a second linear layer with `hidden_act` gates the MLP.
         float32_softmax: True if eager attention computes its softmax in float32 for every model type.
         absolute_positions: True if tokens have position embeddings.
+        rotary: Rotary positions of the patches, if any.
         relative_positions: True if every layer has an attention bias by the offset of two patches.
         shared_relative_positions: True if all layers share such a bias.
         position_antialias: True if position embeddings are interpolated with antialiasing.
@@ -124,15 +131,21 @@ class ViTConfig:
     problem_type: ProblemType | None = None
     projection_bias: bool = True
     embedding_norm: bool = False
+    query_bias: bool = True
     key_bias: bool = True
+    value_bias: bool = True
+    proj_bias: bool = True
+    mlp_bias: bool = True
     class_token: bool = True
     distillation_token: bool = False
     mask_token: bool = False
     num_register_tokens: int = 0
     layer_scale: bool = False
     swiglu: bool = False
+    gated_mlp: bool = False
     float32_softmax: bool = True
     absolute_positions: bool = True
+    rotary: Rotary | None = None
     relative_positions: bool = False
     shared_relative_positions: bool = False
     position_antialias: bool = False
@@ -182,6 +195,10 @@ class ViTConfig:
             heads = self.num_attention_heads
             message = f"hidden_size {self.hidden_size} is less than num_attention_heads {heads}"
             raise UsageError(message, what="hidden_size", expected=heads, found=self.hidden_size)
+        if self.rotary is not None and self.attention_head_dim % 4:
+            width = self.attention_head_dim
+            message = f"rotary positions need attention heads of a multiple of 4 channels, got {width}"
+            raise UsageError(message, what="head_dim", expected=4, found=width)
         if not self.class_token:
             self._check_without_class_token()
 
@@ -244,9 +261,10 @@ class ViTConfig:
             check_keys(model_type, data)
             derived = {} if family.derive is None else family.derive(data)
             fields = {**family.sets, **values, **derived}
-            return cls(
-                model_type=model_type, **fields, labels=class_names(data), problem_type=stated_problem_type(data)
-            )
+            labels = class_names(data)
+            if fields.get(ZERO_SHOT) and not labels:
+                raise UsageError("a zero-shot classifier needs labels", what="id2label", found=labels)
+            return cls(model_type=model_type, **fields, labels=labels, problem_type=stated_problem_type(data))
         except UsageError as exc:
             raise exc.at("config.json").as_type(CheckpointError) from exc
 

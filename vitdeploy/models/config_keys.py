@@ -137,6 +137,18 @@ OF_FAMILY: dict[str, dict[str, KeyRule]] = {
         (_CARRIED, "a pooler that no class of a checkpoint has", "pooler_act pooler_output_size"),
     ),
     "dinov2": _DINOV2 | _rules((_CARRIED, "whether there is a mask token, for pretraining alone", "use_mask_token")),
+    "dinov3_vit": _rules(
+        _MLP,
+        _BACKBONE,
+        _STOCHASTIC_DEPTH,
+        (_APPLIED, "the biases of linear layers", "query_bias key_bias value_bias proj_bias mlp_bias"),
+        (_APPLIED, "the form of the MLP", "use_gated_mlp"),
+        (_APPLIED, "tokens", "num_register_tokens"),
+        (_APPLIED, "the base of the frequencies of the rotary positions", "rope_theta"),
+        (_CARRIED, "what the scales of layers are before training", "layerscale_value"),
+        (_CARRIED, "training", "attention_dropout pos_embed_shift pos_embed_jitter pos_embed_rescale"),
+        (_CARRIED, "whether a backbone returns the class token", "return_class_token"),
+    ),
     "dinov2_with_registers": _DINOV2 | _rules((_APPLIED, "tokens", "num_register_tokens")),
     "clip_vision_model": _CLIP,
 }  # fmt: skip

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vitdeploy.errors import UsageError, shown
+from vitdeploy.models.rotary import Rotary
 from vitdeploy.specs import Task
 
 # Names of a layer's parts here -> on disk. The Hub keeps transformers 4's names, which transformers 5 still writes; the
@@ -33,6 +34,12 @@ _DINOV2_LAYER = {
     "layernorm_after": "norm2",
     "layer_scale1": "layer_scale1.lambda1",
     "layer_scale2": "layer_scale2.lambda1",
+}
+_DINOV3_LAYER = {
+    **{name: on_disk for name, on_disk in _DINOV2_LAYER.items() if name not in _ATTENTION},
+    "mlp.gate": "mlp.gate_proj",
+    "mlp.fc1": "mlp.up_proj",
+    "mlp.fc2": "mlp.down_proj",
 }
 
 _CLIP_LAYER = {
@@ -101,6 +108,18 @@ def _dinov2(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _registers(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**_dinov2(config), "mask_token": True, "num_register_tokens": config.get("num_register_tokens", 4)}
+
+
+def _dinov3(config: Mapping[str, Any]) -> dict[str, Any]:
+    biases = {"query_bias": True, "key_bias": False, "value_bias": True, "proj_bias": True, "mlp_bias": True}
+    return {
+        "qkv_bias": True,  # one key for each
+        **{key: _flag(config, key, default=default) for key, default in biases.items()},
+        "head_dim": None,  # transformers ignores such a key here
+        "gated_mlp": _flag(config, "use_gated_mlp", default=False),
+        "num_register_tokens": config.get("num_register_tokens", 0),
+        "rotary": Rotary("centered", config.get("rope_theta", 100.0)),
+    }
 
 
 def _clip(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,6 +209,7 @@ FAMILIES: dict[str, Family] = {
         sets={**_DINOV2_FIELDS, "patch_size": (14, 14)},
         derive=_dinov2,
         layer_names=_DINOV2_LAYER,
+        axes={"embeddings.mask_token": 2},
     ),
     "dinov2_with_registers": Family(
         prefix="dinov2_with_registers.",
@@ -200,6 +220,27 @@ FAMILIES: dict[str, Family] = {
         sets={**_DINOV2_FIELDS, "position_antialias": True},
         derive=_registers,
         layer_names=_DINOV2_LAYER,
+        axes={"embeddings.mask_token": 2},
+    ),
+    "dinov3_vit": Family(
+        prefix="model.",
+        architectures={"DINOv3ViTModel": Task.FEATURES},
+        sets={
+            "hidden_size": 384,
+            "intermediate_size": 1536,
+            "num_attention_heads": 6,
+            "layer_norm_eps": 1e-5,
+            "layer_scale": True,
+            "float32_softmax": False,
+            "any_image_size": True,
+            "feature_pooler": "cls",
+            "absolute_positions": False,
+            "mask_token": True,
+        },
+        derive=_dinov3,
+        layer_names=_DINOV3_LAYER,
+        other_names={"embeddings.patch_embeddings.projection": "embeddings.patch_embeddings", "layernorm": "norm"},
+        layers="layer",
     ),
     "clip_vision_model": Family(
         prefix="vision_model.",

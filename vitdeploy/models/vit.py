@@ -15,6 +15,7 @@ from vitdeploy.models.layers.embeddings import Embeddings
 from vitdeploy.models.layers.encoder import Attention, AttentionKind, Layer, check_attention
 from vitdeploy.models.layers.heads import FeatureHead, make_head
 from vitdeploy.models.layers.positions import RelativePositionBias, relative_position_index
+from vitdeploy.models.layers.rotary import Rotation
 from vitdeploy.specs import Pool, Task
 
 
@@ -100,10 +101,11 @@ class VisionTransformer(nn.Module):
             raise UsageError(message, what="attention", expected="eager", found="sdpa")
         x, grid = self.embeddings(pixel_values.to(self.dtype), bool_masked_pos, interpolate=interpolate_pos_encoding)
         biases = self._biases(grid, interpolate=interpolate_pos_encoding)
+        rotation = self._rotation(grid if interpolate_pos_encoding else self.config.grid_size)
         extra = {"hidden_states.0": x} if output_hidden_states else {}
         for index, (layer, bias) in enumerate(zip(self.layers, biases, strict=True)):
             is_last = index == len(self.layers) - 1
-            x, weights = layer(x, bias, last_tokens if is_last else None)
+            x, weights = layer(x, bias, rotation, last_tokens if is_last else None)
             if output_hidden_states:
                 extra[f"hidden_states.{index + 1}"] = x
             if output_attentions:
@@ -122,6 +124,13 @@ class VisionTransformer(nn.Module):
             return [shared] * len(self.layers)
         biases = [layer.get_submodule("relative_position_bias")(index, new_grid) for layer in self.layers]
         return [bias if shared is None else bias + shared for bias in biases]
+
+    def _rotation(self, grid: tuple[int, int]) -> Rotation | None:
+        """Rotation of queries and keys, the same in every layer."""
+        config = self.config
+        if config.rotary is None:
+            return None
+        return Rotation(config.rotary, grid, config.num_prefix_tokens, config.attention_head_dim, self._projection)
 
     def with_attention(self, kind: AttentionKind) -> VisionTransformer:
         """The same model with shared weights and another attention."""

@@ -34,10 +34,7 @@ class Embeddings(nn.Module):
         self.distillation_token = nn.Parameter(torch.zeros(1, 1, size)) if config.distillation_token else None
         registers = config.num_register_tokens
         self.register_tokens = nn.Parameter(torch.zeros(1, registers, size)) if registers else None
-        # transformers omits one axis if every task has it
-        self.mask_token = (
-            nn.Parameter(torch.zeros((1, size) if config.mask_token else (1, 1, size))) if mask_token else None
-        )
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, size)) if mask_token else None
         self.position_embeddings = (
             nn.Parameter(torch.zeros(1, self.num_positioned + config.num_patches, size))
             if config.absolute_positions

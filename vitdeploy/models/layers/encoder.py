@@ -12,6 +12,7 @@ from vitdeploy.errors import UsageError
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.layers.activations import activation
 from vitdeploy.models.layers.positions import RelativePositionBias
+from vitdeploy.models.layers.rotary import Rotation
 
 AttentionKind = Literal["sdpa", "eager"]
 ATTENTION_KINDS: tuple[str, ...] = get_args(AttentionKind)
@@ -36,13 +37,15 @@ class Attention(nn.Module):
         self.scale = config.attention_head_dim**-0.5
         self.dropout = config.attention_probs_dropout_prob
         self.softmax_dtype = torch.float32 if config.float32_softmax else None
-        self.q_proj = nn.Linear(config.hidden_size, width, bias=config.qkv_bias)
+        self.q_proj = nn.Linear(config.hidden_size, width, bias=config.qkv_bias and config.query_bias)
         self.k_proj = nn.Linear(config.hidden_size, width, bias=config.qkv_bias and config.key_bias)
-        self.v_proj = nn.Linear(config.hidden_size, width, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(width, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, width, bias=config.qkv_bias and config.value_bias)
+        self.o_proj = nn.Linear(width, config.hidden_size, bias=config.proj_bias)
 
-    def forward(self, x: Tensor, bias: Tensor | None = None, tokens: int | None = None) -> tuple[Tensor, Tensor | None]:
-        """Attend; `bias` (1, H, L, L) is added to the scaled products of queries and keys.
+    def forward(
+        self, x: Tensor, bias: Tensor | None = None, rotation: Rotation | None = None, tokens: int | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend; queries and keys are rotated, and `bias` (1, H, L, L) is added to their scaled products.
 
         With `tokens`, the result has only the first `tokens` tokens. The query projection still takes all: the three
         projections then have the same activation, which is quantized and smoothed once.
@@ -50,11 +53,13 @@ class Attention(nn.Module):
         q, k, v = (proj(x) for proj in (self.q_proj, self.k_proj, self.v_proj))
         if tokens is not None:
             q, bias = q[:, :tokens], None if bias is None else bias[:, :, :tokens]
+        q, k, v = (self._split_heads(projected) for projected in (q, k, v))
+        if rotation is not None:
+            q, k = rotation(q, tokens), rotation(k)
         return self._attend(q, k, v, bias)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """From projected queries, keys and values, (N, L, H * head_dim) each, to the result and the weights."""
-        q, k, v = (self._split_heads(projected) for projected in (q, k, v))
+        """From queries, keys and values, (N, H, L, head_dim) each, to the result and the weights."""
         weights = None
         if self.kind == "sdpa":
             dropout = self.dropout if self.training else 0.0
@@ -79,12 +84,23 @@ class Mlp(nn.Module):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
         self.activation = activation(config.hidden_act, "hidden_act")
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.activation(self.fc1(x)))  # type: ignore[no-any-return]
+
+
+class GatedMlp(Mlp):
+    """An MLP that a second layer with an activation gates, DINOv3's: (N, L, D) -> (N, L, D)."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__(config)
+        self.gate = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.activation(self.gate(x)) * self.fc1(x))  # type: ignore[no-any-return]
 
 
 class SwiGlu(nn.Module):
@@ -108,15 +124,17 @@ class Layer(nn.Module):
         self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = Attention(config, attention)
         self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = SwiGlu(config) if config.swiglu else Mlp(config)
+        self.mlp = SwiGlu(config) if config.swiglu else GatedMlp(config) if config.gated_mlp else Mlp(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.relative_position_bias = RelativePositionBias(config) if config.relative_positions else None
         self.layer_scale1 = nn.Parameter(torch.ones(config.hidden_size)) if config.layer_scale else None
         self.layer_scale2 = nn.Parameter(torch.ones(config.hidden_size)) if config.layer_scale else None
 
-    def forward(self, x: Tensor, bias: Tensor | None = None, tokens: int | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, bias: Tensor | None = None, rotation: Rotation | None = None, tokens: int | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Run the block; with `tokens`, for the first `tokens` tokens only, which attend to all: (N, tokens, D)."""
-        attended, weights = self.attention(self.layernorm_before(x), bias, tokens)
+        attended, weights = self.attention(self.layernorm_before(x), bias, rotation, tokens)
         x = x if tokens is None else x[:, :tokens]
         x = _scaled(self.dropout(attended), self.layer_scale1) + x
         x = _scaled(self.dropout(self.mlp(self.layernorm_after(x))), self.layer_scale2) + x

@@ -107,7 +107,8 @@ class ProbeAttention(Attention):
         super().__init__(dataclasses.replace(config, qkv_bias=True, key_bias=True, head_dim=None), "sdpa")
 
     def forward(self, probe: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
-        return self._attend(self.q_proj(probe), self.k_proj(x), self.v_proj(x), None)[0]
+        q, k, v = map(self._split_heads, (self.q_proj(probe), self.k_proj(x), self.v_proj(x)))
+        return self._attend(q, k, v, None)[0]
 
 
 class AttentionPooler(nn.Module):
