@@ -132,8 +132,9 @@ def add_checkpoint(folder: Path, hub: Hub) -> None:
 
 def add_images(folder: Path) -> None:
     """cat.jpg, a folder of `photos`, and a labelled data set, `validation`."""
-    for name in ("photos", "validation/cat", "validation/dog"):
+    for name in ("photos", "validation/cat", "validation/dog", "gallery/cat", "gallery/dog"):
         (folder / name).mkdir(parents=True)
-    names = ["photos/a.jpg", "photos/b.jpg", "cat.jpg", "validation/cat/a.jpg", "validation/dog/b.jpg"]
+    names = ["photos/a.jpg", "photos/b.jpg", "cat.jpg", "validation/cat/a.jpg", "validation/dog/b.jpg",
+             "gallery/cat/c.jpg", "gallery/dog/d.jpg"]  # fmt: skip
     for name, pixels in zip(names, itertools.cycle(load_sample_images().images), strict=False):
         Image.fromarray(pixels).reduce(4).save(folder / name)  # `benchmark` decodes and resizes them a thousand times
