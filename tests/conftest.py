@@ -173,11 +173,12 @@ def write_checkpoint(
         name, task = (head.name, head.task) if isinstance(head, Head) else (VIT_CLASSES[head], head)
         options = {"add_pooling_layer": pooler} if name == "ViTModel" else {}
         architecture = getattr(transformers, name)
-        peer = architecture(architecture.config_class(**config), **options).eval().requires_grad_(False)
+        arguments = head.arguments(config) if isinstance(head, Head) else config
+        peer = architecture(architecture.config_class(**arguments), **options).eval().requires_grad_(False)
         spread(peer, seed)
         folder = tmp_path_factory.mktemp("checkpoint")
         peer.save_pretrained(folder)
-        size = peer.config.image_size
+        size = getattr(peer.config, "vision_config", peer.config).image_size
         if processor:
             of_class = head.processor if isinstance(head, Head) else "ViTImageProcessor"
             write_processor(folder, (size, size) if isinstance(size, int) else tuple(size), of_class)

@@ -215,7 +215,7 @@ def test_every_family_computes_what_transformers_computes(
     options: dict[str, Any] = {}
     if head.family == "vit_mae":
         options["noise"] = torch.arange(checkpoint.config.num_patches, dtype=torch.float32).expand(len(pixels), -1)
-    model = getattr(checkpoint.peer, "vit", checkpoint.peer) if head.family == "vit_mae" else checkpoint.peer
+    model = head.exported(checkpoint.peer)
     with torch.inference_mode():
         want = dict(model(torch.from_numpy(pixels), **options).items())
     with PyTorchRuntime(read.model) as runtime:

@@ -43,12 +43,11 @@ PHOTOGRAPHS = load_sample_images().filenames
 
 def answers(checkpoint: Checkpoint, head: Head, feeds: Mapping[str, np.ndarray], *, resize: bool) -> dict[str, Any]:
     """What transformers' class answers; of MAE, its encoder told not to shuffle the patches."""
-    model = checkpoint.peer
+    model = head.exported(checkpoint.peer)
     options: dict[str, Any] = {"output_hidden_states": True}
     if resize and not head.resizes_by_itself:
         options["interpolate_pos_encoding"] = True
     if head.family == "vit_mae":
-        model = getattr(model, "vit", model)
         pixels, (height, width) = feeds["pixel_values"], checkpoint.config.patch_size
         patches = (pixels.shape[2] // height) * (pixels.shape[3] // width)
         options["noise"] = torch.arange(patches, dtype=torch.float32).expand(len(pixels), -1)
@@ -196,8 +195,9 @@ def assert_transformers_loads(bundle: Bundle, checkpoint: Checkpoint, head: Head
     assert type(transformers.AutoImageProcessor.from_pretrained(bundle.path, backend="pil")).__name__ == (
         f"{head.processor}Pil"
     )
-    source = checkpoint.peer.vit if head.name == "ViTMAEForPreTraining" else checkpoint.peer
-    for key, value in source.state_dict().items():
+    for key, value in head.exported(checkpoint.peer).state_dict().items():
+        if head.unused is not None and key.startswith(head.unused):
+            continue
         if not (head.resizes_by_itself and "position" in key):  # which are baked at the processor's size
             assert torch.equal(model.state_dict()[key], value), key
 

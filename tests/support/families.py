@@ -32,6 +32,15 @@ TINY: dict[str, Any] = {
 }
 
 
+# The class and the module that are exported of a larger class.
+_ENCODERS = {"ViTMAEForPreTraining": ("ViTMAEModel", "vit"), "SiglipModel": ("SiglipVisionModel", "vision_model")}
+# Of a text tower, which no test looks at.
+_TEXT = {
+    "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 16,
+    "bos_token_id": None, "eos_token_id": None,
+}  # fmt: skip
+
+
 @dataclasses.dataclass(frozen=True)
 class Head:
     """One class of transformers.
@@ -50,6 +59,33 @@ class Head:
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def exported_name(self) -> str:
+        """The class of what is exported."""
+        return _ENCODERS.get(self.name, (self.name,))[0]
+
+    def exported(self, model: Any) -> Any:
+        """The part of the class's model that is exported: the encoder for pretraining, the image tower of two."""
+        return getattr(model, _ENCODERS[self.name][1]) if self.name in _ENCODERS else model
+
+    @property
+    def unused(self) -> str | None:
+        """Beginning of the names of weights that the class does not compute with."""
+        return "vision_model.head." if self.name == "SiglipForImageClassification" else None
+
+    def arguments(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of the class's configuration; a configuration of two towers nests those of an encoder."""
+        import transformers
+
+        own = getattr(transformers, self.name).config_class
+        if "vision_config" not in own.sub_configs:
+            return config
+        of_tower = {field.name for field in dataclasses.fields(own.sub_configs["vision_config"])}
+        of_tower -= {field.name for field in dataclasses.fields(own)}
+        nested = {key: value for key, value in config.items() if key in of_tower}
+        rest = {key: value for key, value in config.items() if key not in of_tower}
+        return {"text_config": _TEXT, **rest, "vision_config": nested}
 
     @property
     def resizes_by_itself(self) -> bool:
@@ -83,6 +119,9 @@ HEADS = (
     Head("dinov3_vit", "DINOv3ViTModel", Task.FEATURES),
     Head("clip_vision_model", "CLIPVisionModelWithProjection", Task.FEATURES, "CLIPImageProcessor"),
     Head("clip_vision_model", "CLIPVisionModel", Task.FEATURES, "CLIPImageProcessor"),
+    Head("siglip_vision_model", "SiglipVisionModel", Task.FEATURES, "SiglipImageProcessor"),
+    Head("siglip", "SiglipForImageClassification", Task.CLASSIFICATION, "SiglipImageProcessor"),
+    Head("siglip", "SiglipModel", Task.FEATURES, "SiglipImageProcessor"),
 )
 
 
@@ -118,7 +157,7 @@ def random_config(head: Head, seed: int) -> dict[str, Any]:
     }
     if head.family not in ("dinov2", "dinov2_with_registers"):
         config["intermediate_size"] = draw.choice((24, 40, 56))
-    if head.family not in ("beit", "clip_vision_model", "dinov3_vit"):
+    if head.family not in ("beit", "clip_vision_model", "dinov3_vit", "siglip_vision_model", "siglip"):
         config["qkv_bias"] = draw.random() < 0.7
     if head.task is Task.MASKED_IMAGE_MODELING:  # transformers takes a mask where one patch is decoded to one patch
         config["encoder_stride"] = patch
@@ -169,6 +208,10 @@ def _clip(draw: random.Random, seed: int, head: Head) -> dict[str, Any]:
     return {"projection_dim": draw.choice((7, 16))}
 
 
+def _siglip(draw: random.Random, seed: int, head: Head) -> dict[str, Any]:
+    return {"hidden_act": "gelu_pytorch_tanh", "vision_use_head": head.name != "SiglipVisionModel" or seed % 3 != 2}
+
+
 _OF_FAMILY: dict[str, Callable[[random.Random, int, Head], dict[str, Any]]] = {
     "beit": _beit,
     "dinov2": _dinov2,
@@ -176,4 +219,6 @@ _OF_FAMILY: dict[str, Callable[[random.Random, int, Head], dict[str, Any]]] = {
     "dinov3_vit": _dinov3,
     "vit_mae": _mae,
     "clip_vision_model": _clip,
+    "siglip_vision_model": _siglip,
+    "siglip": _siglip,
 }

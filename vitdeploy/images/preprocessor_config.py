@@ -220,6 +220,12 @@ _CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
     "BeitImageProcessor": {"resample": 3, "crop_size": 224},
     "BitImageProcessor": _BIT,
     "CLIPImageProcessor": _BIT,
+    "SiglipImageProcessor": {
+        "size": {"height": 224, "width": 224},
+        "default_to_square": False,
+        "resample": 3,
+        "do_convert_rgb": True,
+    },
 }
 
 # Every key that transformers 4 and 5 write, except other steps (`do_...`), which must be off.
@@ -251,4 +257,5 @@ CLASS_OF_MODEL = {
     "deit": "DeiTImageProcessor",
     "beit": "BeitImageProcessor",
     "dinov2": "BitImageProcessor",
+    "siglip": "SiglipImageProcessor",
 }

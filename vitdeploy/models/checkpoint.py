@@ -15,7 +15,7 @@ from vitdeploy.files.opened import OpenedFile
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.families import FAMILIES, Family
 from vitdeploy.models.layers.encoder import AttentionKind
-from vitdeploy.models.names import disk_name, our_names
+from vitdeploy.models.names import disk_name, our_names, part_names
 from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.models.weights import read_weights, write_weights
 from vitdeploy.specs import ZERO_SHOT, Task
@@ -23,18 +23,24 @@ from vitdeploy.system.forks import with_threads
 
 # Weights that only one task needs; a checkpoint may have those of tasks other than the loaded one.
 _HEADS = {
-    Task.CLASSIFICATION: re.compile(r"head\.((cls_|distillation_)?classifier|zero_shot|pooler\.layernorm)\.(weight|bias)"),
-    Task.FEATURES: re.compile(r"head\.(pooler\.(dense|layernorm)|visual_projection)\.(weight|bias)"),
+    Task.CLASSIFICATION: re.compile(
+        r"head\.((cls_|distillation_)?classifier|zero_shot|pooler\.layernorm)\.(weight|bias)"
+    ),
+    Task.FEATURES: re.compile(
+        r"head\.(pooler\.(dense|layernorm|attention\.[qkvo]_proj|mlp\.fc[12])|visual_projection)\.(weight|bias)"
+        r"|head\.pooler\.probe"
+    ),
     Task.MASKED_IMAGE_MODELING: re.compile(
         r"head\.(decoder\.0|lm_head|layernorm)\.(weight|bias)|embeddings\.mask_token"
     ),
 }
 # Weights that a model may not need: a buffer of old BEiT checkpoints, computed here; MAE's training decoder; the
-# projection, for a class without it.
+# projection, for a class without it; the text tower.
 _UNUSED = re.compile(
     r".*\.relative_position_index|head\.decoder\.(decoder_.+|mask_token)|head\.visual_projection\.weight"
+    r"|text_model\..+|logit_(scale|bias)"
 )
-_OPTIONAL_POOLERS = ("dense", "mean+norm", "attention")  # transformers' classes may omit them: `add_pooling_layer`
+_OPTIONAL_POOLERS = ("dense", "mean+norm")  # transformers' classes may omit them: `add_pooling_layer`
 _TEACHER = "head.distillation_classifier."
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -114,7 +120,9 @@ def make_model(
         if ours in tensors:
             message = f"{origin}: '{name}' and '{spelling[ours]}' are the same weight"
             raise CheckpointError(message, what=name, where=origin, found=spelling[ours], hint="keep one of them")
-        tensors[ours], spelling[ours] = weights[name], name
+        parts = part_names(config.family, ours)
+        for part, tensor in zip(parts, _split(weights[name], len(parts)), strict=True):
+            tensors[part], spelling[part] = tensor, name
     if config.mask_token and "embeddings.mask_token" not in tensors:  # weights that no task here uses may be missing
         config = dataclasses.replace(config, mask_token=False)
     with torch.device("meta"):
@@ -160,10 +168,16 @@ def is_saved(model: VisionTransformer, path: Path) -> bool:
 def _on_disk(model: VisionTransformer) -> dict[str, Tensor]:
     """The model's weights under transformers' names, with the axes that they have there."""
     family, beside_a_head = model.config.family, model.task is not Task.FEATURES and not model.config.zero_shot
-    return {
-        disk_name(family, name, beside_a_head=beside_a_head): tensor.reshape(_disk_shape(family, name, tensor))
-        for name, tensor in model.state_dict().items()
-    }
+    stacks: dict[str, list[Tensor]] = {}
+    for name, tensor in model.state_dict().items():
+        on_disk = disk_name(family, name, beside_a_head=beside_a_head)
+        stacks.setdefault(on_disk, []).append(tensor.reshape(_disk_shape(family, name, tensor)))
+    return {name: torch.cat(parts) if len(parts) > 1 else parts[0] for name, parts in stacks.items()}
+
+
+def _split(tensor: Tensor, parts: int) -> Sequence[Tensor]:
+    """The parts of a stacked tensor; one that cannot be split is each of them, and has the wrong shape for all."""
+    return torch.tensor_split(tensor, parts) if parts > 1 and tensor.ndim else [tensor] * parts
 
 
 def _disk_shape(family: Family, name: str, tensor: Tensor) -> tuple[int, ...]:
@@ -188,8 +202,9 @@ def _differences(
             differences["wrong shape:"].append(f"{spelling[name]} must be {want}, is {got}")
         elif dtype not in _FLOATS:
             differences["no floats:"].append(f"{spelling[name]} is {dtype}")
+    differences = {kind: list(dict.fromkeys(names)) for kind, names in differences.items()}  # stacked ones have one
     extra = [name for name in tensors if name not in expected and not _may_be_left_out(name, model.task)]
-    differences["unexpected"] += [spelling[name] for name in extra]
+    differences["unexpected"] += dict.fromkeys(spelling[name] for name in extra)
     return {kind: names for kind, names in differences.items() if names}
 
 

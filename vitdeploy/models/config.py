@@ -14,9 +14,9 @@ from vitdeploy.errors import CheckpointError, UsageError, shown
 from vitdeploy.files.json_text import json_object
 from vitdeploy.files.regular_file import read_regular
 from vitdeploy.models.config_keys import check_keys
-from vitdeploy.models.families import FAMILIES, Family
+from vitdeploy.models.families import FAMILIES, TOWER_KEY, Family
 from vitdeploy.models.rotary import Rotary
-from vitdeploy.specs import EMBEDDING_KEYS, POOLS, ZERO_SHOT, Pool
+from vitdeploy.specs import EMBEDDING_KEYS, POOLS, ZERO_SHOT, Pool, Task
 
 Pooler = Literal["cls", "cls+norm", "mean", "mean+norm", "cls+mean", "dense", "attention"]
 # Keys that every family's config.json may have, by field name.
@@ -253,13 +253,16 @@ class ViTConfig:
             CheckpointError: If the model type is unknown, a value is invalid, or a key requires an unsupported feature.
         """
         family, model_type = family_of(data), data["model_type"]
-        values = {name: data[name] for name in (*_KEYS, *_OURS) if name in data}
+        encoder = encoder_keys(data)
+        values = {name: encoder[name] for name in (*_KEYS, *_OURS) if name in encoder}
         for name in ("image_size", "patch_size"):
             if name in values:
                 values[name] = _pair(values[name])
         try:
             check_keys(model_type, data)
-            derived = {} if family.derive is None else family.derive(data)
+            if family.tower is not None:
+                check_keys(family.tower, encoder)
+            derived = {} if family.derive is None else family.derive(encoder)
             fields = {**family.sets, **values, **derived}
             labels = class_names(data)
             if fields.get(ZERO_SHOT) and not labels:
@@ -295,6 +298,31 @@ class ViTConfig:
         for name in ("initializer_range", "layer_norm_eps"):
             data[name] = float(data[name])  # transformers refuses an integer
         return {name: value for name, value in data.items() if value is not None}
+
+
+def encoder_keys(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of the encoder in a parsed `config.json`: nested in that of a model with an image and a text tower."""
+    keys = data if family_of(data).tower is None else data.get(TOWER_KEY) or {}
+    if not isinstance(keys, dict):
+        message = f"config.json: {TOWER_KEY} is {shown(keys)}, expected an object"
+        raise CheckpointError(message, what=TOWER_KEY, where="config.json", found=keys)
+    return keys
+
+
+def image_tower(data: Mapping[str, Any], task: Task) -> dict[str, Any]:
+    """The `config.json` of the image tower alone, for the features of a model with two towers; otherwise `data`.
+
+    A classifier keeps both, because transformers' class has the configuration of both; its image tower has no pooler,
+    which the classifier does not use.
+    """
+    family = family_of(data)
+    if family.tower is None:
+        return dict(data)
+    keys = encoder_keys(data)
+    if task is Task.FEATURES:
+        own = {key: data[key] for key in ("dtype", "torch_dtype", "transformers_version") if key in data}
+        return {**own, **keys, "model_type": family.tower}
+    return {**data, TOWER_KEY: {**keys, "vision_use_head": False}}
 
 
 def json_size(size: tuple[int, int]) -> int | list[int]:

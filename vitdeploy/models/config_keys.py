@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from vitdeploy.errors import UsageError, shown
+from vitdeploy.models.families import FAMILIES, TOWER_KEY
 
 logger = logging.getLogger(__name__)
 
@@ -36,16 +37,18 @@ def _rules(*groups: tuple[Effect, str, str]) -> dict[str, KeyRule]:
 
 _APPLIED, _CARRIED, _REFUSED = Effect
 
-COMMON = _rules(
-    (_APPLIED, "the family, the class of the model and with it the task", "model_type architectures"),
+ENCODER = _rules(
     (_APPLIED, "the architecture", """hidden_size num_hidden_layers num_attention_heads hidden_act layer_norm_eps
         image_size patch_size num_channels"""),
-    (_APPLIED, "the names of the outputs", "id2label num_labels"),
-    (_APPLIED, "the scores of a classifier", "problem_type"),
     (_APPLIED, "how positions are resized: keys of vitdeploy's own", """position_antialias
         relative_position_interpolation"""),
     (_APPLIED, "the output image_embeds: keys of vitdeploy's own", "embedding_pool normalize_embedding"),
     (_APPLIED, "a head of class embeddings: a key of vitdeploy's own", "zero_shot"),
+)  # fmt: skip
+COMMON = _rules(
+    (_APPLIED, "the family, the class of the model and with it the task", "model_type architectures"),
+    (_APPLIED, "the names of the outputs", "id2label num_labels"),
+    (_APPLIED, "the scores of a classifier", "problem_type"),
     (_CARRIED, "for readers: what a zero-shot classifier is", "zero_shot_note"),
     (_CARRIED, "the inverse of id2label", "label2id"),
     (_CARRIED, "read by the pipeline only where a model has no labels", "function_to_apply"),
@@ -151,9 +154,23 @@ OF_FAMILY: dict[str, dict[str, KeyRule]] = {
     ),
     "dinov2_with_registers": _DINOV2 | _rules((_APPLIED, "tokens", "num_register_tokens")),
     "clip_vision_model": _CLIP,
+    "siglip_vision_model": _rules(
+        _MLP,
+        (_APPLIED, "whether features are pooled", "vision_use_head"),
+        (_CARRIED, "training", "attention_dropout"),
+    ),
+    "siglip": _rules(
+        (_APPLIED, "the image tower: the keys of a siglip_vision_model", "vision_config"),
+        (_CARRIED, "the text tower, which is not exported", "text_config"),
+        (_CARRIED, "training", "initializer_factor"),
+    ),
 }  # fmt: skip
 
-RULES = {model_type: COMMON | rules for model_type, rules in OF_FAMILY.items()}  # for every key of a `config.json`
+# For every key of a `config.json`; a model with two towers nests the encoder's.
+RULES = {
+    model_type: COMMON | ({} if FAMILIES[model_type].tower else ENCODER) | rules
+    for model_type, rules in OF_FAMILY.items()
+}
 
 
 def check_keys(model_type: str, config: Mapping[str, Any]) -> None:
@@ -165,11 +182,15 @@ def check_keys(model_type: str, config: Mapping[str, Any]) -> None:
 
 def note_unknown_keys(config: Mapping[str, Any]) -> None:
     """Log keys that the family does not have in transformers; they have no effect there or here."""
-    unknown = sorted(config.keys() - RULES[config["model_type"]].keys())
+    model_type = config["model_type"]
+    unknown = sorted(config.keys() - RULES[model_type].keys())
+    tower = FAMILIES[model_type].tower
+    if tower is not None:
+        unknown += sorted(config.get(TOWER_KEY, {}).keys() - RULES[tower].keys())
     if unknown:
         more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
         logger.warning(
             "config.json has keys that a %s model does not have in transformers; like there, they have no effect: %s",
-            config["model_type"],
+            model_type,
             ", ".join(key[:40] for key in unknown[:8]) + more,
         )

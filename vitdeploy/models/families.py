@@ -42,6 +42,8 @@ _DINOV3_LAYER = {
     "mlp.fc2": "mlp.down_proj",
 }
 
+TOWER_KEY = "vision_config"  # of a config.json that describes an image and a text tower
+
 _CLIP_LAYER = {
     "attention.o_proj": "self_attn.out_proj",
     "attention": "self_attn",
@@ -62,9 +64,13 @@ class Family:
         layer_names: Names of a layer's parts here -> on disk.
         other_names: The same for weights outside the layers.
         layers: Name of the layers on disk, before their numbers.
+        stacked: Parts of names on disk of weights that are several here, stacked along the first axis -> the parts of
+            their names, from the top.
         axes: Number of axes on disk of weights that have more here, with sizes of 1 before them; by their names here.
         always_prefixed: True if weights have the prefix in a model without a head, too.
         head_norm: True if a head has its own norm, distinguished from the encoder's only by the missing prefix.
+        tower: The model_type of the image tower, for a model whose `config.json` nests its keys in `TOWER_KEY`, beside
+            those of a text tower.
     """
 
     prefix: str
@@ -74,9 +80,11 @@ class Family:
     layer_names: Mapping[str, str] = dataclasses.field(default_factory=lambda: _VIT_LAYER)
     other_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
     layers: str = "encoder.layer"
+    stacked: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     axes: Mapping[str, int] = dataclasses.field(default_factory=dict)
     always_prefixed: bool = False
     head_norm: bool = False
+    tower: str | None = None
 
 
 def _beit(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,6 +139,12 @@ def _clip(config: Mapping[str, Any]) -> dict[str, Any]:
         "head_dim": None,
         "projection_size": config.get("projection_dim", 512) if projected else None,
     }
+
+
+def _siglip(config: Mapping[str, Any]) -> dict[str, Any]:
+    pools = _flag(config, "vision_use_head", default=True)
+    # transformers has no such keys as the first two here
+    return {"qkv_bias": True, "head_dim": None, "feature_pooler": "attention" if pools else None}
 
 
 def _flag(config: Mapping[str, Any], key: str, *, default: bool) -> bool:
@@ -267,4 +281,37 @@ FAMILIES: dict[str, Family] = {
         axes={"embeddings.cls_token": 1, "embeddings.position_embeddings": 2},
         always_prefixed=True,
     ),
+    "siglip_vision_model": Family(
+        prefix="vision_model.",
+        architectures={"SiglipVisionModel": Task.FEATURES},
+        sets={
+            "hidden_act": "gelu_pytorch_tanh",
+            "layer_norm_eps": 1e-6,
+            "class_token": False,
+            "classification_pooler": "mean",
+        },
+        derive=_siglip,
+        layers="encoder.layers",
+        layer_names=_CLIP_LAYER,
+        other_names={
+            "embeddings.patch_embeddings.projection": "embeddings.patch_embedding",
+            "embeddings.position_embeddings": "embeddings.position_embedding.weight",
+            "layernorm": "post_layernorm",
+            "head.pooler.attention.o_proj": "head.attention.out_proj",
+            "head.pooler": "head",
+        },
+        stacked={"pooler.attention.in_proj_": tuple(f"pooler.attention.{part}_proj." for part in "qkv")},
+        axes={"embeddings.position_embeddings": 2},
+        always_prefixed=True,
+    ),
 }
+# A SigLIP with both towers; SigLIP2's models of fixed size are the same classes.
+FAMILIES["siglip"] = dataclasses.replace(
+    FAMILIES["siglip_vision_model"],
+    architectures={
+        "SiglipForImageClassification": Task.CLASSIFICATION,
+        "SiglipVisionModel": Task.FEATURES,
+        "SiglipModel": Task.FEATURES,
+    },
+    tower="siglip_vision_model",
+)

@@ -46,7 +46,13 @@ def our_names(family: Family, names: Iterable[str]) -> dict[str, str]:
 
 
 def disk_name(family: Family, name: str, *, beside_a_head: bool) -> str:
-    """Name on disk, in transformers' spelling, for a weight, with the family's prefix if `beside_a_head`."""
+    """Name on disk, in transformers' spelling, for a weight, with the family's prefix if `beside_a_head`.
+
+    Weights that are stacked there, see `Family.stacked`, have one name.
+    """
+    for on_disk, parts in family.stacked.items():
+        for part in parts:
+            name = name.replace(part, on_disk)
     prefix = family.prefix if beside_a_head or family.always_prefixed else ""
     listed = _translated(name, family.other_names)
     if listed != name:
@@ -58,6 +64,14 @@ def disk_name(family: Family, name: str, *, beside_a_head: bool) -> str:
     if match is None:
         return prefix + name
     return f"{prefix}{family.layers}.{match[1]}.{_translated(match[2], family.layer_names)}"
+
+
+def part_names(family: Family, name: str) -> tuple[str, ...]:
+    """The names here of a weight's parts, from the top: several if they are stacked on disk, see `Family.stacked`."""
+    for on_disk, parts in family.stacked.items():
+        if on_disk in name:
+            return tuple(name.replace(on_disk, part) for part in parts)
+    return (name,)
 
 
 def _translated(name: str, table: Mapping[str, str]) -> str:

@@ -12,7 +12,7 @@ from vitdeploy.bundle.manifest import FileRecord, Source
 from vitdeploy.errors import CheckpointError, UsageError
 from vitdeploy.images.preprocessor_files import note_unknown_settings
 from vitdeploy.models.checkpoint import architecture_of, make_model, task_of
-from vitdeploy.models.config import ViTConfig, json_size, read_json
+from vitdeploy.models.config import ViTConfig, encoder_keys, image_tower, json_size, read_json
 from vitdeploy.models.config_keys import note_unknown_keys
 from vitdeploy.models.presets import preset_config, random_model
 from vitdeploy.models.weights import read_weights
@@ -111,8 +111,11 @@ def read_checkpoint(
     if task is Task.FEATURES:  # of a zero-shot classifier, too
         for key in (ZERO_SHOT, ZERO_SHOT_NOTE):
             content.config.pop(key, None)
-    config = ViTConfig.from_dict(content.config)
-    note_unknown_keys(content.config)
+    ViTConfig.from_dict(content.config)  # before its architectures are read
+    task = task or task_of(content.config)
+    data = image_tower(content.config, task)
+    config = ViTConfig.from_dict(data)
+    note_unknown_keys(data)
     if config.num_channels not in MODES:
         raise CheckpointError(
             f"{model}: the model takes images of {config.num_channels} channels",
@@ -122,10 +125,8 @@ def read_checkpoint(
     hub = {name: value for name, value in hub_options.items() if name != "revision"}
     image_processor = find_processor(checkpoint, base, content.written, processor, config, image_size, **hub)
     note_unknown_settings(image_processor.files)
-    task = task or task_of(content.config)
     origin = ", ".join(map(str, (*base.weights, *checkpoint.adapter[1:])))
     reference = make_model(config, content.weights, task, origin=origin)
-    data = content.config
     try:
         _fit(
             reference,
@@ -137,11 +138,13 @@ def read_checkpoint(
         )
     except CheckpointError as exc:
         raise _misfit(str(model), exc, processor, image_size) from exc
+    encoder = encoder_keys(data)
     if reference.config.image_size != config.image_size:
-        data["image_size"] = json_size(reference.config.image_size)
+        encoder["image_size"] = json_size(reference.config.image_size)
     # The bundle's weights are float32, for every source type and head.
-    dtypes = {key: "float32" for key in ("dtype", "torch_dtype") if key in data}
-    data |= {"architectures": [architecture_of(reference)]} | dtypes
+    for keys in (data, encoder):
+        keys |= {key: "float32" for key in ("dtype", "torch_dtype") if key in keys}
+    data["architectures"] = [architecture_of(reference)]
     weights = tuple(FileRecord.of(path.parent, path.name) for path in (*base.weights, *checkpoint.adapter))
     source = Source(checkpoint.model_id, checkpoint.revision, weights, image_processor.origin)
     if adapter is not None:

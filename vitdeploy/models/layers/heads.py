@@ -7,6 +7,7 @@ that of `pooler_output` and `image_embeds`.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +105,8 @@ class ProbeAttention(Attention):
     """Multi-head attention of a probe (1, 1, D) to all tokens: (N, L, D) -> (N, 1, D); torch's `MultiheadAttention`."""
 
     def __init__(self, config: ViTConfig) -> None:
-        super().__init__(dataclasses.replace(config, qkv_bias=True, key_bias=True, head_dim=None), "sdpa")
+        biases: dict[str, Any] = dict.fromkeys(("qkv_bias", "query_bias", "key_bias", "value_bias", "proj_bias"), True)
+        super().__init__(dataclasses.replace(config, **biases, head_dim=None), "sdpa")
 
     def forward(self, probe: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
         q, k, v = map(self._split_heads, (self.q_proj(probe), self.k_proj(x), self.v_proj(x)))
