@@ -13,13 +13,13 @@ import torch
 import transformers
 from bundles import CPU_BACKENDS
 from command_line import run
-from conftest import WriteCheckpoint
 from families import HEADS, random_config
 from numpy.typing import NDArray
 from processors import write_processor
 from raising import raises
 
 import vitdeploy
+from conftest import WriteCheckpoint
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.errors import CheckpointError, InputError, UsageError
@@ -29,8 +29,8 @@ from vitdeploy.specs import Task
 LABELS = ("cat", "dog", "a newt", "tench")
 TEXT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 60,
         "max_position_embeddings": 8}  # fmt: skip
-VISION = {**{key: TEXT[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")},
-          "image_size": 32, "patch_size": 8}  # fmt: skip
+VISION = {**TEXT, "image_size": 32, "patch_size": 8}
+del VISION["vocab_size"], VISION["max_position_embeddings"]
 FORMATS = ("torchscript", "onnx", "openvino")
 
 
@@ -170,9 +170,7 @@ def test_half_precision(towers: TwoTowers, classes: Path, tmp_path: Path, precis
 
 @pytest.mark.parametrize("name", ["ViTModel", "Dinov2Model", "BeitModel", "ViTMAEModel"])
 @pytest.mark.parametrize("pool", [None, "mean"])
-def test_prototypes_of_any_encoder(
-    name: str, pool: Any, write_checkpoint: WriteCheckpoint, tmp_path: Path
-) -> None:
+def test_prototypes_of_any_encoder(name: str, pool: Any, write_checkpoint: WriteCheckpoint, tmp_path: Path) -> None:
     """Images of each class, as vectors, are its prototypes."""
     head = next(head for head in HEADS if head.name == name)
     checkpoint = write_checkpoint(head, random_config(head, 0) | {"image_size": 20, "patch_size": 5})
@@ -197,9 +195,7 @@ def test_vectors_of_another_length_are_refused(towers: TwoTowers, tmp_path: Path
     path = towers.write_classes(tmp_path / "classes.npz", vectors=np.ones((4, 7)))
     width = 24 if isinstance(towers.model, transformers.CLIPModel) else 32
     with raises(InputError, what="vectors", where=path, expected=width, found=7):
-        vitdeploy.export(
-            towers.folder, output=tmp_path / "b", source=vitdeploy.SourceOptions(class_embeddings=path)
-        )
+        vitdeploy.export(towers.folder, output=tmp_path / "b", source=vitdeploy.SourceOptions(class_embeddings=path))
     assert not (tmp_path / "b").exists()
 
 

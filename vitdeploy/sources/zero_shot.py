@@ -75,4 +75,3 @@ def zero_shot(checkpoint: Checkpoint, path: Path, pool: Pool | None) -> Checkpoi
     return dataclasses.replace(
         checkpoint, source=source, model=model, files={**checkpoint.files, "config.json": content}
     )
-

@@ -75,7 +75,9 @@ def test_leave_one_out_is_that_of_sklearn(features: Bundle, folders: tuple[Path,
     for index, wanted in enumerate(result.best(result.results[1])):
         others = np.arange(len(queries)) != index
         vote = KNeighborsClassifier(3, metric="cosine", algorithm="brute", weights=first_decides)
-        assert result.labels[wanted] == str(vote.fit(queries[others], targets[others]).predict(queries[index : index + 1])[0])
+        assert result.labels[wanted] == str(
+            vote.fit(queries[others], targets[others]).predict(queries[index : index + 1])[0]
+        )
     assert result.method == f"leave-one-out among {len(queries)} images"
     assert [result.agreement(run_, result.results[0]).value for run_ in result.results] == [1, 1]
     assert sum(accuracy.total for accuracy in result.per_class(result.results[0]).values()) == len(queries)
@@ -116,7 +118,9 @@ def test_images_without_another_of_their_class_and_images_in_both(features: Bund
 def test_classes_of_a_table_and_a_limit(features: Bundle, folders: tuple[Path, Path], tmp_path: Path) -> None:
     names = sorted(path.relative_to(folders[0]).as_posix() for path in folders[0].rglob("*.png"))
     table = folders[0] / "labels.csv"
-    table.write_text("image,label\n" + "".join(f"{name},digit {Path(name).parent}\n" for name in names), encoding="utf-8")
+    table.write_text(
+        "image,label\n" + "".join(f"{name},digit {Path(name).parent}\n" for name in names), encoding="utf-8"
+    )
     try:
         result = evaluate_embeddings(features, data=table, backends=["onnxruntime"], limit=40, seed=3)
     finally:

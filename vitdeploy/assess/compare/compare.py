@@ -25,7 +25,6 @@ from vitdeploy.assess.runs.targets import Selected, artifacts, no_artifact
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.output_paths import check_outputs
 from vitdeploy.bundle.retry import retry_if_changed
-from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.errors import UnavailableError, UsageError
 from vitdeploy.files.output_files import check_writable
 from vitdeploy.predictor import check_batch_size

@@ -114,5 +114,3 @@ class EmbeddingRun(OpenRun):
         return Neighbours(
             artifact, backend, precision, found.classes, found.ranks, self._pooling.width, not_finite, details
         )
-
-

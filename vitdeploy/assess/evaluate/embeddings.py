@@ -219,9 +219,15 @@ def run_embedding_evaluation(
         data_sha256=_sha256(parts, digests),
         results=results,
         settings={
-            "neighbours": neighbours, "pool": pool, "kind": queries.kind, "images": len(whole),
-            "batch_size": batch_size, "device": runtimes.device, "limit": limit, "seed": None if limit is None else seed,
-        },  # fmt: skip
+            "neighbours": neighbours,
+            "pool": pool,
+            "kind": queries.kind,
+            "images": len(whole),
+            "batch_size": batch_size,
+            "device": runtimes.device,
+            "limit": limit,
+            "seed": None if limit is None else seed,
+        },
         processor=bundle.manifest.processor,
         left_out=queries.left_out,
         gallery=None if searched is None else searched.source,

@@ -12,9 +12,9 @@ import numpy as np
 
 from vitdeploy.assess.data.dataset import LabelledData, open_data
 from vitdeploy.assess.evaluate.backend_run import BackendRun
-from vitdeploy.assess.evaluate.open_run import BESIDE_OTHERS
 from vitdeploy.assess.evaluate.labelled import LabelledAssessment, check_ran
 from vitdeploy.assess.evaluate.loop import header, run_all
+from vitdeploy.assess.evaluate.open_run import BESIDE_OTHERS
 from vitdeploy.assess.evaluate.resume_file import WorkFile, check_work_file
 from vitdeploy.assess.metrics.accuracy import Accuracy, Calibration, Predictions, calibration
 from vitdeploy.assess.runs.open_runtimes import OpenRuntimes

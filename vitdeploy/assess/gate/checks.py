@@ -212,9 +212,7 @@ def _max_retrieval_drop(planned: Planned, measured: Measured, selected: Selected
     return max(outcomes, key=lambda outcome: (order.index(outcome[1]), outcome[0]))
 
 
-def _drop(
-    planned: Planned, measured: Measured, before: Iterable[str], after: Iterable[str]
-) -> tuple[float, str, str]:
+def _drop(planned: Planned, measured: Measured, before: Iterable[str], after: Iterable[str]) -> tuple[float, str, str]:
     """Judge a drop by the images that were wrong before and are now."""
     old, new = {*before}, {*after}
     lost, gained, images = len(new - old), len(old - new), measured.accepted.images

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from vitdeploy.assess.compare.vector_run import VectorRun, images_sha256
 from vitdeploy.assess.data.dataset import LabelledData, open_data
 from vitdeploy.assess.data.image_set import ImageSet, open_images
-from vitdeploy.assess.evaluate.open_run import BESIDE_OTHERS
 from vitdeploy.assess.evaluate.embeddings import EmbeddingEvaluation, open_labelled, run_embedding_evaluation
 from vitdeploy.assess.evaluate.evaluate import Evaluation, run_evaluation, single_labels
+from vitdeploy.assess.evaluate.open_run import BESIDE_OTHERS
 from vitdeploy.assess.gate.baseline import Baseline
 from vitdeploy.assess.gate.checks import Check, judge
 from vitdeploy.assess.gate.measured import Measured

@@ -59,7 +59,8 @@ class Predictions:
         precision: Precision of the artifact.
         classes: Top-k classes of each image, best first, (N, k) int32, k = min(5, number of classes); -1 in a row with
             non-finite logits.
-        scores: Score of the top-1 class (softmax, or sigmoid of a pairwise head), (N,) float32; NaN for non-finite logits.
+        scores: Score of the top-1 class (softmax, or sigmoid of a pairwise head), (N,) float32; NaN for non-finite
+            logits.
         details: Engine, device and settings that ran.
         skipped: Reason why it could not run, with empty `classes` and `scores`; None if it ran.
     """

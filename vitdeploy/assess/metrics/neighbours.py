@@ -30,8 +30,8 @@ class Neighbourhood:
     """Neighbours of N query images, as classes.
 
     Attributes:
-        classes: Class by vote of the k nearest neighbours, (N,) int32; -1 for a query with non-finite values, or without
-            a neighbour.
+        classes: Class by vote of the k nearest neighbours, (N,) int32; -1 for a query with non-finite values, or
+            without a neighbour.
         ranks: Number of neighbours that are nearer than the nearest of the query's own class, (N,) int32; -1 if none of
             the `max(RECALLS)` nearest has its class.
     """
