@@ -15,8 +15,8 @@ from bundles import CPU_BACKENDS
 from command_line import run
 from families import HEADS, random_config
 from numpy.typing import NDArray
-from processors import write_processor
 from raising import raises
+from two_towers import LABELS, TwoTowers
 
 import vitdeploy
 from conftest import WriteCheckpoint
@@ -26,43 +26,7 @@ from vitdeploy.errors import CheckpointError, InputError, UsageError
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.specs import Task
 
-LABELS = ("cat", "dog", "a newt", "tench")
-TEXT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 60,
-        "max_position_embeddings": 8}  # fmt: skip
-VISION = {**TEXT, "image_size": 32, "patch_size": 8}
-del VISION["vocab_size"], VISION["max_position_embeddings"]
 FORMATS = ("torchscript", "onnx", "openvino")
-
-
-class TwoTowers:
-    """A random model of transformers with an image and a text tower, its files, and the prompts of four classes."""
-
-    def __init__(self, folder: Path, kind: str, spread: Any) -> None:
-        config = getattr(transformers, f"{kind}Config")(text_config=TEXT, vision_config=VISION)
-        if kind == "CLIP":
-            config.projection_dim = config.vision_config.projection_dim = config.text_config.projection_dim = 24
-        self.folder = folder
-        self.model = getattr(transformers, f"{kind}Model")(config).eval().requires_grad_(False)
-        spread(self.model, 3)
-        self.model.logit_scale.fill_(2.5)
-        if kind == "Siglip":
-            self.model.logit_bias.fill_(-3.0)
-        self.model.save_pretrained(folder)
-        write_processor(folder, (32, 32), f"{kind}ImageProcessor")
-        self.prompts = torch.randint(1, 59, (len(LABELS), 8), generator=torch.Generator().manual_seed(0))
-        self.prompts[:, -1] = 59  # the last token, whose features CLIP takes
-
-    def logits(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        return self.model(input_ids=self.prompts, pixel_values=torch.from_numpy(pixels)).logits_per_image.numpy()
-
-    def write_classes(self, path: Path, **changed: Any) -> Path:
-        texts = self.model.get_text_features(input_ids=self.prompts)
-        vectors = getattr(texts, "pooler_output", texts).numpy()
-        arrays = {"names": np.array(LABELS), "vectors": vectors, "logit_scale": self.model.logit_scale.numpy()}
-        if hasattr(self.model, "logit_bias"):
-            arrays["logit_bias"] = self.model.logit_bias.numpy()
-        np.savez(path, **{**arrays, **changed})
-        return path
 
 
 @pytest.fixture(scope="module", params=["CLIP", "Siglip"])
@@ -194,7 +158,7 @@ def test_prototypes_of_any_encoder(name: str, pool: Any, write_checkpoint: Write
 def test_vectors_of_another_length_are_refused(towers: TwoTowers, tmp_path: Path) -> None:
     path = towers.write_classes(tmp_path / "classes.npz", vectors=np.ones((4, 7)))
     width = 24 if isinstance(towers.model, transformers.CLIPModel) else 32
-    with raises(InputError, what="vectors", where=path, expected=width, found=7):
+    with raises(InputError, what="vectors", where=path.name, expected=width, found=7):
         vitdeploy.export(towers.folder, output=tmp_path / "b", source=vitdeploy.SourceOptions(class_embeddings=path))
     assert not (tmp_path / "b").exists()
 

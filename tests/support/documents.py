@@ -18,6 +18,7 @@ from command_line import Ran, run
 from hub_server import Hub, hub_server
 from PIL import Image
 from sklearn.datasets import load_sample_images
+from two_towers import write_clip
 
 from vitdeploy.specs import Task
 
@@ -115,7 +116,9 @@ def documents_hub(write_checkpoint: WriteCheckpoint, others: Mapping[str, Path])
     folder = write_checkpoint(Task.CLASSIFICATION, config).folder
     transformers.ViTImageProcessorPil().save_pretrained(folder)
     names = ("google/vit-base-patch16-224", "google/vit-base-patch16-384", "my-team/gated-vit")
-    with hub_server({**dict.fromkeys(names, folder), **others}) as hub:
+    clip = folder / "clip"
+    write_clip(clip)
+    with hub_server({**dict.fromkeys(names, folder), "openai/clip-vit-base-patch32": clip, **others}) as hub:
         hub.gated.add("my-team/gated-vit")
         hub.add_commit("microsoft/swin-tiny-patch4-window7-224", {"config.json": b'{"model_type": "swin"}'})
         yield hub

@@ -69,6 +69,7 @@ class ArtifactRequest:
 
     def read(self) -> Checkpoint:
         """Read the checkpoint and the reference; see `vitdeploy.sources.read`."""
+        from vitdeploy.sources.class_embeddings import ClassEmbeddings
         from vitdeploy.sources.embedding import with_embedding
         from vitdeploy.sources.read import random_checkpoint, read_checkpoint
         from vitdeploy.sources.zero_shot import zero_shot
@@ -83,8 +84,9 @@ class ArtifactRequest:
             "offline": source.offline,
         }
         if self.model is not None and source.class_embeddings is not None:
+            classes = ClassEmbeddings.read(Path(source.class_embeddings))  # before anything is downloaded
             checkpoint = read_checkpoint(self.model, Task.FEATURES, revision=source.revision, **settings)
-            return zero_shot(checkpoint, Path(source.class_embeddings), self.graph.pool)
+            return zero_shot(checkpoint, classes, self.graph.pool)
         if self.model is not None:
             checkpoint = read_checkpoint(self.model, task, revision=source.revision, **settings)
         else:

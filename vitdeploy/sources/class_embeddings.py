@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitdeploy.bundle.labels import fits_a_line
+from vitdeploy.bundle.manifest import FileRecord
 from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.errors import InputError, first_line, shown
 from vitdeploy.files.npz import array_header, read_array
@@ -44,12 +45,14 @@ class ClassEmbeddings:
         weight: Unit vectors times the scale, (C, D) float32.
         bias: Bias of each logit, (C,) float32; zeros for CLIP.
         problem_type: Meaning of the logits.
+        file: The file that they were read from.
     """
 
     names: tuple[str, ...]
     weight: NDArray[np.float32]
     bias: NDArray[np.float32]
     problem_type: ProblemType
+    file: FileRecord
 
     @classmethod
     def read(cls, path: Path) -> ClassEmbeddings:
@@ -84,11 +87,11 @@ class ClassEmbeddings:
         unit = _unit(path, vectors, names)
         weight = (math.exp(scale) * unit).astype(np.float32)
         problem = _ACTIVATIONS[activation] if len(names) > 1 else ProblemType.MULTI_LABEL
-        return cls(names, weight, np.full(len(names), bias, np.float32), problem)
+        return cls(names, weight, np.full(len(names), bias, np.float32), problem, FileRecord.of(path.parent, path.name))
 
     @property
     def width(self) -> int:
-        return self.weight.shape[1]
+        return int(self.weight.shape[1])
 
 
 @contextlib.contextmanager

@@ -8,18 +8,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vitdeploy.bundle.manifest import FileRecord
 from vitdeploy.errors import InputError
 from vitdeploy.models.checkpoint import architecture_of
 from vitdeploy.models.signature import output_specs
 from vitdeploy.models.zero_shot import with_classes
-from vitdeploy.sources.class_embeddings import ClassEmbeddings
 from vitdeploy.sources.embedding import with_embedding
 from vitdeploy.specs import EMBEDS, ZERO_SHOT, ZERO_SHOT_NOTE
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from vitdeploy.sources.class_embeddings import ClassEmbeddings
     from vitdeploy.sources.read import Checkpoint
     from vitdeploy.specs import Pool
 
@@ -30,30 +27,29 @@ _NOTE = (
 )
 
 
-def zero_shot(checkpoint: Checkpoint, path: Path, pool: Pool | None) -> Checkpoint:
-    """The checkpoint as a classifier of the classes in an `.npz` file; see `ClassEmbeddings.read`.
+def zero_shot(checkpoint: Checkpoint, classes: ClassEmbeddings, pool: Pool | None) -> Checkpoint:
+    """The checkpoint as a classifier of these classes.
 
-    Its logits are the cosines of the image embedding and the class embeddings, times the scale, plus the bias. The file
-    is recorded beside the weights.
+    Its logits are the cosines of the image embedding and the class embeddings, times the scale, plus the bias. The
+    classes' file is recorded beside the weights.
 
     Args:
         checkpoint: A feature-extraction model.
-        path: The file.
+        classes: The classes.
         pool: Pooling of the image embedding; see `vitdeploy.sources.embedding.with_embedding`.
 
     Raises:
-        InputError: If the file is invalid, or its vectors are not as long as the image embedding.
+        InputError: If their vectors are not as long as the image embedding.
         UsageError: If the model has no such pooling.
     """
-    classes = ClassEmbeddings.read(path)
     checkpoint = with_embedding(checkpoint, pool, normalize=True)
     (spec,) = output_specs(checkpoint.model, (EMBEDS,))
     width = spec.shape[-1]
     if classes.width != width:
         raise InputError(
-            f"{path} has vectors of {classes.width} values, and the image embedding of {checkpoint.source.id} has "
-            f"{width}",
-            what="vectors", where=path, expected=width, found=classes.width,
+            f"{classes.file.path} has vectors of {classes.width} values, and the image embedding of "
+            f"{checkpoint.source.id} has {width}",
+            what="vectors", where=classes.file.path, expected=width, found=classes.width,
             hint="make them with the text tower of this model, or choose another pooling",
         )  # fmt: skip
     weight, bias = torch.from_numpy(classes.weight), torch.from_numpy(classes.bias)
@@ -69,8 +65,7 @@ def zero_shot(checkpoint: Checkpoint, path: Path, pool: Pool | None) -> Checkpoi
     }
     data.pop("num_labels", None)
     source = checkpoint.source
-    record = FileRecord.of(path.parent, path.name)
-    source = dataclasses.replace(source, weights=(*source.weights, record))
+    source = dataclasses.replace(source, weights=(*source.weights, classes.file))
     content = (json.dumps(data, indent=2) + "\n").encode()
     return dataclasses.replace(
         checkpoint, source=source, model=model, files={**checkpoint.files, "config.json": content}
