@@ -151,7 +151,7 @@ APPLIED_VALUES: dict[str, Any] = {
     "query_bias": False, "key_bias": True, "value_bias": False, "proj_bias": False, "mlp_bias": False,
     "use_gated_mlp": True, "rope_theta": 10.0, "projection_dim": 9, "vision_use_head": False,
 }  # fmt: skip
-OURS = {"position_antialias", "relative_position_interpolation", "embedding_pool", "normalize_embedding"}
+OURS = {"position_antialias", "relative_position_interpolation", "embedding_pool", "normalize_embedding", "zero_shot"}
 # The keys of a tower have cases of their own.
 NOT_COMPUTED = {"model_type", "architectures", "problem_type", "vision_config", *OURS}
 HEADS_OF_KEY = {
