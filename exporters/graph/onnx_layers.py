@@ -65,6 +65,16 @@ def name_layer(graph: ir.Graph, first: ir.Value, last: ir.Value, old: str, new: 
             value.name = f"{new}{value.name}"
 
 
+def repeat_nodes(graph: ir.Graph, first: ir.Value, result: ir.Value, other: ir.Value, prefix: str) -> ir.Value:
+    """Append the nodes from `first` to `result` once more, from another value; the copy's result.
+
+    New values have the traced names with the prefix.
+    """
+    values = {first: other}
+    graph.extend([_copy(node, values, prefix) for node in _between(graph, {first}, (result,))])
+    return values[result]
+
+
 def _weights(graph: ir.Graph, layer: nn.Module, prefix: str, index: int) -> dict[ir.Value, ir.Value]:
     """Map the first layer's weights to those of `layer`, added as initializers."""
     values: dict[ir.Value, ir.Value] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,8 +16,9 @@ from torch import nn
 
 from vitdeploy._version import __version__
 from vitdeploy.errors import CheckFailedError
-from vitdeploy.exporters.graph.onnx_layers import name_layer, repeat_first_layer
+from vitdeploy.exporters.graph.onnx_layers import name_layer, repeat_first_layer, repeat_nodes
 from vitdeploy.exporters.graph.passes import simplify
+from vitdeploy.models.dense import FEATURES, RAW_FEATURES, dense_features
 from vitdeploy.models.signature import Served, head_outputs
 from vitdeploy.specs import PixelFormat, PixelStage, TensorSpec
 from vitdeploy.system.forks import with_threads
@@ -24,19 +26,24 @@ from vitdeploy.system.forks import with_threads
 _WRAPPER = "model."  # prefix of the model's weight names in `Served`
 _LAYER = _WRAPPER + "layers.{}."
 _LAST_STATE = "last_hidden_state"
+_TRACED_MAPS = {True: f"{FEATURES}.0", False: f"{RAW_FEATURES}.0"}  # by normalization
 
 
 def trace_layers(served: Served, opset: int) -> ir.Model:
     """The simplified graph of a model: only the first layer is traced, and repeated for the others.
 
-    The last layer is traced, too, if it need not compute every token: see `leading_tokens`.
+    The last layer is traced, too, if it need not compute every token: see `leading_tokens`. Dense features are traced
+    for the first state, and repeated. Layers that no output depends on are omitted.
     """
     twin = served.model.with_attention("eager").eval()
     tokens = leading_tokens(served)
-    layers = twin.layers
+    layers = twin.layers[: served.num_layers]
     twin.layers = layers[:1] if tokens is None else nn.ModuleList((layers[0], layers[-1]))
-    names = [name for name in head_outputs(twin) if tokens is None or name != _LAST_STATE]
-    names += ["hidden_states.0"]
+    maps = dense_features((spec.name for spec in served.outputs), twin.config)
+    twin.config = dataclasses.replace(twin.config, feature_norm="all")
+    head = head_outputs(twin) if served.num_layers is None else ()
+    names = [name for name in head if tokens is None or name != _LAST_STATE]
+    names += ["hidden_states.0", *dict.fromkeys(_TRACED_MAPS[dense.normalized] for dense in maps.values())]
     if layers:
         names += ["hidden_states.1", "attentions.0"]
     if tokens is not None:
@@ -59,6 +66,10 @@ def trace_layers(served: Served, opset: int) -> ir.Model:
     weights = list(graph.initializers.values())
     if layers:
         values |= _repeated(graph, layers, values)
+    traced_maps = {name: values[_TRACED_MAPS[dense.normalized]] for name, dense in maps.items()}
+    for name, result in traced_maps.items():
+        state = values[f"hidden_states.{maps[name].layer}"]
+        values[name] = repeat_nodes(graph, values["hidden_states.0"], result, state, f"{name}.")
     _set_outputs(graph, [(spec.name, values[spec.name]) for spec in served.outputs])
     simplify(exported)
     _name_axes(graph.outputs, served.outputs)
@@ -79,8 +90,10 @@ def leading_tokens(served: Served) -> int | None:
     and the MLP of every other token, 6 % of ViT-B. Not applied to a model with a single layer, which is the first too.
     """
     depth = len(served.model.layers)
+    names = [spec.name for spec in served.outputs]
     whole = {_LAST_STATE, f"hidden_states.{depth}", f"attentions.{depth - 1}"}
-    if depth < 2 or not whole.isdisjoint(spec.name for spec in served.outputs):
+    whole |= {name for name, dense in dense_features(names, served.model.config).items() if dense.layer == depth}
+    if depth < 2 or served.num_layers is not None or not whole.isdisjoint(names):
         return None
     tokens: int | None = served.model.head.leading_tokens
     return tokens

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 CONVERSIONS = frozenset({"Cast", "QuantizeLinear", "DequantizeLinear"})
+_RESULTS = CONVERSIONS | {"Identity"}  # may give a layer's value to an output
 _EMBEDDINGS = -1  # before the first layer; the head is one more than the last layer
 
 
@@ -36,7 +37,8 @@ def nodes_by_part(nodes: Sequence[N], inputs: set[str]) -> dict[str, list[N]]:
     1. A layer begins with the nodes whose weights or results are named after it, and includes their descendants up to
        the next layer. Equal weights are stored once, under the first name, so a node that descends from several layers
        belongs to the latest.
-    2. The last layer ends with the sum of its two branches; the head follows.
+    2. The last layer ends with the sum of its two branches; the head follows. It includes nodes after another layer
+       that lead to no later one, such as dense features.
     3. A type conversion, and a node computed from weights and sizes only, belongs to the part that uses it, if only one
        does.
 
@@ -62,6 +64,7 @@ def nodes_by_part(nodes: Sequence[N], inputs: set[str]) -> dict[str, list[N]]:
     if last == _EMBEDDINGS:
         return {"graph": list(nodes)}
     _split_off_head(nodes, sources, users, named, computed, stages)
+    _split_off_maps(nodes, sources, users, named, last, stages)
     for index in reversed(range(len(nodes))):
         if nodes[index].op_type in CONVERSIONS or not computed[index]:
             using = {stages[user] for user in users[index]}
@@ -92,6 +95,24 @@ def _split_off_head(
             sums = node.op_type == "Add" and len(branches) == 2
             if not sums or max(stages[branch] for branch in branches) > last:
                 stages[index] = last + 1
+
+
+def _split_off_maps(
+    nodes: Sequence[Node],
+    sources: list[list[int]],
+    users: list[list[int]],
+    named: list[int],
+    last: int,
+    stages: list[int],
+) -> None:
+    """Set in place the head's stage for nodes before the last layer that lead to no layer."""
+    within = [layer != _EMBEDDINGS for layer in named]
+    for index in reversed(range(len(nodes))):
+        within[index] = within[index] or any(within[user] for user in users[index])
+    for index, node in enumerate(nodes):
+        follows = any(stages[source] > last for source in sources[index])
+        if stages[index] < last and not within[index] and (follows or node.op_type not in _RESULTS):
+            stages[index] = last + 1
 
 
 def _captured(node: Node) -> set[str]:

@@ -154,6 +154,7 @@ APPLIED_VALUES: dict[str, Any] = {
 OURS = {"position_antialias", "relative_position_interpolation", "embedding_pool", "normalize_embedding", "zero_shot"}
 # The keys of a tower have cases of their own.
 NOT_COMPUTED = {"model_type", "architectures", "problem_type", "vision_config", *OURS}
+NOT_COMPUTED |= {"apply_layernorm"}  # of backbones: see test_dense.py
 HEADS_OF_KEY = {
     "pooler_act": Task.FEATURES, "pooler_output_size": Task.FEATURES, "encoder_stride": Task.MASKED_IMAGE_MODELING,
     "vocab_size": Task.MASKED_IMAGE_MODELING, "num_labels": Task.CLASSIFICATION, "id2label": Task.CLASSIFICATION,
@@ -240,7 +241,7 @@ CARRIED_VALUES: dict[str, Any] = {
     "cross_attention_hidden_size": 8, "tf_legacy_loss": True, "use_bfloat16": True, "bos_token_id": 1,
     "pad_token_id": 1, "eos_token_id": 1, "sep_token_id": 1, "decoder_start_token_id": 1, "temperature": 0.5,
     "num_beams": 4, "out_indices": [1], "out_features": ["stage1"], "reshape_hidden_states": False,
-    "apply_layernorm": False, "layerscale_value": 0.3, "use_mask_token": False, "pool_scales": [1, 2],
+    "layerscale_value": 0.3, "use_mask_token": False, "pool_scales": [1, 2],
     "use_auxiliary_head": False, "auxiliary_loss_weight": 0.9, "auxiliary_channels": 8, "auxiliary_num_convs": 2,
     "auxiliary_concat_input": True, "semantic_loss_ignore_index": 1, "norm_pix_loss": True, "decoder_hidden_size": 8,
     "decoder_num_hidden_layers": 2, "decoder_num_attention_heads": 4, "decoder_intermediate_size": 8,

@@ -182,6 +182,7 @@ def test_a_missing_weight_is_named_as_the_checkpoint_would(write_checkpoint: Wri
 def test_the_task_of_every_architecture_is_known() -> None:
     for head in HEADS:
         assert task_of({"model_type": head.family, "architectures": [head.name]}) is head.task
-    known = ("Dinov2ForImageClassification", "Dinov2Model")
+    assert task_of({"model_type": "dinov2", "architectures": ["Dinov2Backbone"]}) is Task.FEATURES
+    known = ("Dinov2ForImageClassification", "Dinov2Model", "Dinov2Backbone")
     with raises(CheckpointError, what="architectures", expected=known):
-        task_of({"model_type": "dinov2", "architectures": ["Dinov2Backbone"]})
+        task_of({"model_type": "dinov2", "architectures": ["Dinov2ForDepthEstimation"]})

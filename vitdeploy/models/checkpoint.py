@@ -55,6 +55,7 @@ def task_of(config: Mapping[str, object]) -> Task:
     model_type = str(config.get("model_type"))
     families = [FAMILIES[model_type]] if model_type in FAMILIES else FAMILIES.values()
     known = {name: task for family in families for name, task in family.architectures.items()}
+    known |= {family.backbone: Task.FEATURES for family in families if family.backbone is not None}
     architectures = config.get("architectures")
     for name in architectures if isinstance(architectures, list) else ():
         if isinstance(name, str) and name in known:

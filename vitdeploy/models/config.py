@@ -93,6 +93,8 @@ class ViTConfig:
             in timm (see `vitdeploy.models.layers.geometric`), which does not support a dynamic image size.
         any_image_size: True if transformers' model takes images of every size without `interpolate_pos_encoding`.
         final_norm: True if a layer norm follows the last block.
+        feature_norm: Dense features of this name that have the final norm, as the family's backbone in transformers has
+            it: "all", "last" (the last layer's) or "none"; a family without a backbone has "all".
         classification_pooler: Pooling before the classifier; see `vitdeploy.models.layers.heads`.
         feature_pooler: Pooling of feature extraction, if any.
         default_pool: Pooling of embeddings for a model with neither a projection nor a pooler: "cls" or "mean"; always
@@ -152,6 +154,7 @@ class ViTConfig:
     relative_position_interpolation: Literal["bilinear", "geometric"] = "bilinear"
     any_image_size: bool = False
     final_norm: bool = True
+    feature_norm: Literal["all", "last", "none"] = "all"
     classification_pooler: Pooler = "cls"
     feature_pooler: Pooler | None = "dense"
     default_pool: Literal["cls", "mean"] = "cls"

@@ -90,13 +90,15 @@ _BIAS = (_APPLIED, "the bias of queries, keys and values", "qkv_bias")
 _HEAD_DIM = (_APPLIED, "the width of an attention head", "head_dim")
 _POOLER = (_APPLIED, "the pooler", "pooler_act pooler_output_size")
 _DECODED = (_APPLIED, "how large a patch masked image modeling decodes a token to", "encoder_stride")
-_BACKBONE = (_CARRIED, "classes for detection and segmentation, which are not exported", """out_features out_indices
-    _out_features _out_indices stage_names reshape_hidden_states apply_layernorm""")  # fmt: skip
+_BACKBONE = (_CARRIED, "the maps of a backbone: `--outputs` chooses dense features here", """out_features out_indices
+    _out_features _out_indices stage_names reshape_hidden_states""")  # fmt: skip
+_FEATURE_NORM = (_APPLIED, "whether dense features have the final norm", "apply_layernorm")
 _STOCHASTIC_DEPTH = (_CARRIED, "training", "drop_path_rate")
 _DINOV2 = _rules(
     _HEAD_DIM,
     _BIAS,
     _BACKBONE,
+    _FEATURE_NORM,
     _STOCHASTIC_DEPTH,
     (_APPLIED, "the MLP's form and width", "mlp_ratio use_swiglu_ffn"),
     (_CARRIED, "what the scales of layers are before training", "layerscale_value"),
@@ -143,6 +145,7 @@ OF_FAMILY: dict[str, dict[str, KeyRule]] = {
     "dinov3_vit": _rules(
         _MLP,
         _BACKBONE,
+        _FEATURE_NORM,
         _STOCHASTIC_DEPTH,
         (_APPLIED, "the biases of linear layers", "query_bias key_bias value_bias proj_bias mlp_bias"),
         (_APPLIED, "the form of the MLP", "use_gated_mlp"),

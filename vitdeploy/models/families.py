@@ -59,6 +59,7 @@ class Family:
     Attributes:
         prefix: Name prefix of the encoder's weights in a model with a head.
         architectures: Supported transformers classes, with their tasks; the default class of a task first.
+        backbone: transformers' class without a head, if any, whose feature maps are the dense features here.
         sets: Fields of `ViTConfig` that differ from ViT, or from ViT's defaults.
         derive: Fields derived from other keys of its `config.json`.
         layer_names: Names of a layer's parts here -> on disk.
@@ -75,6 +76,7 @@ class Family:
 
     prefix: str
     architectures: Mapping[str, Task]
+    backbone: str | None = None
     sets: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     derive: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
     layer_names: Mapping[str, str] = dataclasses.field(default_factory=lambda: _VIT_LAYER)
@@ -111,7 +113,12 @@ def _dinov2(config: Mapping[str, Any]) -> dict[str, Any]:
     width = int(size * ratio)
     if swiglu:  # two thirds of the MLP's width, rounded up to a multiple of 8: transformers' Dinov2SwiGLUFFN
         width = (int(width * 2 / 3) + 7) // 8 * 8
-    return {"intermediate_size": width, "swiglu": swiglu, "mask_token": _flag(config, "use_mask_token", default=True)}
+    return {
+        "intermediate_size": width,
+        "swiglu": swiglu,
+        "mask_token": _flag(config, "use_mask_token", default=True),
+        "feature_norm": "all" if _flag(config, "apply_layernorm", default=True) else "none",
+    }
 
 
 def _registers(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,6 +134,7 @@ def _dinov3(config: Mapping[str, Any]) -> dict[str, Any]:
         "gated_mlp": _flag(config, "use_gated_mlp", default=False),
         "num_register_tokens": config.get("num_register_tokens", 0),
         "rotary": Rotary("centered", config.get("rope_theta", 100.0)),
+        "feature_norm": "all" if _flag(config, "apply_layernorm", default=True) else "last",
     }
 
 
@@ -196,7 +204,8 @@ FAMILIES: dict[str, Family] = {
             "BeitModel": Task.FEATURES,
             "BeitForMaskedImageModeling": Task.MASKED_IMAGE_MODELING,
         },
-        sets={"key_bias": False, "any_image_size": True},
+        backbone="BeitBackbone",
+        sets={"key_bias": False, "any_image_size": True, "feature_norm": "none"},
         derive=_beit,
         layer_names=_BEIT_LAYER,
         other_names={"shared_position_bias": "encoder.relative_position_bias"},
@@ -220,6 +229,7 @@ FAMILIES: dict[str, Family] = {
     "dinov2": Family(
         prefix="dinov2.",
         architectures={"Dinov2ForImageClassification": Task.CLASSIFICATION, "Dinov2Model": Task.FEATURES},
+        backbone="Dinov2Backbone",
         sets={**_DINOV2_FIELDS, "patch_size": (14, 14)},
         derive=_dinov2,
         layer_names=_DINOV2_LAYER,
@@ -231,6 +241,7 @@ FAMILIES: dict[str, Family] = {
             "Dinov2WithRegistersForImageClassification": Task.CLASSIFICATION,
             "Dinov2WithRegistersModel": Task.FEATURES,
         },
+        backbone="Dinov2WithRegistersBackbone",
         sets={**_DINOV2_FIELDS, "position_antialias": True},
         derive=_registers,
         layer_names=_DINOV2_LAYER,
@@ -239,6 +250,7 @@ FAMILIES: dict[str, Family] = {
     "dinov3_vit": Family(
         prefix="model.",
         architectures={"DINOv3ViTModel": Task.FEATURES},
+        backbone="DINOv3ViTBackbone",
         sets={
             "hidden_size": 384,
             "intermediate_size": 1536,

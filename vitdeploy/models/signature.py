@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vitdeploy.errors import UsageError, shown
 from vitdeploy.models.config import ViTConfig
+from vitdeploy.models.dense import FEATURES, RAW_FEATURES, dense_features
 from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.specs import EMBEDS, AxisRange, PixelFormat, PixelStage, Precision, Task, TensorSpec
 
@@ -19,7 +20,7 @@ SIGNATURE_FILE = "signature.json"  # record of inputs and outputs in a TorchScri
 TORCH_TYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
 BATCH_AXIS = "batch"
 SIZE_AXES = ("height", "width")
-_TOKENS_AXIS = "tokens"
+_TOKENS_AXIS, _GRID_AXES = "tokens", ("grid_height", "grid_width")
 _HIDDEN_STATES, _ATTENTIONS = "hidden_states", "attentions"
 
 
@@ -37,6 +38,7 @@ class Served(nn.Module):
     Attributes:
         inputs: Input tensors.
         outputs: Output tensors, in the requested order.
+        num_layers: Number of first layers that the outputs depend on; None for all, and the head.
 
     Raises:
         UsageError: If an output does not exist, or the image size cannot be dynamic; see `input_specs`.
@@ -60,6 +62,8 @@ class Served(nn.Module):
         self.inputs = input_specs(model.config, model.task, dynamic_image_size=dynamic_image_size, pixels=pixels)
         self.outputs = output_specs(model, outputs, dynamic_image_size=dynamic_image_size, io_dtype=io_dtype)
         self._names = tuple(spec.name for spec in self.outputs)
+        self._features = dense_features(self._names, model.config)
+        self.num_layers = self._num_layers()
         self._io_dtype: torch.dtype = getattr(torch, io_dtype)
 
     def forward(self, pixel_values: Tensor, bool_masked_pos: Tensor | None = None) -> dict[str, Tensor]:
@@ -71,9 +75,19 @@ class Served(nn.Module):
             interpolate_pos_encoding=self.dynamic_image_size,
             output_hidden_states=any(name.startswith(_HIDDEN_STATES) for name in self._names),
             output_attentions=any(name.startswith(_ATTENTIONS) for name in self._names),
+            features=self._features,
+            num_layers=self.num_layers,
             last_tokens=self.last_tokens,
         )
         return {name: outputs[name].to(self._io_dtype) for name in self._names}
+
+    def _num_layers(self) -> int | None:
+        layers = {name: dense.layer for name, dense in self._features.items()}
+        for name in self._names:
+            kind, _, number = name.partition(".")
+            if kind in (_HIDDEN_STATES, _ATTENTIONS):
+                layers[name] = int(number) + (kind == _ATTENTIONS)
+        return max(layers.values()) if layers.keys() == set(self._names) else None
 
     def example_inputs(self, batch_size: int) -> tuple[Tensor, ...]:
         """Zeros for tracing; a dynamic size is neither square nor the model's, so that nothing holds by chance."""
@@ -162,8 +176,8 @@ def output_names(model: VisionTransformer, asked: Sequence[str] | None = None) -
 
     Args:
         model: The model.
-        asked: Output names; "hidden_states" and "attentions" mean those of all layers. Default: the head's outputs;
-            `image_embeds` alone for a model with an `embedding_pool`.
+        asked: Output names; "hidden_states" and "attentions" mean those of all layers, "features" and "raw_features"
+            the last layer's. Default: the head's outputs; `image_embeds` alone for a model with an `embedding_pool`.
 
     Raises:
         UsageError: If an output does not exist, or is requested twice.
@@ -178,14 +192,16 @@ def output_names(model: VisionTransformer, asked: Sequence[str] | None = None) -
         return (EMBEDS,) if EMBEDS in head and model.config.embedding_pool is not None else head
     if isinstance(asked, str) or not isinstance(asked, Iterable):
         raise UsageError(f"outputs takes a list of names, got {shown(asked)}", what="outputs", found=asked)
-    known = (*head, *groups[_HIDDEN_STATES], *groups[_ATTENTIONS])
+    dense = (FEATURES, RAW_FEATURES)
+    maps = (*dense, *(f"{kind}.{index}" for kind in dense for index in range(depth + 1)))
+    known = (*head, *groups[_HIDDEN_STATES], *groups[_ATTENTIONS], *maps)
     names: list[str] = []
     for name in asked:
         if name not in (*groups, *known):
             close = difflib.get_close_matches(str(name), (*groups, *known), n=1)
             raise UsageError(
-                f"unknown output {shown(name)}; this model has {', '.join((*head, *groups))}, and one layer's such as "
-                f"hidden_states.0",
+                f"unknown output {shown(name)}; this model has {', '.join((*head, *groups, *dense))}, and one layer's "
+                f"such as hidden_states.0",
                 what="outputs", expected=known, found=name, hint=f"did you mean {close[0]}?" if close else None,
             )  # fmt: skip
         names.extend(groups.get(name, (name,)))
@@ -210,10 +226,12 @@ def output_specs(
     """Specifications of the model's outputs; UsageError if an output does not exist."""
     head, config = _head_outputs(model), model.config
     tokens = _TOKENS_AXIS if dynamic_image_size else config.num_prefix_tokens + config.num_patches
+    grid: tuple[int | str, ...] = _GRID_AXES if dynamic_image_size else config.grid_size
     shapes: dict[str, tuple[int | str, ...]] = {
         **head,
         _HIDDEN_STATES: (tokens, config.hidden_size),
         _ATTENTIONS: (config.num_attention_heads, tokens, tokens),
+        **dict.fromkeys((FEATURES, RAW_FEATURES), (config.hidden_size, *grid)),
     }
     if "last_hidden_state" in head:
         shapes["last_hidden_state"] = shapes[_HIDDEN_STATES]

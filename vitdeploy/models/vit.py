@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from vitdeploy.bundle.scores import ProblemType, default_problem_type
 from vitdeploy.errors import UsageError
 from vitdeploy.models.config import ViTConfig
+from vitdeploy.models.dense import DenseFeatures, patch_map
 from vitdeploy.models.layers.embeddings import Embeddings
 from vitdeploy.models.layers.encoder import Attention, AttentionKind, Layer, check_attention
 from vitdeploy.models.layers.heads import FeatureHead, make_head
@@ -80,6 +82,8 @@ class VisionTransformer(nn.Module):
         interpolate_pos_encoding: bool = False,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
+        features: Mapping[str, DenseFeatures] | None = None,
+        num_layers: int | None = None,
         last_tokens: int | None = None,
     ) -> dict[str, Tensor]:
         """Run the model.
@@ -91,10 +95,13 @@ class VisionTransformer(nn.Module):
             output_hidden_states: Add `hidden_states.0` (the embeddings) to `hidden_states.L` (the last block, before
                 the final layer norm), each (N, tokens, D).
             output_attentions: Add `attentions.0` ..., each (N, heads, tokens, tokens); needs eager attention.
+            features: Dense features to add, each (N, D, gh, gw), by name.
+            num_layers: Number of layers to run, without the head. Default: all, and the head.
             last_tokens: Leading tokens that the last layer computes, for heads that read no others. Default: all.
 
         Returns:
-            The head's outputs and the requested hidden states and attentions, by transformers' names.
+            The head's outputs and the requested hidden states and attentions, by transformers' names, and the dense
+            features.
         """
         if output_attentions and self.attention == "sdpa":
             message = "attention weights need attention='eager': torch's fused attention does not keep them"
@@ -103,14 +110,22 @@ class VisionTransformer(nn.Module):
         biases = self._biases(grid, interpolate=interpolate_pos_encoding)
         rotation = self._rotation(grid if interpolate_pos_encoding else self.config.grid_size)
         extra = {"hidden_states.0": x} if output_hidden_states else {}
-        for index, (layer, bias) in enumerate(zip(self.layers, biases, strict=True)):
+        features = features or {}
+        dense_layers = {layer for layer, _ in features.values()}
+        states = {0: x} if 0 in dense_layers else {}
+        for index, bias in enumerate(biases[:num_layers]):
             is_last = index == len(self.layers) - 1
-            x, weights = layer(x, bias, rotation, last_tokens if is_last else None)
+            x, weights = self.layers[index](x, bias, rotation, last_tokens if is_last else None)
             if output_hidden_states:
                 extra[f"hidden_states.{index + 1}"] = x
             if output_attentions:
                 extra[f"attentions.{index}"] = weights
-        outputs: dict[str, Tensor] = self.head(self.layernorm(x), grid)
+            if index + 1 in dense_layers:
+                states[index + 1] = x
+        for name, (layer, normalized) in features.items():
+            state = self.layernorm(states[layer]) if normalized else states[layer]
+            extra[name] = patch_map(state, self.config.num_prefix_tokens, grid)
+        outputs: dict[str, Tensor] = self.head(self.layernorm(x), grid) if num_layers is None else {}
         return outputs | extra
 
     def _biases(self, grid: tuple[int, int], *, interpolate: bool) -> list[Tensor | None]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vitdeploy.errors import UsageError
 from vitdeploy.models.config import ViTConfig
+from vitdeploy.models.dense import patch_map
 from vitdeploy.models.layers.activations import activation
 from vitdeploy.models.layers.embedding import ImageEmbedding
 from vitdeploy.models.layers.encoder import Attention, Mlp
@@ -257,8 +258,7 @@ class ReconstructionHead(nn.Module):
         )
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> dict[str, Tensor]:
-        x = torch.unflatten(x[:, self.num_prefix_tokens :].transpose(1, 2), 2, grid)  # (N, D, gh, gw)
-        return {"reconstruction": self.decoder(x)}
+        return {"reconstruction": self.decoder(patch_map(x, self.num_prefix_tokens, grid))}
 
 
 class VisualTokenHead(nn.Module):
