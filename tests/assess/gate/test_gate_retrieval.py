@@ -250,6 +250,24 @@ def test_a_baseline_of_images_without_labels_has_no_figures(bundle: Bundle, imag
         planned_checks(bundle, data=images, baseline=file, rules=GateRules(Rules(max_drop="20%")))
 
 
+def test_an_artifact_without_vectors_is_skipped_in_these_rules_alone(
+    bundle: Bundle, images: Path, tmp_path: Path
+) -> None:
+    place = shutil.copytree(bundle.path, tmp_path / "b")
+    vitdeploy.export(
+        default_checkpoint(),
+        output=place,
+        precision="fp16",
+        graph=vitdeploy.GraphOptions(outputs=["hidden_states.0"]),
+        source=vitdeploy.SourceOptions(task="image-feature-extraction"),
+    )
+    code, result = gated(Bundle.open(place), images, "--min-knn-accuracy", "50%")
+    assert code == 3
+    found = {check["rule"]: check["status"] for check in result["checks"] if check["subject"] == "onnxruntime fp16"}
+    assert (found["min_knn_accuracy"], found["finite"]) == ("skipped", "passed")
+    assert statuses(result, "min_knn_accuracy")["onnxruntime fp32"] == "passed"
+
+
 def test_rules_in_a_file(tmp_path: Path) -> None:
     file = tmp_path / "rules.toml"
     file.write_text('min_knn_accuracy = "80%"\n[artifacts."onnx-int8"]\nmax_recall_drop = "2%"\n', encoding="utf-8")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vitdeploy.assess.compare.results import BackendComparison
     from vitdeploy.assess.compare.vector_run import VectorRun
     from vitdeploy.assess.debug.layer_results import ArtifactLayers
+    from vitdeploy.assess.evaluate.embedding_run import Neighbours
     from vitdeploy.assess.gate.measured import Measured
     from vitdeploy.assess.runs.targets import Selected
 
@@ -70,7 +71,7 @@ def _judged(planned: Planned, measured: Measured) -> Check:
     return Check(planned.rule, planned.subject, None, planned.bound, "skipped", f"it could not run: {reason}")
 
 
-_R = TypeVar("_R", "VectorRun", "BackendComparison", "ArtifactLayers")
+_R = TypeVar("_R", "VectorRun", "BackendComparison", "ArtifactLayers", "Neighbours")
 _Outcome = tuple[float | None, str, str]
 _NOT_ACCEPTED: _Outcome = (None, "new", "not in the baseline; run with --update to accept it")
 
@@ -185,7 +186,7 @@ def _share(planned: Planned, accuracy: Accuracy, what: str) -> _Outcome:
 
 def _min_retrieval(planned: Planned, measured: Measured, selected: Selected) -> _Outcome:
     figure = FLOORS[planned.rule]
-    accuracy = figure_of(measured.searched, measured.neighbours[selected], figure)
+    accuracy = figure_of(measured.searched, _ran(measured.neighbours[selected]), figure)
     return _share(planned, accuracy, FIGURE_TEXTS[figure])
 
 
@@ -203,9 +204,9 @@ def _max_retrieval_drop(planned: Planned, measured: Measured, selected: Selected
     accepted = measured.accepted_retrieval.wrong.get(planned.subject)
     if accepted is None:
         return _NOT_ACCEPTED
-    outcomes = []
+    outcomes, neighbours = [], _ran(measured.neighbours[selected])
     for figure in DROPS[planned.rule]:
-        wrong = figure_of(measured.searched, measured.neighbours[selected], figure).wrong
+        wrong = figure_of(measured.searched, neighbours, figure).wrong
         drop, status, message = _drop(planned, measured, accepted[figure], wrong)
         outcomes.append((drop, status, f"{FIGURE_TEXTS[figure]}: {message}"))
     order = ("passed", "skipped", "failed")

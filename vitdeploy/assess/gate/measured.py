@@ -154,5 +154,5 @@ class Measured:
 
     def why_skipped(self, selected: Selected) -> str | None:
         """Reason why an artifact did not run in the evaluation; None if it ran or was not requested."""
-        ran = self.predictions.get(selected) or self.neighbours.get(selected)
-        return None if ran is None else ran.skipped
+        predictions = self.predictions.get(selected)
+        return None if predictions is None else predictions.skipped
