@@ -12,8 +12,8 @@ from vitdeploy.specs import QUANTIZED, ZERO_SHOT, Task
 
 CARD = "README.md"
 _ZERO_SHOT = (
-    "- Zero-shot: the vectors of the classes are `zero_shot.weight` in `model.safetensors`; transformers reads the image "
-    "encoder alone."
+    "- Zero-shot: the vectors of the classes are `zero_shot.weight` in `model.safetensors`; transformers reads the "
+    "image encoder alone."
 )
 _PIPELINE_TAGS = (Task.CLASSIFICATION, Task.FEATURES)  # tasks known to the Hub
 
