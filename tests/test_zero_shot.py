@@ -158,7 +158,7 @@ def test_prototypes_of_any_encoder(name: str, pool: Any, write_checkpoint: Write
 def test_vectors_of_another_length_are_refused(towers: TwoTowers, tmp_path: Path) -> None:
     path = towers.write_classes(tmp_path / "classes.npz", vectors=np.ones((4, 7)))
     width = 24 if isinstance(towers.model, transformers.CLIPModel) else 32
-    with raises(InputError, what="vectors", where=path.name, expected=width, found=7):
+    with raises(InputError, what="vectors", where=path, expected=width, found=7):
         vitdeploy.export(towers.folder, output=tmp_path / "b", source=vitdeploy.SourceOptions(class_embeddings=path))
     assert not (tmp_path / "b").exists()
 

@@ -45,13 +45,15 @@ class ClassEmbeddings:
         weight: Unit vectors times the scale, (C, D) float32.
         bias: Bias of each logit, (C,) float32; zeros for CLIP.
         problem_type: Meaning of the logits.
-        file: The file that they were read from.
+        path: The file that they were read from.
+        file: Its name and checksum.
     """
 
     names: tuple[str, ...]
     weight: NDArray[np.float32]
     bias: NDArray[np.float32]
     problem_type: ProblemType
+    path: Path
     file: FileRecord
 
     @classmethod
@@ -87,7 +89,9 @@ class ClassEmbeddings:
         unit = _unit(path, vectors, names)
         weight = (math.exp(scale) * unit).astype(np.float32)
         problem = _ACTIVATIONS[activation] if len(names) > 1 else ProblemType.MULTI_LABEL
-        return cls(names, weight, np.full(len(names), bias, np.float32), problem, FileRecord.of(path.parent, path.name))
+        return cls(
+            names, weight, np.full(len(names), bias, np.float32), problem, path, FileRecord.of(path.parent, path.name)
+        )
 
     @property
     def width(self) -> int:

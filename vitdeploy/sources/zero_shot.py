@@ -47,9 +47,9 @@ def zero_shot(checkpoint: Checkpoint, classes: ClassEmbeddings, pool: Pool | Non
     width = spec.shape[-1]
     if classes.width != width:
         raise InputError(
-            f"{classes.file.path} has vectors of {classes.width} values, and the image embedding of "
+            f"{classes.path} has vectors of {classes.width} values, and the image embedding of "
             f"{checkpoint.source.id} has {width}",
-            what="vectors", where=classes.file.path, expected=width, found=classes.width,
+            what="vectors", where=classes.path, expected=width, found=classes.width,
             hint="make them with the text tower of this model, or choose another pooling",
         )  # fmt: skip
     weight, bias = torch.from_numpy(classes.weight), torch.from_numpy(classes.bias)
