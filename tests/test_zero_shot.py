@@ -22,6 +22,7 @@ import vitdeploy
 from conftest import WriteCheckpoint
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.scores import ProblemType
+from vitdeploy.delivery.model_card import model_card
 from vitdeploy.errors import CheckpointError, InputError, UsageError
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.specs import Task
@@ -87,6 +88,7 @@ def test_the_root_says_what_it_is(towers: TwoTowers, bundle: Bundle, classes: Pa
         set(), {"zero_shot.weight", "zero_shot.bias"}
     )  # fmt: skip
     assert peer.config.model_type == config["model_type"]
+    assert "Zero-shot: the vectors of the classes are `zero_shot.weight`" in model_card(bundle, "me/pets")
 
 
 def test_it_is_a_bundle_like_any_other(towers: TwoTowers, bundle: Bundle, tmp_path: Path) -> None:
