@@ -41,7 +41,9 @@ class TwoTowers:
         self.prompts[:, -1] = 59  # the last token, whose features CLIP takes
 
     def logits(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        return self.model(input_ids=self.prompts, pixel_values=torch.from_numpy(pixels)).logits_per_image.numpy()
+        given = self.model(input_ids=self.prompts, pixel_values=torch.from_numpy(pixels))
+        logits: NDArray[np.float32] = given.logits_per_image.numpy()
+        return logits
 
     def write_classes(self, path: Path, **changed: Any) -> Path:
         texts = self.model.get_text_features(input_ids=self.prompts)

@@ -87,7 +87,7 @@ def evaluate(
     from vitdeploy.specs import Task
 
     given = {"gallery": gallery, "neighbours": neighbours, "pool": pool}
-    searches = {name: value for name, value in given.items() if value is not None}
+    searches: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if Bundle.open(bundle).manifest.task == Task.FEATURES:
         from vitdeploy.assess.evaluate.embeddings import evaluate_embeddings
 

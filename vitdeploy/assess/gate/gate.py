@@ -171,7 +171,7 @@ def gate(
             if accepted.data_sha256 != sha256:
                 raise _other_data(file, "the names, labels or bytes differ", sha256)
             accepted.check_images(images.names, file)
-        measured = Measured(runtimes, images, evaluation, embeddings, accepted, planned, progress, batch_size)
+        measured = Measured(runtimes, images, evaluation, accepted, planned, progress, batch_size, embeddings)
         checks = tuple(judge(check, measured) for check in planned)
     result = GateResult(
         bundle=str(bundle.path),

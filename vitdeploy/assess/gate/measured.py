@@ -43,11 +43,11 @@ class Measured:
     runtimes: OpenRuntimes
     data: LabelledData | ImageSet
     evaluation: Evaluation | None
-    embeddings: EmbeddingEvaluation | None
     baseline: Baseline | None
     planned: tuple[Planned, ...]
     progress: Progress
     batch_size: int
+    embeddings: EmbeddingEvaluation | None = None
 
     @property
     def bundle(self) -> Bundle:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from vitdeploy.assess.metrics.neighbours import MOST_NEIGHBOURS, RECALLS
+from vitdeploy.assess.metrics.neighbours import RECALLS
+from vitdeploy.specs import MOST_NEIGHBOURS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
