@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from environments import environment, run
 
 import vitdeploy
+from vitdeploy.models.unsupported import OPTIMUM, UNSUPPORTED
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
@@ -40,3 +42,13 @@ def test_optimum_loads_the_onnx_folder(
         labels = predictor.labels
     np.testing.assert_array_equal(np.array(data["logits"], np.float32), expected)  # one engine, one file
     assert tuple(data["labels"].values()) == labels
+
+
+def test_optimum_exports_the_families_that_are_left_to_it() -> None:
+    folder = environment("optimum").parents[1]
+    (source,) = folder.glob("lib/*/site-packages/optimum/exporters/onnx/model_configs.py")
+    exported = set(re.findall(r'register_tasks_manager_onnx\(\s*"([^"]+)"', source.read_text(encoding="utf-8")))
+    left = {model_type for model_type, family in UNSUPPORTED.items() if family.alternative == OPTIMUM}
+    assert "default-timm-config" in exported
+    assert not left - exported
+    assert not (UNSUPPORTED.keys() - left) & exported

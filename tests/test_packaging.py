@@ -10,13 +10,16 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from documents import add_images, blocks, commands, section
 from environments import ROOT, environment, run
 
 import vitdeploy
+from vitdeploy.assets import default_checkpoint
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.cli import COMMANDS
+from vitdeploy.specs import Task
 
 IMPORT_MS = 100
 HELP_SECONDS = 0.3
@@ -126,6 +129,26 @@ print(json.dumps({"best": [p.to_dict() for p in best], "modules": sorted(sys.mod
     assert not {name.partition(".")[0] for name in found["modules"]} & {"click", "onnx", "rich", "torch"}
     with vitdeploy.load(digits.path) as predictor:
         assert found["best"] == [prediction.to_dict() for prediction in predictor.predict(photograph, top_k=3)[0]]
+
+
+def test_embeddings_need_no_more(installed: Path, tmp_path: Path) -> None:
+    """Pooled outside the artifact, from every token; and written to a file."""
+    source = vitdeploy.SourceOptions(task=Task.FEATURES)
+    bundle = vitdeploy.export(default_checkpoint(), output=tmp_path / "features", source=source)
+    photograph = ROOT / "tests" / "data" / "gray.png"
+    code = """
+import sys, vitdeploy
+with vitdeploy.load(sys.argv[1], backend="onnxruntime") as predictor:
+    vectors = predictor.embed([sys.argv[2]], pool="mean", normalize=True)
+    vitdeploy.embed(predictor, sys.argv[2], sys.argv[3], pool="mean", normalize=True)
+print(vectors.tolist(), sorted({name.partition(".")[0] for name in sys.modules} & {"click", "onnx", "rich", "torch"}))
+"""
+    output = tmp_path / "vectors.npy"
+    printed = run(environment("embedded"), "-c", code, bundle.path, photograph, output, PYTHONPATH=str(installed))
+    with vitdeploy.load(bundle.path, backend="torch") as predictor:
+        expected = predictor.embed(photograph, pool="mean", normalize=True)
+    np.testing.assert_allclose(json.loads(printed.removesuffix(" []\n")), expected, atol=1e-5)
+    np.testing.assert_allclose(np.load(output), expected, atol=1e-5)
 
 
 def test_the_first_minutes_of_an_application(installed: Path, digits: Bundle, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from vitdeploy.delivery.hub_upload import PushedBundle, push
     from vitdeploy.delivery.loading import load
     from vitdeploy.delivery.packing import pack
+    from vitdeploy.embedding.job import EmbeddedImages, embed
     from vitdeploy.errors import VitDeployError
     from vitdeploy.exporting.graph_options import GraphOptions
     from vitdeploy.exporting.options import (
@@ -56,6 +57,7 @@ __all__ = [
     "Bundle",
     "Calibration",
     "Comparison",
+    "EmbeddedImages",
     "EmbeddingEvaluation",
     "EngineOptions",
     "Evaluation",
@@ -85,6 +87,7 @@ __all__ = [
     "bisect",
     "compare",
     "compare_benchmarks",
+    "embed",
     "evaluate",
     "evaluate_embeddings",
     "export",
@@ -105,6 +108,7 @@ _MODULES = {
     "Bundle": "bundle.bundle",
     "Calibration": "exporting.options",
     "Comparison": "assess.compare.compare",
+    "EmbeddedImages": "embedding.job",
     "EmbeddingEvaluation": "assess.evaluate.embeddings",
     "EngineOptions": "trt.options",
     "Evaluation": "assess.evaluate.evaluate",
@@ -134,6 +138,7 @@ _MODULES = {
     "bisect": "assess.debug.bisection",
     "compare": "assess.compare.compare",
     "compare_benchmarks": "assess.benchmark.comparison",
+    "embed": "embedding.job",
     "evaluate": "assess.evaluate.evaluate",
     "evaluate_embeddings": "assess.evaluate.embeddings",
     "export": "exporting.workflow",

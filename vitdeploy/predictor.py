@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from vitdeploy.bundle.scores import ProblemType, default_problem_type
 from vitdeploy.errors import BundleError, NotFiniteError, UsageError, check_count, shown
 from vitdeploy.images.open import image_name
 from vitdeploy.images.processor import ImageProcessor, as_batch
-from vitdeploy.models.pooling import Pooling
+from vitdeploy.models.layers.pooling import Pooling
 from vitdeploy.runtimes import formats_of
 from vitdeploy.runtimes.choice import open_choice
 from vitdeploy.specs import MOST_A_BATCH, POOLS, PixelStage, Pool, Precision, Task
@@ -65,6 +66,7 @@ class Predictor:
         problem_type: How logits become scores. Default, as in transformers' pipeline if `config.json` states none:
             sigmoid for one label, softmax for more.
         config: Content of the model's `config.json`; empty for a predictor assembled from parts without it.
+        fingerprint: SHA-256 of the checksums of the files in use; None for a predictor assembled from parts.
         batch_size: Images per run unless `predict` or `embed` is told otherwise: 8, or that of the tuned choice in use.
         details: The bundle, its commit on the Hub, task, backend, precision, the other artifacts that could have been
             opened, and the files in use; for a tuned bundle, `tuned`: its choice, whether it is in use, and how this
@@ -80,6 +82,7 @@ class Predictor:
         *,
         details: Mapping[str, Any] | None = None,
         config: Mapping[str, Any] | None = None,
+        fingerprint: str | None = None,
     ) -> None:
         self.processor = processor
         self.runtime = runtime
@@ -87,6 +90,7 @@ class Predictor:
         self.problem_type = _problem_type(problem_type, len(self.labels))
         self.details = dict(details or {})
         self.config = dict(config or {})
+        self.fingerprint = fingerprint
         tuned = self.details.get("tuned")
         self.batch_size: int = tuned["batch_size"] if tuned and tuned["in_use"] else DEFAULT_BATCH_SIZE
 
@@ -128,7 +132,7 @@ class Predictor:
         predictions: list[list[Prediction]] = []
         for part, start, pixel_values in self._batches(images, batch_size):
             logits = self.logits(pixel_values)
-            self._check_finite("logits", logits, part, start)
+            self.check_finite("logits", logits, part, start)
             predictions.extend(self._best(scores, top_k) for scores in self.problem_type.scores(logits))
         return predictions
 
@@ -162,7 +166,7 @@ class Predictor:
         vectors = [np.empty((0, pooling.width), np.float32)]
         for part, start, pixel_values in self._batches(images, batch_size):
             pooled = pooling(self.runtime.run({"pixel_values": pixel_values}), normalize=normalize)
-            self._check_finite(pooling.output, pooled, part, start)
+            self.check_finite(pooling.output, pooled, part, start)
             vectors.append(pooled)
         return np.concatenate(vectors)
 
@@ -175,11 +179,12 @@ class Predictor:
         try:
             return Pooling.choose(self.config, self.runtime.outputs, pool)
         except UsageError as exc:
-            if "bundle" in self.details and exc.what in ("outputs", "pool"):
-                wanted = ("--pool", pool) if pool in POOLS else ()
-                line = typed_line("export", self.details["bundle"], "--task", Task.FEATURES, *wanted, "-o", "DIR")
-                exc.hint = exc.hint or f"export another artifact: {line}"
-            raise
+            if "bundle" not in self.details or pool not in (None, *POOLS):
+                raise
+            wanted = () if pool is None else ("--pool", pool)
+            line = typed_line("export", self.details["bundle"], "--task", Task.FEATURES, *wanted, "-o", "DIR")
+            hint = f"export another artifact: {line}"
+            raise UsageError(str(exc), what=exc.what, expected=exc.expected, found=exc.found, hint=hint) from exc
 
     def _batches(
         self, images: ImageSource | Sequence[ImageSource], batch_size: int | None
@@ -215,7 +220,8 @@ class Predictor:
     ) -> None:
         self.close()
 
-    def _check_finite(self, output: str, values: np.ndarray, images: Sequence[ImageSource], first_index: int) -> None:
+    def check_finite(self, output: str, values: np.ndarray, images: Sequence[ImageSource], first_index: int) -> None:
+        """Raise NotFiniteError if values (N, D) of an output have NaN or infinite ones; it names their images."""
         rows = np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist()
         if rows:
             names = [image_name(images[row], default=f"images[{first_index + row}]") for row in rows]
@@ -283,17 +289,21 @@ def load(
     runtime = opened.runtime
     try:
         check_fit(bundle, processor, runtime)
-        if labels:
+        if labels and any(spec.name == "logits" for spec in runtime.outputs):
             check_classes(bundle, labels, runtime)
     except BundleError:
         runtime.close()
         raise
-    files = [record.path for record in files_to_open(opened.bundle, opened.backend, opened.precision)]
+    records = files_to_open(opened.bundle, opened.backend, opened.precision)
+    files = [record.path for record in records]
+    fingerprint = hashlib.sha256("".join(record.sha256 for record in records).encode()).hexdigest()
     details = {
         "bundle": str(path), "task": bundle.manifest.task, "backend": opened.backend, "precision": opened.precision,
         "other_artifacts": opened.others, "files": files, **({} if opened.tuned is None else {"tuned": opened.tuned}),
     }  # fmt: skip
-    return Predictor(processor, runtime, labels, problem_type, details=details, config=config.model)
+    return Predictor(
+        processor, runtime, labels, problem_type, details=details, config=config.model, fingerprint=fingerprint
+    )
 
 
 def files_to_open(bundle: Bundle, backend: str, precision: str) -> tuple[FileRecord, ...]:

@@ -164,10 +164,64 @@ KINDS: dict[str, list[tuple[str, dict[str, Any]]]] = {
             input_size=(3, 24, 24),
         ),
     ],
+    "eva02": [
+        case("eva02_tiny_patch14_336", 32, 8, 24),
+        case("eva02_base_patch14_448", 30, 6, 24, num_heads=3, depth=3),
+        case("eva02_large_patch14_448", 36, 9, 32, num_heads=4, mlp_ratio=1.5, ref_feat_shape=(5, 3)),
+    ],
+    "eva02_features": [
+        case("eva02_small_patch14_224", 32, 8, 24),
+        case("eva02_large_patch14_224", 24, 6, 32, num_heads=2, init_values=0.1, qkv_bias=False),
+        case("eva02_base_patch14_224", 28, 7, 48, no_embed_class=True, rope_grid_indexing="xy", rope_temperature=100.0),
+    ],
+    "eva02_clip": [
+        case("eva02_base_patch16_clip_224", 32, 8, 24, num_heads=3, num_classes=512),
+        case("eva02_large_patch14_clip_224", 28, 7, 32, num_heads=4),
+        case("eva02_base_patch16_clip_224", 24, 6, 24, num_heads=2, global_pool="avg"),
+    ],
+    "eva": [
+        case("eva_giant_patch14_224", 32, 8, 32, num_heads=4, mlp_ratio=2),
+        case("eva_giant_patch14_clip_224", 30, 6, 32, mlp_ratio=1, depth=3),
+        case("eva_giant_patch14_336", 24, 6, 24, num_heads=2, mlp_ratio=2, use_rot_pos_emb=True, use_fc_norm=False),
+    ],
+    "pe_core": [
+        case("vit_pe_core_tiny_patch16_384", 32, 8, 24, num_classes=512, mlp_ratio=2),
+        case("vit_pe_core_gigantic_patch14_448", 28, 7, 32, num_heads=4, mlp_ratio=1.5),
+        case(
+            "vit_pe_core_base_patch16_224",
+            30,
+            6,
+            24,
+            num_heads=3,
+            attn_pool_num_heads=4,
+            attn_pool_mlp_ratio=2,
+            depth=3,
+        ),
+    ],
+    "pe_lang": [
+        case("vit_pe_lang_large_patch14_448", 32, 8, 32, num_heads=4, mlp_ratio=2),
+        case("vit_pe_lang_gigantic_patch14_448", 28, 7, 32, num_heads=2, mlp_ratio=2, depth=3),
+    ],
+    "pe_spatial": [
+        case("vit_pe_spatial_tiny_patch16_512", 32, 8, 24, mlp_ratio=2),
+        case("vit_pe_spatial_gigantic_patch14_448", 28, 7, 32, num_heads=2, mlp_ratio=2, rope_rotate_half=True),
+        case("vit_pe_spatial_base_patch16_512", 24, 6, 24, num_heads=2, mlp_ratio=2, global_pool="token"),
+    ],
+    "dynamic_eva": [
+        case("eva02_tiny_patch14_336", 32, 8, 24, dynamic_img_size=True, input_size=(3, 48, 48)),
+        case(
+            "vit_pe_core_tiny_patch16_384", (24, 36), 6, 24, mlp_ratio=2, dynamic_img_size=True, input_size=(3, 30, 30)
+        ),
+    ],
 }
-FEATURES = ("vit_features", "beit_features", "dinov2", "reg4_dinov2", "swiglu", "mean_features")
+FEATURES = (
+    *("vit_features", "beit_features", "dinov2", "reg4_dinov2", "swiglu", "mean_features"),
+    *("eva02_features", "pe_lang", "pe_spatial"),
+)
 # Of models without a head, those whose pooled features are written too.
-POOLED = ("mean_features",)
+POOLED = ("mean_features", "eva02_features", "pe_lang", "pe_spatial")
+# Models whose head is a projection to a text's vectors, which timm calls logits.
+PROJECTED = ("eva02_clip_0", "pe_core_0")
 # Evaluation transforms beside those of the models; the last ones are smaller than their crop.
 TRANSFORMS: dict[str, dict[str, Any]] = {
     "augreg": {"crop_pct": 0.9, "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3},
@@ -279,11 +333,11 @@ def inputs(seed: int, height: int, width: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).standard_normal((2, 3, height, width), np.float32))
 
 
-def compute(model: Any, pixels: torch.Tensor, prefix: str, *, pooled: bool = False) -> dict[str, np.ndarray[Any, Any]]:
+def compute(model: Any, pixels: torch.Tensor, prefix: str, name: str | None) -> dict[str, np.ndarray[Any, Any]]:
     with torch.inference_mode():
         results = {f"{prefix}/last_hidden_state": model.forward_features(pixels).numpy()}
-        if model.num_classes or pooled:
-            results[f"{prefix}/{'logits' if model.num_classes else 'pooler_output'}"] = model(pixels).numpy()
+        if name is not None:
+            results[f"{prefix}/{name}"] = model(pixels).numpy()
     return results
 
 
@@ -301,7 +355,10 @@ def hidden_states(model: Any, pixels: torch.Tensor, prefix: str) -> dict[str, np
 
 def write_case(kind: str, number: int, architecture: str, arguments: dict[str, Any]) -> None:
     seed = 10 * list(KINDS).index(kind) + number
-    classes, pooled = 0 if kind in FEATURES else 4 + number, kind in POOLED
+    classes = 0 if kind in FEATURES else 4 + number
+    name = "image_embeds" if f"{kind}_{number}" in PROJECTED else "logits" if classes else None
+    if kind in POOLED:
+        name = "pooler_output"
     arguments = dict(arguments)
     data_config = {"input_size": arguments.pop("input_size")} if "input_size" in arguments else None
     model = timm.create_model(architecture, **{"depth": 2, "num_classes": classes, **arguments}).eval()
@@ -331,12 +388,12 @@ def write_case(kind: str, number: int, architecture: str, arguments: dict[str, A
         resized = copy.deepcopy(model)
         if size != (height, width) and not data_config:
             resized.set_input_size(img_size=size)
-        results |= compute(resized, inputs(seed, *size), f"{size[0]}x{size[1]}", pooled=pooled)
+        results |= compute(resized, inputs(seed, *size), f"{size[0]}x{size[1]}", name)
     if not number or data_config:
         transform = timm.data.create_transform(**timm.data.resolve_data_config({}, config["pretrained_cfg"]))
-        for name, image in photographs().items():
+        for photograph, image in photographs().items():
             pixels = transform(image)[None]
-            results |= {f"{name}/pixel_values": pixels.numpy(), **compute(model, pixels, name, pooled=pooled)}
+            results |= {f"{photograph}/pixel_values": pixels.numpy(), **compute(model, pixels, photograph, name)}
     np.savez_compressed(folder / "expected.npz", **results)  # type: ignore[arg-type, unused-ignore]
 
 
@@ -408,6 +465,45 @@ def write_architectures() -> None:
     (OUT / "architectures.json").write_text(f"{{\n{lines}\n}}\n")
 
 
+def write_eva_architectures() -> None:
+    """The same of every EVA and Perception Encoder."""
+    rows = {}
+    for name in sorted(timm.list_models(module="eva")):
+        if not name.startswith(("eva_", "eva02_", "vit_pe_")):
+            continue
+        model = timm.create_model(name, pretrained=False, device="meta", num_classes=0)
+        block, rope = model.blocks[0], model.rope
+        rows[name] = {
+            "block": type(block).__name__,
+            "attention": type(block.attn).__name__,
+            "mlp": type(block.mlp).__name__,
+            "act": type(block.mlp.act).__name__,
+            "num_heads": block.attn.num_heads,
+            "epsilons": sorted({layer.eps for layer in model.modules() if hasattr(layer, "eps")}),
+            "final_norm": not isinstance(model.norm, torch.nn.Identity),
+            "late_norm": not isinstance(model.fc_norm, torch.nn.Identity),
+            "norm_before": not isinstance(model.norm_pre, torch.nn.Identity),
+            "pool": model.global_pool,
+            "pool_heads": model.attn_pool.num_heads if model.attn_pool is not None else None,
+            "rope": None
+            if rope is None
+            else {
+                "class": type(rope).__name__,
+                "reference_grid": rope.ref_feat_shape,
+                "offset": rope.grid_offset,
+                "indexing": rope.grid_indexing,
+                "theta": rope.temperature,
+                "rotate_half": rope.rotate_half,
+                "grid_type": rope.grid_type,
+            },
+            "classes": sorted(
+                {timm.get_pretrained_cfg(pretrained).num_classes for pretrained in timm.list_pretrained(f"{name}.*")}
+            ),
+        }
+    lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items())
+    (OUT / "eva_architectures.json").write_text(f"{{\n{lines}\n}}\n")
+
+
 def changed(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """A copy with the keys of a form set or removed."""
     config = copy.deepcopy(config)
@@ -460,12 +556,14 @@ def write_keys() -> None:
     registry = importlib.import_module("timm.models._registry")
     modules = [importlib.import_module(f"timm.models.{name}") for name in ("vision_transformer", "deit", "beit")]
     classes = (modules[0].VisionTransformer, modules[1].VisionTransformerDistilled, modules[2].Beit)
+    eva = inspect.signature(importlib.import_module("timm.models.eva").Eva).parameters
     config = transformers.TimmWrapperConfig()
     content = {
         "PretrainedCfg": [field.name for field in dataclasses.fields(timm.models.PretrainedCfg)],
         "model_args": sorted(
             {name for cls in classes for name in inspect.signature(cls).parameters} - {"args", "kwargs"}
         ),
+        "eva_args": sorted(eva),
         "TimmWrapperConfig": sorted({*config.to_dict(), *(field.name for field in dataclasses.fields(config))}),
         "deprecated": {
             name: target
@@ -492,6 +590,7 @@ def main() -> None:
     write_forms()
     write_keys()
     write_architectures()
+    write_eva_architectures()
 
 
 if __name__ == "__main__":

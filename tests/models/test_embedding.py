@@ -15,8 +15,8 @@ from vitdeploy.assess.data.images import synthetic_images
 from vitdeploy.errors import CheckpointError, UsageError
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.layers.embedding import l2_normalized
-from vitdeploy.models.pooling import Pooling
-from vitdeploy.models.pooling import l2_normalized as l2_normalized_outside
+from vitdeploy.models.layers.pooling import Pooling
+from vitdeploy.models.layers.pooling import l2_normalized as l2_normalized_outside
 from vitdeploy.models.signature import output_specs
 from vitdeploy.specs import EMBEDS, POOLS, Pool, Task
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from families import OF_TRANSFORMERS
 
 from vitdeploy.models.families import FAMILIES
 from vitdeploy.models.names import disk_name, our_names
+from vitdeploy.specs import Task
 
 # A name on disk, and ours.
 PAIRS = {
@@ -28,6 +30,21 @@ PAIRS = {
         ("encoder.layer.0.norm1.weight", "layers.0.layernorm_before.weight"),
         ("encoder.layer.0.layer_scale1.lambda1", "layers.0.layer_scale1"),
         ("encoder.layer.0.mlp.weights_in.weight", "layers.0.mlp.weights_in.weight"),
+    ],
+    "timm_eva02": [
+        ("blocks.0.mlp.fc1_g.weight", "layers.0.mlp.gate.weight"),
+        ("blocks.0.mlp.fc1_x.weight", "layers.0.mlp.fc1.weight"),
+        ("blocks.0.attn.norm.bias", "layers.0.attention.layernorm.bias"),
+        ("blocks.0.attn.q_proj.bias", "layers.0.attention.q_proj.bias"),
+        ("blocks.0.norm1.bias", "layers.0.layernorm_before.bias"),
+        ("norm.bias", "layernorm.bias"),
+        ("norm_pre.bias", "embeddings.layernorm.bias"),
+        ("fc_norm.bias", "head.pooler.layernorm.bias"),
+    ],
+    "timm_perception_encoder": [
+        ("attn_pool.q.weight", "head.pooler.attention.q_proj.weight"),
+        ("attn_pool.norm.weight", "head.pooler.layernorm.weight"),
+        ("blocks.0.gamma_1", "layers.0.layer_scale1"),
     ],
 }  # fmt: skip
 
@@ -61,9 +78,17 @@ def test_the_module_names_of_transformers_5_are_read_too(family: str, name: str,
     "name", ["classifier.weight", "cls_classifier.bias", "distillation_classifier.bias", "lm_head.bias"]
 )
 def test_a_head_has_no_prefix(name: str) -> None:
-    for family in FAMILIES.values():
+    for family in (FAMILIES[name] for name in OF_TRANSFORMERS):
         assert our_names(family, [name]) == {name: f"head.{name}"}
         assert disk_name(family, f"head.{name}", beside_a_head=True) == name
+
+
+@pytest.mark.parametrize("part", ["weight", "bias"])
+def test_timm_names_a_classifier_and_a_projection_alike(part: str) -> None:
+    family = FAMILIES["timm_eva02"]
+    for task, ours in ((Task.CLASSIFICATION, "head.classifier"), (Task.FEATURES, "head.visual_projection")):
+        assert our_names(family, [f"head.{part}"], task) == {f"head.{part}": f"{ours}.{part}"}
+        assert disk_name(family, f"{ours}.{part}", beside_a_head=task is Task.CLASSIFICATION) == f"head.{part}"
 
 
 def test_only_the_prefix_tells_beits_two_norms_apart() -> None:

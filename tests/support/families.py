@@ -125,6 +125,8 @@ HEADS = (
 )
 
 
+# Families of transformers; the others are timm's own, and have their results in tests/golden/timm.
+OF_TRANSFORMERS = tuple(dict.fromkeys(head.family for head in HEADS))
 # One head of each family, of both tasks in turn, for what a head has no part in.
 ONE_A_FAMILY = tuple(
     heads[-(index % 2)]
@@ -137,6 +139,7 @@ ONE_A_FAMILY = tuple(
 TIMM_GRAPHS = (
     *("vit_0", "vit_features_0", "deit_distilled_0", "beit_0", "beit_features_0", "deit3_0", "dinov2_0"),
     *("reg4_dinov2_classifier_0", "reg4_dinov2_0"),
+    *("eva_0", "eva02_0", "eva02_features_0", "pe_core_0", "pe_core_1"),
 )
 
 

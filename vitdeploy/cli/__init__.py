@@ -26,6 +26,7 @@ _NAME = "vitdeploy"
 COMMANDS = {
     "export": ("vitdeploy.cli.export:export", "Export a checkpoint, validate the artifact, and bundle both."),
     "predict": ("vitdeploy.cli.predict:predict", "Classify images with a bundle."),
+    "embed": ("vitdeploy.cli.embed:embed", "Write one vector per image to a file, for search and comparison."),
     "compare": ("vitdeploy.cli.compare:compare", "Compare every artifact with the reference."),
     "debug": ("vitdeploy.cli.debug:debug", "Find the layers that differ: layers, bisect, sensitivity."),
     "evaluate": ("vitdeploy.cli.evaluate:evaluate", "Measure the accuracy of every artifact on labelled images."),

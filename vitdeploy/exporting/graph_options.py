@@ -53,7 +53,8 @@ class GraphOptions:
     )
     outputs: tuple[str, ...] | Sequence[str] | None = option(
         None,
-        'Outputs, such as logits,hidden_states; "hidden_states" and "attentions" select all layers.',
+        'Outputs, such as logits,hidden_states; "hidden_states" and "attentions" select all layers. "features.N" is a '
+        "map of the patches after layer N.",
         names=True,
         metavar="NAME,...",
         unset="the task's outputs",

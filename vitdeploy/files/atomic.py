@@ -119,6 +119,19 @@ def write_file(target: Path, content: bytes, *, follow_link: bool = True) -> Non
         raise OutputError(message, where=target, hint="choose another folder") from exc
 
 
+def move_file(finished: Path, target: Path) -> None:
+    """Replace a file atomically by a finished one on the same file system; an existing file's mode stays.
+
+    Raises:
+        OSError: If it fails; an existing file is unchanged.
+    """
+    fsync(finished)
+    if target.exists():
+        finished.chmod(stat.S_IMODE(target.stat().st_mode))
+    finished.replace(target)
+    fsync(target.parent)
+
+
 def check_takes_files(folder: Path) -> None:
     """Create a file in a folder and remove it, or raise OSError: permissions alone do not show if it is possible."""
     with _partial_file(folder / "file"):

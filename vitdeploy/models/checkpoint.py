@@ -37,7 +37,7 @@ _HEADS = {
 # Weights that a model may not need: a buffer of old BEiT checkpoints, computed here; MAE's training decoder; the
 # projection, for a class without it; the text tower.
 _UNUSED = re.compile(
-    r".*\.relative_position_index|head\.decoder\.(decoder_.+|mask_token)|head\.visual_projection\.weight"
+    r".*\.relative_position_index|head\.decoder\.(decoder_.+|mask_token)|head\.visual_projection\.(weight|bias)"
     r"|text_model\..+|logit_(scale|bias)"
 )
 _OPTIONAL_POOLERS = ("dense", "mean+norm")  # transformers' classes may omit them: `add_pooling_layer`
@@ -115,7 +115,7 @@ def make_model(
         raise CheckpointError(message, what="task", expected=tasks, found=task)
     tensors: dict[str, Tensor] = {}
     spelling: dict[str, str] = {}
-    for name, ours in our_names(config.family, weights).items():
+    for name, ours in our_names(config.family, weights, task).items():
         if weights[name].numel() == 0:  # transformers writes the registers of a model that has none
             continue
         if ours in tensors:

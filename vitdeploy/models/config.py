@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from vitdeploy.bundle.labels import class_names
 from vitdeploy.bundle.scores import ProblemType, stated_problem_type
@@ -16,9 +16,11 @@ from vitdeploy.files.regular_file import read_regular
 from vitdeploy.models.config_keys import check_keys
 from vitdeploy.models.families import FAMILIES, TOWER_KEY, Family
 from vitdeploy.models.rotary import Rotary
+from vitdeploy.models.unsupported import UNSUPPORTED
 from vitdeploy.specs import EMBEDDING_KEYS, POOLS, ZERO_SHOT, Pool, Task
 
 Pooler = Literal["cls", "cls+norm", "mean", "mean+norm", "cls+mean", "dense", "attention"]
+POOLERS: tuple[str, ...] = get_args(Pooler)
 # Keys that every family's config.json may have, by field name.
 _KEYS = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
@@ -32,7 +34,10 @@ _CLASS_TOKEN_POOLERS = ("cls", "cls+norm", "cls+mean", "dense")
 _MAX_SIZE = 2**15
 _MAX_LAYERS = 2**10
 _MAX_PATCHES = 2**16  # with this many tokens, the attention of one head takes 16 GiB
-_OPTIONAL = ("head_dim", "pooler_output_size", "vocab_size", "projection_size")
+_OPTIONAL = (
+    "head_dim", "pooler_output_size", "vocab_size", "projection_size", "pooler_attention_heads",
+    "pooler_intermediate_size",
+)  # fmt: skip
 _SIZE = (int, 1, _MAX_SIZE, f"an integer from 1 to {_MAX_SIZE}")
 _COUNT = (int, 0, _MAX_LAYERS, f"an integer from 0 to {_MAX_LAYERS}")
 _SHARE = ((int, float), 0, 1, "a number from 0 to 1")
@@ -48,6 +53,7 @@ _RANGES = {
     **dict.fromkeys(("initializer_range", "layer_norm_eps"), _NUMBER),
     **dict.fromkeys(("num_hidden_layers", "num_register_tokens"), _COUNT),
     **dict.fromkeys(("qkv_bias", "position_antialias", "projection_bias", "embedding_norm", "class_token"), _FLAG),
+    **dict.fromkeys(("absolute_positions", "layer_scale", "attention_norm", "mlp_norm", "final_norm"), _FLAG),
     **dict.fromkeys(("normalize_embedding", "zero_shot"), _FLAG),
 }
 
@@ -88,6 +94,8 @@ class ViTConfig:
         rotary: Rotary positions of the patches, if any.
         relative_positions: True if every layer has an attention bias by the offset of two patches.
         shared_relative_positions: True if all layers share such a bias.
+        attention_norm: True if a layer norm precedes the output projection of attention.
+        mlp_norm: True if a layer norm precedes the last linear layer of the MLP; not for `swiglu`.
         position_antialias: True if position embeddings are interpolated with antialiasing.
         relative_position_interpolation: Interpolation of those biases: "bilinear" as in transformers, or "geometric" as
             in timm (see `vitdeploy.models.layers.geometric`), which does not support a dynamic image size.
@@ -97,6 +105,8 @@ class ViTConfig:
             it: "all", "last" (the last layer's) or "none"; a family without a backbone has "all".
         classification_pooler: Pooling before the classifier; see `vitdeploy.models.layers.heads`.
         feature_pooler: Pooling of feature extraction, if any.
+        pooler_attention_heads: Number of heads of the attention pooler. Default: num_attention_heads.
+        pooler_intermediate_size: Width of the attention pooler's MLP. Default: intermediate_size.
         default_pool: Pooling of embeddings for a model with neither a projection nor a pooler: "cls" or "mean"; always
             "mean" without a class token.
         embedding_pool: Pooling of the output `image_embeds`; see `vitdeploy.models.layers.embedding`. None for
@@ -105,6 +115,7 @@ class ViTConfig:
         zero_shot: True for a classifier of `image_embeds` by vectors of its classes; see
             `vitdeploy.models.layers.heads.ZeroShotHead`.
         projection_size: Width of `image_embeds`, the pooled features through a linear layer; None without them.
+        embeds_bias: True if that layer has a bias.
         vocab_size: Number of visual tokens that masked image modeling predicts; None if it reconstructs pixels.
 
     Raises:
@@ -150,6 +161,8 @@ class ViTConfig:
     rotary: Rotary | None = None
     relative_positions: bool = False
     shared_relative_positions: bool = False
+    attention_norm: bool = False
+    mlp_norm: bool = False
     position_antialias: bool = False
     relative_position_interpolation: Literal["bilinear", "geometric"] = "bilinear"
     any_image_size: bool = False
@@ -157,11 +170,14 @@ class ViTConfig:
     feature_norm: Literal["all", "last", "none"] = "all"
     classification_pooler: Pooler = "cls"
     feature_pooler: Pooler | None = "dense"
+    pooler_attention_heads: int | None = None
+    pooler_intermediate_size: int | None = None
     default_pool: Literal["cls", "mean"] = "cls"
     embedding_pool: Pool | None = None
     normalize_embedding: bool = False
     zero_shot: bool = False
     projection_size: int | None = None
+    embeds_bias: bool = False
     vocab_size: int | None = None
 
     def __post_init__(self) -> None:
@@ -173,6 +189,9 @@ class ViTConfig:
             size = values[name]
             if not (isinstance(size, tuple) and len(size) == 2 and all(_is_within(edge, *_SIZE[:3]) for edge in size)):
                 wrong[name] = f"{_SIZE[3]}, or a pair of them"
+        for name in ("classification_pooler", "feature_pooler"):
+            if values[name] not in POOLERS and not (values[name] is None and name == "feature_pooler"):
+                wrong[name] = f"one of {', '.join(POOLERS)}"
         if self.relative_position_interpolation not in ("bilinear", "geometric"):
             wrong["relative_position_interpolation"] = "bilinear or geometric"
         if self.embedding_pool not in (None, *POOLS):
@@ -213,6 +232,7 @@ class ViTConfig:
             "shared_relative_positions": self.shared_relative_positions,
             "classification_pooler": self.classification_pooler in _CLASS_TOKEN_POOLERS,
             "feature_pooler": self.feature_pooler in _CLASS_TOKEN_POOLERS,
+            "embedding_pool": self.embedding_pool in _CLASS_TOKEN_POOLERS,
         }
         for name in filter(reads.get, reads):
             value = getattr(self, name)
@@ -257,7 +277,7 @@ class ViTConfig:
         """
         family, model_type = family_of(data), data["model_type"]
         encoder = encoder_keys(data)
-        values = {name: encoder[name] for name in (*_KEYS, *_OURS) if name in encoder}
+        values = {name: encoder[name] for name in (*_KEYS, *_OURS, *family.keys) if name in encoder}
         for name in ("image_size", "patch_size"):
             if name in values:
                 values[name] = _pair(values[name])
@@ -338,6 +358,13 @@ def family_of(data: Mapping[str, Any]) -> Family:
     """The family in a parsed `config.json`; CheckpointError unless it is one of `FAMILIES`."""
     model_type = data.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
+        other = UNSUPPORTED.get(model_type) if isinstance(model_type, str) else None
+        if other is not None:
+            raise CheckpointError(
+                f"config.json: {other}",
+                what="model_type", where="config.json", expected=tuple(FAMILIES), found=model_type,
+                hint=other.alternative,
+            )  # fmt: skip
         raise CheckpointError(
             f"config.json: unknown model_type {shown(model_type)}; supported: {', '.join(FAMILIES)}",
             what="model_type", where="config.json", expected=tuple(FAMILIES), found=model_type,

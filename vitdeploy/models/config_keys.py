@@ -85,9 +85,9 @@ COMMON = _rules(
     (_REFUSED, "the last hidden state is given before the final norm; remove the key", "tie_last_hidden_states"),
 )  # fmt: skip
 
+_HEAD_DIM = (_APPLIED, "the width of an attention head", "head_dim")
 _MLP = (_APPLIED, "the width of the MLP", "intermediate_size")
 _BIAS = (_APPLIED, "the bias of queries, keys and values", "qkv_bias")
-_HEAD_DIM = (_APPLIED, "the width of an attention head", "head_dim")
 _POOLER = (_APPLIED, "the pooler", "pooler_act pooler_output_size")
 _DECODED = (_APPLIED, "how large a patch masked image modeling decodes a token to", "encoder_stride")
 _BACKBONE = (_CARRIED, "the maps of a backbone: `--outputs` chooses dense features here", """out_features out_indices
@@ -102,6 +102,14 @@ _DINOV2 = _rules(
     _STOCHASTIC_DEPTH,
     (_APPLIED, "the MLP's form and width", "mlp_ratio use_swiglu_ffn"),
     (_CARRIED, "what the scales of layers are before training", "layerscale_value"),
+)
+_TIMM = _rules(
+    _MLP,
+    _BIAS,
+    (_APPLIED, "tokens and positions", "class_token absolute_positions rotary"),
+    (_APPLIED, "norms and scales", "attention_norm mlp_norm final_norm layer_scale"),
+    (_APPLIED, "the pooler", "pooling pooler_attention_heads pooler_intermediate_size"),
+    (_APPLIED, "the width of image_embeds", "projection_size"),
 )
 _CLIP = _rules(
     _MLP,
@@ -167,6 +175,7 @@ OF_FAMILY: dict[str, dict[str, KeyRule]] = {
         (_CARRIED, "the text tower, which is not exported", "text_config"),
         (_CARRIED, "training", "initializer_factor"),
     ),
+    **dict.fromkeys(("timm_eva", "timm_eva02", "timm_perception_encoder"), _TIMM),
 }  # fmt: skip
 
 # For every key of a `config.json`; a model with two towers nests the encoder's.

@@ -1,4 +1,4 @@
-"""Families of Vision Transformers in transformers: differences from ViT, and weight names.
+"""Families of Vision Transformers in transformers and timm: differences from ViT, and weight names.
 
 CONTRIBUTING shows how to add a family to `FAMILIES`.
 """
@@ -50,17 +50,41 @@ _CLIP_LAYER = {
     "layernorm_before": "layer_norm1",
     "layernorm_after": "layer_norm2",
 }
+# timm's names, with separate projections of queries, keys and values.
+_TIMM_LAYER = {
+    "layernorm_before": "norm1",
+    "layernorm_after": "norm2",
+    "attention.o_proj": "attn.proj",
+    "attention.layernorm": "attn.norm",
+    "attention": "attn",
+    "mlp.layernorm": "mlp.norm",
+    "layer_scale1": "gamma_1",
+    "layer_scale2": "gamma_2",
+}
+_TIMM_OTHERS = {
+    "embeddings.patch_embeddings.projection": "patch_embed.proj",
+    "embeddings.cls_token": "cls_token",
+    "embeddings.position_embeddings": "pos_embed",
+    "embeddings.layernorm": "norm_pre",
+    "layernorm": "norm",
+}
+# Fields of `ViTConfig` that the config.json of our own model types has under the same names.
+_TIMM_KEYS = (
+    "class_token", "absolute_positions", "layer_scale", "attention_norm", "mlp_norm", "final_norm",
+    "pooler_attention_heads", "pooler_intermediate_size", "projection_size",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """One `model_type` of transformers.
+    """One `model_type`: of transformers, or our own for models that only timm has.
 
     Attributes:
         prefix: Name prefix of the encoder's weights in a model with a head.
-        architectures: Supported transformers classes, with their tasks; the default class of a task first.
+        architectures: Supported classes, with their tasks; the default class of a task first.
         backbone: transformers' class without a head, if any, whose feature maps are the dense features here.
         sets: Fields of `ViTConfig` that differ from ViT, or from ViT's defaults.
+        keys: Other keys of its `config.json` that are fields.
         derive: Fields derived from other keys of its `config.json`.
         layer_names: Names of a layer's parts here -> on disk.
         other_names: The same for weights outside the layers.
@@ -69,6 +93,7 @@ class Family:
             their names, from the top.
         axes: Number of axes on disk of weights that have more here, with sizes of 1 before them; by their names here.
         always_prefixed: True if weights have the prefix in a model without a head, too.
+        head_name: Name on disk of the last linear layer, if it is the same for a classifier and a projection.
         head_norm: True if a head has its own norm, distinguished from the encoder's only by the missing prefix.
         tower: The model_type of the image tower, for a model whose `config.json` nests its keys in `TOWER_KEY`, beside
             those of a text tower.
@@ -78,6 +103,7 @@ class Family:
     architectures: Mapping[str, Task]
     backbone: str | None = None
     sets: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    keys: tuple[str, ...] = ()
     derive: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
     layer_names: Mapping[str, str] = dataclasses.field(default_factory=lambda: _VIT_LAYER)
     other_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -85,6 +111,7 @@ class Family:
     stacked: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     axes: Mapping[str, int] = dataclasses.field(default_factory=dict)
     always_prefixed: bool = False
+    head_name: str | None = None
     head_norm: bool = False
     tower: str | None = None
 
@@ -155,6 +182,15 @@ def _siglip(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"qkv_bias": True, "head_dim": None, "feature_pooler": "attention" if pools else None}
 
 
+def _timm(config: Mapping[str, Any]) -> dict[str, Any]:
+    pooling, rotary = config.get("pooling"), config.get("rotary")
+    return {
+        "classification_pooler": "mean" if pooling is None else pooling,
+        "feature_pooler": pooling,
+        "rotary": None if rotary is None else Rotary.from_dict(rotary),
+    }
+
+
 def _flag(config: Mapping[str, Any], key: str, *, default: bool) -> bool:
     value = config.get(key, default)
     if not isinstance(value, bool):
@@ -177,6 +213,11 @@ _DINOV2_FIELDS: dict[str, Any] = {
     "classification_pooler": "cls+mean",
     "feature_pooler": "cls",
 }
+
+_TIMM_FIELDS: dict[str, Any] = {"patch_size": (14, 14), "position_antialias": True, "embeds_bias": True}
+_TIMM: dict[str, Any] = {
+    "keys": _TIMM_KEYS, "derive": _timm, "layers": "blocks", "layer_names": _TIMM_LAYER, "head_name": "head",
+}  # fmt: skip
 
 FAMILIES: dict[str, Family] = {
     "vit": Family(
@@ -315,6 +356,39 @@ FAMILIES: dict[str, Family] = {
         stacked={"pooler.attention.in_proj_": tuple(f"pooler.attention.{part}_proj." for part in "qkv")},
         axes={"embeddings.position_embeddings": 2},
         always_prefixed=True,
+    ),
+    "timm_eva": Family(
+        prefix="",
+        architectures={"TimmEvaForImageClassification": Task.CLASSIFICATION, "TimmEvaModel": Task.FEATURES},
+        sets={**_TIMM_FIELDS, "layer_norm_eps": 1e-6, "key_bias": False},
+        other_names={**_TIMM_OTHERS, "head.pooler.layernorm": "fc_norm"},
+        **_TIMM,
+    ),
+    "timm_eva02": Family(
+        prefix="",
+        architectures={"TimmEva02ForImageClassification": Task.CLASSIFICATION, "TimmEva02Model": Task.FEATURES},
+        sets={**_TIMM_FIELDS, "layer_norm_eps": 1e-6, "key_bias": False, "gated_mlp": True, "hidden_act": "silu"},
+        other_names={**_TIMM_OTHERS, "head.pooler.layernorm": "fc_norm"},
+        **_TIMM | {"layer_names": {**_TIMM_LAYER, "mlp.gate": "mlp.fc1_g", "mlp.fc1": "mlp.fc1_x"}},
+    ),
+    "timm_perception_encoder": Family(
+        prefix="",
+        architectures={
+            "TimmPerceptionEncoderForImageClassification": Task.CLASSIFICATION,
+            "TimmPerceptionEncoderModel": Task.FEATURES,
+        },
+        sets={**_TIMM_FIELDS, "layer_norm_eps": 1e-5, "projection_bias": False, "embedding_norm": True},
+        other_names={
+            **_TIMM_OTHERS,
+            "head.pooler.attention.q_proj": "attn_pool.q",
+            "head.pooler.attention.kv": "attn_pool.kv",
+            "head.pooler.attention.o_proj": "attn_pool.proj",
+            "head.pooler.probe": "attn_pool.latent",
+            "head.pooler.layernorm": "attn_pool.norm",
+            "head.pooler.mlp": "attn_pool.mlp",
+        },
+        stacked={"pooler.attention.kv.": ("pooler.attention.k_proj.", "pooler.attention.v_proj.")},
+        **_TIMM,
     ),
 }
 # A SigLIP with both towers; SigLIP2's models of fixed size are the same classes.

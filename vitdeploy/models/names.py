@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from vitdeploy.models.families import Family
+from vitdeploy.specs import Task
 
 _LAYER = re.compile(r"layers\.(\d+)\.(.+)")
 _HEADS = (
@@ -22,12 +23,20 @@ _HEADS = (
 _LEGACY = ((re.compile(r"(layernorm\w*)\.gamma$"), r"\1.weight"), (re.compile(r"(layernorm\w*)\.beta$"), r"\1.bias"))
 
 
-def our_names(family: Family, names: Iterable[str]) -> dict[str, str]:
-    """Map a checkpoint's `names` to module names here; unknown names stay the same."""
+def our_names(family: Family, names: Iterable[str], task: Task | None = None) -> dict[str, str]:
+    """Map a checkpoint's `names` to module names here; unknown names stay the same.
+
+    Args:
+        family: The model's family.
+        names: Names on disk.
+        task: The model's task, for a family that names a classifier and a projection alike.
+    """
     names = tuple(names)
     beside_a_head = any(name.startswith(family.prefix) for name in names)
     tables = family.layer_names, family.other_names
     of_layers, others = ({on_disk: ours for ours, on_disk in table.items()} for table in tables)
+    if family.head_name is not None:
+        others[family.head_name] = "head.classifier" if task is Task.CLASSIFICATION else "head.visual_projection"
     layer = re.compile(rf"(?:{re.escape(family.layers)}|layers)\.(\d+)\.(.+)")
     found = {}
     for name in names:
@@ -55,6 +64,8 @@ def disk_name(family: Family, name: str, *, beside_a_head: bool) -> str:
             name = name.replace(part, on_disk)
     prefix = family.prefix if beside_a_head or family.always_prefixed else ""
     listed = _translated(name, family.other_names)
+    if family.head_name is not None:
+        listed = _translated(listed, dict.fromkeys(("head.classifier", "head.visual_projection"), family.head_name))
     if listed != name:
         return prefix + listed
     if name.startswith("head."):

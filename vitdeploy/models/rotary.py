@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from vitdeploy.errors import UsageError, shown
@@ -44,6 +45,26 @@ class Rotary:
         for name, choices in (("coordinates", get_args(RotaryCoordinates)), ("pairs", get_args(RotaryPairs))):
             value = getattr(self, name)
             _check(name, value, " or ".join(choices), valid=value in choices)
+        grid = self.reference_grid
+        is_grid = isinstance(grid, tuple) and len(grid) == 2 and all(type(side) is int and side > 0 for side in grid)
+        _check("reference_grid", grid, "a pair of integers above 0", valid=grid is None or is_grid)
+        is_number = isinstance(self.offset, (int, float)) and not isinstance(self.offset, bool)
+        _check("offset", self.offset, "a finite number", valid=is_number and math.isfinite(self.offset))
+        _check("columns_first", self.columns_first, "true or false", valid=isinstance(self.columns_first, bool))
+
+    @classmethod
+    def from_dict(cls, data: object) -> Rotary:
+        """Read the content of a config.json; its keys are the attributes.
+
+        Raises:
+            UsageError: If a value is invalid, or a key unknown.
+        """
+        keys = tuple(field.name for field in dataclasses.fields(cls))
+        if not isinstance(data, Mapping) or not data.keys() <= set(keys):
+            expected = f"an object with {', '.join(keys)}"
+            raise UsageError(f"rotary is {shown(data)}, expected {expected}", what="rotary", found=data)
+        grid = data.get("reference_grid")
+        return cls(**{**data, "reference_grid": tuple(grid) if isinstance(grid, list) else grid})
 
 
 def _is_positive(value: Any) -> bool:

@@ -19,9 +19,8 @@ from vitdeploy.sources.layouts.peft_adapter import merge
 from vitdeploy.sources.layouts.peft_config import LoraConfig
 from vitdeploy.sources.layouts.peft_merged import is_merged
 from vitdeploy.sources.layouts.timm_classes import LABEL_KEYS, num_classes
-from vitdeploy.sources.layouts.timm_keys import MODEL_ARGS
 from vitdeploy.sources.layouts.timm_layout import is_timm
-from vitdeploy.sources.layouts.timm_parts import mapping, model_args, pretrained_cfg
+from vitdeploy.sources.layouts.timm_parts import mapping, model_args, pretrained_cfg, tables
 from vitdeploy.sources.layouts.timm_processor import PREPROCESSING
 from vitdeploy.specs import Task
 
@@ -267,8 +266,9 @@ def _of_timm(config: dict[str, Any], stated: Mapping[str, Any]) -> dict[str, Any
     for key in ("architecture", "global_pool"):
         if stated.get(key) not in (None, config.get(key)):
             raise _of_another_base(key, stated[key], config.get(key))
+    fates, *_ = tables(config)
     for key, value in arguments.items():
-        if key not in LABEL_KEYS and MODEL_ARGS.get(key) != "no effect" and value != of_base.get(key):
+        if key not in LABEL_KEYS and fates.get(key) != "no effect" and value != of_base.get(key):
             raise _of_another_base(f"model_args.{key}", value, of_base.get(key))
     cfg = pretrained_cfg(stated) if "pretrained_cfg" in stated else {}
     says_labels = any(key in place for key in LABEL_KEYS for place in (stated, cfg))

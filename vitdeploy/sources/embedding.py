@@ -6,6 +6,8 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING
 
+from vitdeploy.models.config import encoder_keys
+
 if TYPE_CHECKING:
     from vitdeploy.sources.read import Checkpoint
     from vitdeploy.specs import Pool
@@ -25,6 +27,6 @@ def with_embedding(checkpoint: Checkpoint, pool: Pool | None, *, normalize: bool
     model = checkpoint.model
     model.embed_by(pool or model.config.embedding_pool, normalize=normalize)
     data = json.loads(checkpoint.files["config.json"])
-    data |= {"embedding_pool": model.config.embedding_pool, "normalize_embedding": normalize}
+    encoder_keys(data).update(embedding_pool=model.config.embedding_pool, normalize_embedding=normalize)
     content = (json.dumps(data, indent=2) + "\n").encode()
     return dataclasses.replace(checkpoint, files={**checkpoint.files, "config.json": content})

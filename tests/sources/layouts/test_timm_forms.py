@@ -25,7 +25,16 @@ import vitdeploy
 from vitdeploy import ProcessorOptions
 from vitdeploy.errors import CheckpointError, UsageError
 from vitdeploy.sources.layouts.timm_config import read_config
-from vitdeploy.sources.layouts.timm_keys import CONFIG, MODEL_ARGS, NULLABLE, PLAIN, PRETRAINED_CFG
+from vitdeploy.sources.layouts.timm_keys import (
+    CONFIG,
+    EVA_ARGS,
+    EVA_NULLABLE,
+    EVA_PLAIN,
+    MODEL_ARGS,
+    NULLABLE,
+    PLAIN,
+    PRETRAINED_CFG,
+)
 from vitdeploy.sources.layouts.timm_layout import from_timm, processor_config
 from vitdeploy.sources.read import read_checkpoint
 from vitdeploy.specs import Task
@@ -94,14 +103,16 @@ def test_every_key_of_the_libraries_has_its_place_in_a_table() -> None:
     names = {field.name for field in dataclasses.fields(wrapper)}
     assert set(KEYS["PretrainedCfg"]) <= PRETRAINED_CFG.keys()
     assert set(KEYS["model_args"]) <= MODEL_ARGS.keys()
+    assert set(KEYS["eva_args"]) <= EVA_ARGS.keys()
     assert {*KEYS["TimmWrapperConfig"], *wrapper.to_dict(), *names} <= CONFIG.keys()
     former = {"labels", "hf_hub", "source_url", "paper"}
     assert PRETRAINED_CFG.keys() == {*KEYS["PretrainedCfg"], *former}
 
 
 def test_what_is_refused_may_be_as_in_a_plain_model() -> None:
-    assert PLAIN.keys() <= {key for key, fate in MODEL_ARGS.items() if fate == "refused"}
-    assert MODEL_ARGS.keys() >= NULLABLE
+    for fates, plain, nullable in ((MODEL_ARGS, PLAIN, NULLABLE), (EVA_ARGS, EVA_PLAIN, EVA_NULLABLE)):
+        assert plain.keys() <= {key for key, fate in fates.items() if fate == "refused"}
+        assert fates.keys() >= nullable
 
 
 @pytest.mark.parametrize(("table", "key"), [(table, key) for table in IGNORED for key in IGNORED[table]])

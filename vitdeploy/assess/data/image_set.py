@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import functools
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from vitdeploy.assess.data.dataset import chosen_names, read_csv, read_image, read_parquet
 from vitdeploy.assess.data.folder_listing import check_folder, list_folder, with_images
-from vitdeploy.files.label_tables import SEPARATORS
+from vitdeploy.errors import UsageError, readable
+from vitdeploy.files.label_tables import SEPARATORS, TABLE_ENDINGS
 
 if TYPE_CHECKING:
     import os
@@ -76,6 +78,48 @@ def open_images(path: str | os.PathLike[str]) -> ImageSet:
     listing = with_images(source, images)
     names = tuple(file.relative_to(source).as_posix() for file in listing.files)
     return ImageSet(str(source), names, functools.partial(read_image, listing.files), listing.left_out)
+
+
+def open_all(paths: Sequence[str | os.PathLike[str]]) -> tuple[ImageSet, dict[str, LeftOut]]:
+    """Open image files, and every image of folders and data sets, in this order; a path given twice counts twice.
+
+    Args:
+        paths: Image files, and sources of `open_images`.
+
+    Returns:
+        The images, named by their paths from the working directory (a parquet file's with "#row"), and the files left
+        out, by folder.
+
+    Raises:
+        UsageError: If there are no paths.
+        InputError: If a file does not exist; or as `open_images`.
+        MissingDependencyError: As `open_images`.
+    """
+    if not paths:
+        raise UsageError("there are no images", what="images", found=paths, hint="give a folder or a file")
+    names: list[str] = []
+    parts: list[Callable[[int], bytes]] = []
+    firsts: list[int] = []
+    left_out: dict[str, LeftOut] = {}
+    for path in map(Path, paths):
+        firsts.append(len(names))
+        if path.is_dir() or path.suffix.lower() in TABLE_ENDINGS:
+            opened, root = open_images(path), path if path.is_dir() else path.parent
+            names += [(root / name).as_posix() for name in opened.names]
+            parts.append(opened.load)
+            if opened.left_out is not None:
+                left_out[str(path)] = opened.left_out
+        else:
+            with readable(path, "an image"):
+                path.stat()
+            names.append(str(path))
+            parts.append(functools.partial(read_image, [path]))
+
+    def load(position: int) -> bytes:
+        number = bisect.bisect_right(firsts, position) - 1
+        return parts[number](position - firsts[number])
+
+    return ImageSet(", ".join(map(str, paths))[:400], tuple(names), load), left_out
 
 
 def _of_parquet(source: Path, listing: FolderListing | None) -> ImageSet:

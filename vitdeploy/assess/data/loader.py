@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prepared:
-    """One image: the SHA-256 of its file, and (1, ...) input arrays."""
+    """One image: the SHA-256 of its file, and (1, ...) input arrays; or why it cannot be read."""
 
     sha256: str
     pixels: dict[PixelFormat, np.ndarray]
+    error: ImageError | None = None
 
 
 def prepare(
@@ -40,6 +41,7 @@ def prepare(
     first: int = 0,
     threads: int,
     ahead: int,
+    keep_errors: bool = False,
 ) -> Generator[Prepared, None, None]:
     """Yield every image in order, decoded once and preprocessed once per format.
 
@@ -50,22 +52,32 @@ def prepare(
         first: Images before this position are read but not decoded.
         threads: Images processed concurrently.
         ahead: Prefetch limit: images that may be ready or in progress.
+        keep_errors: Yield an image that cannot be read with its error, and an empty SHA-256 if its file cannot.
 
     Raises:
-        ImageError: If an image cannot be read.
+        ImageError: If an image cannot be read, unless errors are kept.
     """
     readable_formats()  # Pillow registers its formats on first use, without a lock
 
     def one(position: int) -> Prepared:
-        encoded = data.load(position)
-        sha256 = hashlib.sha256(encoded).hexdigest()
-        if position < first or not formats:
-            return Prepared(sha256, {})
+        sha256 = ""
+        try:
+            encoded = data.load(position)
+            sha256 = hashlib.sha256(encoded).hexdigest()
+            return Prepared(sha256, {} if position < first else prepared(encoded, position))
+        except ImageError as exc:
+            if not keep_errors:
+                raise
+            return Prepared(sha256, {}, exc)
+
+    def prepared(encoded: bytes, position: int) -> dict[PixelFormat, np.ndarray]:
+        if not formats:
+            return {}
         try:
             image = open_image(encoded, mode=processor.mode, name=repr(data.names[position]))
         except ImageError as exc:
             raise exc.at(data.source) from exc
-        return Prepared(sha256, {pixels: processor(image, pixels=pixels, threads=1) for pixels in formats})
+        return {pixels: processor(image, pixels=pixels, threads=1) for pixels in formats}
 
     pool = ThreadPoolExecutor(threads, thread_name_prefix="vitdeploy-prepare")
     pending: collections.deque[Future[Prepared]] = collections.deque()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vitdeploy.images.processor import ImageProcessor
     from vitdeploy.system.progress import Progress
 
-_BATCHES_AHEAD = 2  # ready or in progress, while one runs
+BATCHES_AHEAD = 2  # ready or in progress, while one runs
 
 
 def run_all(
@@ -57,7 +57,7 @@ def run_all(
         {run.pixels for run in runs if run.pixels is not None},
         first=len(finished) * batch_size,
         threads=threads,
-        ahead=_BATCHES_AHEAD * max(batch_size, threads),
+        ahead=BATCHES_AHEAD * max(batch_size, threads),
     )
     of_all = hashlib.sha256()
     with contextlib.closing(stream):
@@ -90,12 +90,12 @@ def header(
         **settings,
         "data": hashlib.sha256(listing.encode("utf-8", "surrogatepass")).hexdigest(),
         "images": len(images),
-        "backends": {f"{run.selected} {run.selected.precision}": _that_counts(run.details) for run in runs},
+        "backends": {f"{run.selected} {run.selected.precision}": that_counts(run.details) for run in runs},
         "versions": {"vitdeploy": __version__, "pillow": PIL.__version__, "numpy": np.__version__},
     }
 
 
-def _that_counts(details: Mapping[str, Any]) -> dict[str, Any]:
+def that_counts(details: Mapping[str, Any]) -> dict[str, Any]:
     """Details that change results: the number of threads, which orders the sums; not its reason or idle waiting."""
     return {name: value for name, value in details.items() if name not in ("threads_reason", "allow_spinning")}
 

@@ -40,6 +40,7 @@ class Attention(nn.Module):
         self.q_proj = nn.Linear(config.hidden_size, width, bias=config.qkv_bias and config.query_bias)
         self.k_proj = nn.Linear(config.hidden_size, width, bias=config.qkv_bias and config.key_bias)
         self.v_proj = nn.Linear(config.hidden_size, width, bias=config.qkv_bias and config.value_bias)
+        self.layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps) if config.attention_norm else None
         self.o_proj = nn.Linear(width, config.hidden_size, bias=config.proj_bias)
 
     def forward(
@@ -73,34 +74,39 @@ class Attention(nn.Module):
             weights = F.dropout(weights, self.dropout, self.training)
             x = torch.matmul(weights, v)
         x = x.transpose(1, 2).flatten(2)  # (N, L, H * head_dim)
-        return self.o_proj(x), weights
+        return self.o_proj(x if self.layernorm is None else self.layernorm(x)), weights
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return torch.unflatten(x, 2, (self.num_heads, self.head_dim)).transpose(1, 2)  # (N, H, L, head_dim)
 
 
 class Mlp(nn.Module):
-    """Two linear layers around an activation: (N, L, D) -> (N, L, D)."""
+    """Two linear layers around an activation and, in EVA-02, a norm: (N, L, D) -> (N, L, D)."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
         self.activation = activation(config.hidden_act, "hidden_act")
+        self.layernorm = nn.LayerNorm(config.intermediate_size, eps=config.layer_norm_eps) if config.mlp_norm else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.activation(self.fc1(x)))  # type: ignore[no-any-return]
+        x = self._activated(x)
+        return self.fc2(x if self.layernorm is None else self.layernorm(x))  # type: ignore[no-any-return]
+
+    def _activated(self, x: Tensor) -> Tensor:
+        return self.activation(self.fc1(x))
 
 
 class GatedMlp(Mlp):
-    """An MLP that a second layer with an activation gates, DINOv3's: (N, L, D) -> (N, L, D)."""
+    """An MLP that a second layer with an activation gates, DINOv3's and EVA-02's: (N, L, D) -> (N, L, D)."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__(config)
         self.gate = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.activation(self.gate(x)) * self.fc1(x))  # type: ignore[no-any-return]
+    def _activated(self, x: Tensor) -> Tensor:
+        return self.activation(self.gate(x)) * self.fc1(x)  # type: ignore[no-any-return]
 
 
 class SwiGlu(nn.Module):

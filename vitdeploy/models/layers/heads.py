@@ -106,8 +106,9 @@ class ProbeAttention(Attention):
     """Multi-head attention of a probe (1, 1, D) to all tokens: (N, L, D) -> (N, 1, D); torch's `MultiheadAttention`."""
 
     def __init__(self, config: ViTConfig) -> None:
-        biases: dict[str, Any] = dict.fromkeys(("qkv_bias", "query_bias", "key_bias", "value_bias", "proj_bias"), True)
-        super().__init__(dataclasses.replace(config, **biases, head_dim=None), "sdpa")
+        own: dict[str, Any] = dict.fromkeys(("qkv_bias", "query_bias", "key_bias", "value_bias", "proj_bias"), True)
+        own |= {"num_attention_heads": config.pooler_attention_heads or config.num_attention_heads, "head_dim": None}
+        super().__init__(dataclasses.replace(config, **own, rotary=None, attention_norm=False), "sdpa")
 
     def forward(self, probe: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
         q, k, v = map(self._split_heads, (self.q_proj(probe), self.k_proj(x), self.v_proj(x)))
@@ -128,7 +129,8 @@ class AttentionPooler(nn.Module):
         self.probe = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.attention = ProbeAttention(config)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = Mlp(config)
+        width = config.pooler_intermediate_size or config.intermediate_size
+        self.mlp = Mlp(dataclasses.replace(config, intermediate_size=width, mlp_norm=False))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.attention(self.probe, x)[:, 0]
@@ -190,7 +192,7 @@ class FeatureHead(nn.Module):
         kind, size = config.feature_pooler, config.projection_size
         self.pooler = _POOLERS[kind](config) if pooler and kind is not None else None
         self.visual_projection = (
-            None if self.pooler is None or size is None else nn.Linear(self.pooler.width, size, bias=False)
+            None if self.pooler is None or size is None else nn.Linear(self.pooler.width, size, config.embeds_bias)
         )
         self.embed_by(config)
 

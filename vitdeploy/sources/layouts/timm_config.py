@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vitdeploy.errors import CheckpointError
+from vitdeploy.models.unsupported import OPTIMUM, family_in
 from vitdeploy.sources.layouts.timm_classes import label_offset, labels, num_classes, problem_type
 from vitdeploy.sources.layouts.timm_keys import MODEL_ARGS
 from vitdeploy.sources.layouts.timm_parts import (
@@ -87,7 +89,7 @@ def read_config(config: Mapping[str, Any]) -> TimmConfig:
     gated = bool(size == "giant" and name["dino"])
     heads = _HEADS_OF_GIANT_DINO if gated else _HEADS_OF_PLUS if name["plus"] else _HEADS[size]
     classes = num_classes(config, arguments, cfg)
-    pool = _global_pool(config, arguments, "avg" if beit else "token", classes)
+    pool = global_pool(config, arguments, "avg" if beit else "token", classes)
     late_norm = flag(arguments, "use_fc_norm" if beit else "fc_norm", default=pool == "avg")
     if distilled and (pool == "avg" or late_norm):
         raise unsupported("global_pool", "a distilled DeiT has no average pooling and no fc_norm, in timm neither")
@@ -99,7 +101,7 @@ def read_config(config: Mapping[str, Any]) -> TimmConfig:
         distilled=distilled,
         gated=gated,
         num_heads=count("model_args.num_heads", arguments.get("num_heads", heads)),
-        image_size=_table_size(config),
+        image_size=table_size(config),
         dynamic=dynamic,
         evaluation_size=image_size(config),
         num_classes=classes,
@@ -113,6 +115,10 @@ def read_config(config: Mapping[str, Any]) -> TimmConfig:
 
 def _architecture(value: object) -> dict[str, str]:
     """The parts of the name; missing ones are empty."""
+    other = family_in(value) if isinstance(value, str) else None
+    if other is not None:
+        message = f"timm checkpoint: {other}"  # optimum-onnx exports any timm model
+        raise CheckpointError(message, what="architecture", found=value, hint=OPTIMUM)
     if not isinstance(value, str) or not value.startswith(_PREFIXES):
         raise refuse("architecture", f"starts with none of {', '.join(_PREFIXES)}", value)
     match = _ARCHITECTURE.fullmatch(value)
@@ -174,7 +180,7 @@ def takes_any_size(config: Mapping[str, Any]) -> bool:
     return is_dynamic(model_args(config))
 
 
-def _table_size(config: Mapping[str, Any]) -> tuple[int, int]:
+def table_size(config: Mapping[str, Any]) -> tuple[int, int]:
     """(height, width) in pixels of the position tables."""
     arguments = model_args(config)
     if "img_size" in arguments:
@@ -182,19 +188,30 @@ def _table_size(config: Mapping[str, Any]) -> tuple[int, int]:
     return (_DEFAULT_SIZE, _DEFAULT_SIZE) if is_dynamic(arguments) else image_size(config)
 
 
-def _global_pool(config: Mapping[str, Any], arguments: Mapping[str, Any], default: str, classes: int) -> str:
+def global_pool(
+    config: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    default: str,
+    classes: int,
+    pools: Sequence[str] = ("token", "avg"),
+) -> str:
+    """The pooling: one of `pools`, or "" for a model without head and pooling.
+
+    Raises:
+        CheckpointError: If it is another, or stated twice with different values.
+    """
     built, written = arguments.get("global_pool"), config.get("global_pool")
     pool = first(built, written, default)
-    if pool not in ("token", "avg", ""):
+    if pool not in (*pools, ""):
         raise unsupported(
             "global_pool",
-            f"no model of transformers pools as global_pool {pool!r:.80} does; 'token' and 'avg' are supported, and '' "
-            f"without a head",
+            f"global_pool {pool!r:.80} is not supported for this architecture, only {', '.join(map(repr, pools))}, and "
+            f"'' without a head",
         )
     if written not in (None, pool):
         raise unsupported(
             "global_pool", f"global_pool is {pool!r} in model_args and {written!r:.80} beside it; make them agree"
         )
     if not pool and classes:
-        raise unsupported("global_pool", "global_pool '' classifies every token, which no model of transformers does")
+        raise unsupported("global_pool", "global_pool '' classifies every token, which no model here does")
     return str(pool)

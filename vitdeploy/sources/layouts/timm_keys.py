@@ -111,8 +111,36 @@ MODEL_ARGS: dict[str, Fate] = {
         "refused",
     ),
 }  # fmt: skip
+# The same for timm's class `Eva`.
+EVA_ARGS: dict[str, Fate] = {
+    **dict.fromkeys(
+        ("img_size", "num_classes", "num_heads", "global_pool", "use_fc_norm", "use_post_transformer_norm",
+         "dynamic_img_size", "use_rot_pos_emb", "ref_feat_shape", "rope_grid_offset", "rope_grid_indexing",
+         "rope_temperature", "rope_rotate_half", "attn_pool_num_heads"),
+        "applied",
+    ),
+    **dict.fromkeys(
+        ("in_chans", "embed_dim", "depth", "patch_size", "mlp_ratio", "qkv_bias", "qkv_fused", "init_values",
+         "class_token", "no_embed_class", "use_abs_pos_emb", "attn_type", "swiglu_mlp", "scale_mlp",
+         "scale_attn_inner", "use_pre_transformer_norm", "attn_pool_mlp_ratio"),
+        "compared",
+    ),
+    **dict.fromkeys(
+        ("head_init_scale", "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate",
+         "drop_path_rate", "rope_shift_coords", "rope_jitter_coords", "rope_rescale_coords"),
+        "no effect",  # on an evaluation
+    ),
+    **dict.fromkeys(
+        ("num_kv_heads", "qk_norm", "swiglu_align_to", "norm_layer", "attn_only_layer_scale", "num_reg_tokens",
+         "rope_type", "rope_mrope_section", "use_post_norm", "dynamic_img_pad", "use_naflex", "pruned",
+         "features_only", "out_indices", "feature_cls", "device", "dtype"),
+        "refused",
+    ),
+}  # fmt: skip
 # Arguments for which null means the default.
 NULLABLE = {"fc_norm", "use_fc_norm", "init_values", "norm_layer", "embed_norm_layer", "act_layer", "use_naflex"}
+# Not those that timm's registry sets for an architecture.
+EVA_NULLABLE = {"num_kv_heads", "rope_mrope_section", "rope_shift_coords", "rope_jitter_coords", "rope_rescale_coords"}
 # Values of "refused" arguments that are accepted: those of a plain model.
 PLAIN: dict[str, tuple[object, ...]] = {
     "class_token": (True,),
@@ -128,6 +156,18 @@ PLAIN: dict[str, tuple[object, ...]] = {
     "proj_bias": (True,),
     "dynamic_img_pad": (False,),
     "act_layer": ("gelu",),
+    "use_naflex": (False,),
+    "pruned": (False,),
+    "features_only": (False,),
+}
+EVA_PLAIN: dict[str, tuple[object, ...]] = {
+    "qk_norm": (False,),
+    "swiglu_align_to": (0,),
+    "attn_only_layer_scale": (False,),
+    "num_reg_tokens": (0,),
+    "rope_type": ("cat",),
+    "use_post_norm": (False,),
+    "dynamic_img_pad": (False,),
     "use_naflex": (False,),
     "pruned": (False,),
     "features_only": (False,),

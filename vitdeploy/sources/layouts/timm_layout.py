@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vitdeploy.sources.layouts.timm_config import read_config
-from vitdeploy.sources.layouts.timm_parts import is_timm, refuse, unsupported
+from vitdeploy.sources.layouts.timm_eva import from_eva
+from vitdeploy.sources.layouts.timm_parts import is_eva, is_timm, refuse, unsupported
 from vitdeploy.sources.layouts.timm_processor import processor_config
 from vitdeploy.sources.layouts.timm_tensors import Source
 from vitdeploy.specs import Task
@@ -23,7 +24,7 @@ __all__ = ["from_timm", "is_timm", "processor_config"]
 def from_timm(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor], task: Task | None = None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Convert a timm Vision Transformer, DeiT or BEiT.
+    """Convert a timm Vision Transformer, DeiT, BEiT, EVA or Perception Encoder.
 
     Sizes are taken from the tensors' shapes if possible, and compared with `model_args`. A position table without rows
     for the class token gets rows of zeros, and a classifier of only the class token gets zeros for the mean of the
@@ -45,9 +46,11 @@ def from_timm(
     Raises:
         CheckpointError: If the model has no equivalent, or the files are malformed or do not fit each other.
     """
-    stated = read_config(config)
     if all(name.startswith("timm_model.") for name in tensors):
         tensors = {name.removeprefix("timm_model."): tensor for name, tensor in tensors.items()}
+    if is_eva(config):
+        return from_eva(config, tensors, task)
+    stated = read_config(config)
     source = Source(stated, tensors)
     _check_pooling(source, features=not stated.num_classes or task is Task.FEATURES)
     return _beit(source) if stated.beit or (stated.late_norm and stated.global_pool == "avg") else _vit(source)

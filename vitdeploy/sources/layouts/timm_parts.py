@@ -6,14 +6,30 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vitdeploy.errors import CheckpointError
-from vitdeploy.sources.layouts.timm_keys import MODEL_ARGS, NULLABLE, PLAIN, PRETRAINED_CFG
+from vitdeploy.sources.layouts.timm_keys import (
+    EVA_ARGS,
+    EVA_NULLABLE,
+    EVA_PLAIN,
+    MODEL_ARGS,
+    NULLABLE,
+    PLAIN,
+    PRETRAINED_CFG,
+    Fate,
+)
 
 MOST = 1 << 20  # limit of any count
+EVA_PREFIXES = ("eva_", "eva02_", "vit_pe_")  # of architectures of timm's class `Eva`
 
 
 def is_timm(config: Mapping[str, Any]) -> bool:
     """True for timm's config.json, or that of transformers' wrapper around timm."""
     return is_wrapper(config) or ("architecture" in config and "model_type" not in config)
+
+
+def is_eva(config: Mapping[str, Any]) -> bool:
+    """True if the architecture in a config.json is an EVA or a Perception Encoder, supported or not."""
+    name = config.get("architecture")
+    return isinstance(name, str) and name.startswith(EVA_PREFIXES)
 
 
 def is_wrapper(config: Mapping[str, Any]) -> bool:
@@ -29,17 +45,24 @@ def model_args(config: Mapping[str, Any]) -> dict[str, Any]:
         CheckpointError: If an argument is unknown, or has a value without an equivalent.
     """
     stated = mapping("model_args", config.get("model_args") or {})
+    fates, plain_values, nullable = tables(config)
     arguments = {key: value for key, value in stated.items() if value is not None}
-    for key in stated.keys() - arguments.keys() - NULLABLE:
+    for key in stated.keys() - arguments.keys() - nullable:
         if not is_wrapper(config):
             raise unsupported(key, f"model_args.{key:.80} is null; remove it, or set it as timm does")
     for key, value in arguments.items():
-        if key not in MODEL_ARGS:
+        if key not in fates:
             raise unsupported(key, f"model_args has {key!r:.80}, whose effect is not known")
-        if MODEL_ARGS[key] == "refused" and value not in PLAIN.get(key, ()):
-            plain = f"; only {PLAIN[key][0]!r} is supported" if key in PLAIN else ""
-            raise unsupported(key, f"model_args.{key} {value!r:.80} has no equivalent in transformers{plain}")
+        accepted = plain_values.get(key, ())
+        if fates[key] == "refused" and not any(type(value) is type(plain) and value == plain for plain in accepted):
+            only = f"; only {accepted[0]!r} is supported" if accepted else ""
+            raise unsupported(key, f"model_args.{key} {value!r:.80} is not supported{only}")
     return arguments
+
+
+def tables(config: Mapping[str, Any]) -> tuple[dict[str, Fate], dict[str, tuple[object, ...]], set[str]]:
+    """Effects, plain values and nullable keys of the arguments of an architecture's constructor."""
+    return (EVA_ARGS, EVA_PLAIN, EVA_NULLABLE) if is_eva(config) else (MODEL_ARGS, PLAIN, NULLABLE)
 
 
 def pretrained_cfg(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -93,6 +116,12 @@ def count(key: str, value: object, *, least: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MOST:
         raise refuse(key, f"has other values than integers from {least} to {MOST}", value)
     return value
+
+
+def number(key: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= MOST:
+        raise refuse(key, f"is not a number up to {MOST}", value)
+    return float(value)
 
 
 def flag(arguments: Mapping[str, Any], key: str, *, default: bool) -> bool:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 
 from vitdeploy.errors import CheckpointError
 from vitdeploy.models.checkpoint import some
-from vitdeploy.sources.layouts.timm_parts import pair, refuse
+from vitdeploy.sources.layouts.timm_parts import MOST, pair, refuse
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,21 +16,26 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vitdeploy.sources.layouts.timm_config import TimmConfig
+    from vitdeploy.sources.layouts.timm_eva_config import EvaConfig
 
 _EPS = 1e-6  # timm.layers.LayerNorm
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-class Source:
+S = TypeVar("S", bound="TimmConfig | EvaConfig")
+
+
+class Tensors(Generic[S]):
     """The tensors; each must be taken once, with the shape implied by the others and the configuration."""
 
-    def __init__(self, stated: TimmConfig, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, stated: S, tensors: Mapping[str, Tensor]) -> None:
         self.stated, self.left = stated, dict(tensors)
         self.missing: list[str] = []
         self.wrong: list[str] = []
         self.width, self.channels, *patch = self.shape("patch_embed.proj.weight", 4)
         self.patch = patch[0], patch[1]
-        self.mlp = self.shape("blocks.0.mlp.fc1.weight", 2)[0]
+        split = "blocks.0.mlp.fc1_g.weight"  # of a SwiGLU that has two layers
+        self.mlp = self.shape(split if split in self.left else "blocks.0.mlp.fc1.weight", 2)[0]
         self.depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
         self.grid = stated.image_size[0] // self.patch[0], stated.image_size[1] // self.patch[1]
         if 0 in self.grid:
@@ -94,15 +99,15 @@ class Source:
             problems = "; ".join(f"{kind} {some(names)}".strip() for kind, names in kinds.items() if names)
             raise CheckpointError(
                 f"timm checkpoint: the weights are not those of the architecture and model_args, or of a kind that "
-                f"Hugging Face does not have: {problems}",
+                f"is not supported: {problems}",
                 what="weights", found=problems,
             )  # fmt: skip
         sizes = {"embed_dim": self.width, "depth": self.depth, "in_chans": self.channels, "mlp_ratio": self.mlp}
         counted = {**sizes, "patch_size": self.patch, **counted}
         for key, value in self.stated.arguments.items():
             got: object = value
-            if key == "mlp_ratio":
-                number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < self.mlp + 2
+            if key in ("mlp_ratio", "attn_pool_mlp_ratio"):
+                number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MOST
                 got = int(self.width * value) if number else value
             elif key == "patch_size":
                 got = pair("model_args.patch_size", value)
@@ -128,3 +133,7 @@ class Source:
             "num_channels": self.channels,
             **self.stated.labels,
         }
+
+
+class Source(Tensors["TimmConfig"]):
+    """Those of a Vision Transformer, DeiT or BEiT."""

@@ -1,0 +1,131 @@
+"""The folder of an unfinished embedding job, from which the next run continues."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from vitdeploy.assess.evaluate.resume_file import WorkFile
+from vitdeploy.errors import InputError, OutputError, first_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+_SAVE_S = 2.0  # between two waits for the disk, each of which can take longer than a batch
+
+
+class Unfinished:
+    """`OUTPUT.unfinished`: a `.npy` file that is filled row by row, and a log of its finished batches.
+
+    Vectors are on disk before their batch is logged, and the log has their SHA-256, so that a logged batch is whole
+    after a kill or a power cut; the work of the last seconds may be lost. A context manager; another process with the
+    same output is refused at once.
+
+    Args:
+        output: The file that the job is to write.
+        header: Identity of the job, as plain values. A folder of another job is refused.
+        shape: (N, D) of all vectors.
+
+    Attributes:
+        path: The folder.
+        batches: Finished batches of earlier runs, in order.
+
+    Raises:
+        InputError: If the folder is another job's, or damaged.
+        OutputError: If it cannot be written.
+    """
+
+    def __init__(self, output: Path, header: Mapping[str, Any], shape: tuple[int, int]) -> None:
+        self.path = output.with_name(f"{output.name}.unfinished")
+        self.vectors = self.path / "vectors.npy"
+        self._width, self._synced = shape[1], time.monotonic()
+        self._waiting: list[dict[str, Any]] = []
+        log = self.path / "log"
+        with writing(self.path), contextlib.ExitStack() as stack:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not self.vectors.exists():
+                log.unlink(missing_ok=True)  # of a run that was killed after it moved the vectors to their place
+            self._log = stack.enter_context(WorkFile(log, header))
+            descriptor = os.open(self.vectors, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+            self._file: BinaryIO = stack.enter_context(os.fdopen(descriptor, "r+b"))
+            self._restore(_npy_header(shape))
+            self._stack = stack.pop_all()
+        self.batches = tuple(self._log.batches)
+
+    def append(self, vectors: np.ndarray, batch: Mapping[str, Any]) -> None:
+        """Append the vectors (n, D) float32 of a batch, and its entry in the log."""
+        content = np.ascontiguousarray(vectors, "<f4").tobytes()
+        with writing(self.path):
+            self._file.write(content)
+        self._waiting.append({**batch, "rows": len(vectors), "vectors": hashlib.sha256(content).hexdigest()})
+        if time.monotonic() - self._synced >= _SAVE_S:
+            self.save()
+
+    def save(self) -> None:
+        """Wait until all vectors are on disk, and log their batches."""
+        with writing(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        for batch in self._waiting:
+            self._log.append(batch)
+        self._waiting.clear()
+        self._synced = time.monotonic()
+
+    def remove(self) -> None:
+        """Remove the folder of a finished job."""
+        self._stack.close()
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if not self._file.closed:
+                self.save()
+        finally:
+            self._stack.close()
+
+    def _restore(self, header: bytes) -> None:
+        """Check the vectors of the finished batches, and cut the file after them."""
+        if not self._log.batches:
+            self._file.truncate(0)
+            self._file.write(header)
+            return
+        intact = self._file.read(len(header)) == header
+        for batch in self._log.batches:
+            content = self._file.read(batch["rows"] * self._width * 4) if intact else b""
+            intact = intact and hashlib.sha256(content).hexdigest() == batch["vectors"]
+        if not intact:
+            message = f"{self.vectors} does not have the vectors of the finished batches"
+            raise InputError(message, what="vectors", where=self.vectors, hint=f"remove {self.path}")
+        self._file.truncate(self._file.tell())
+
+
+def _npy_header(shape: tuple[int, int]) -> bytes:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return header.getvalue()
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise OutputError if the system refuses to write in this block."""
+    try:
+        yield
+    except OSError as exc:
+        message = f"{path} cannot be written: {exc.strerror or first_line(exc)}"
+        raise OutputError(message, where=path, found=exc.strerror, hint="free space, or choose another output") from exc
