@@ -164,8 +164,9 @@ def test_an_image_gives_what_transformers_makes_of_it_and_it_loads_the_bundle(
     if head.name == "BeitForMaskedImageModeling":  # of the two norms that it has else, transformers mixes up its own
         config["use_mean_pooling"] = True
     checkpoint = write_checkpoint(head, config)
-    size = {"shortest_edge": 40} if head.processor == "BitImageProcessor" else {"height": 40, "width": 40}
-    crop = head.processor in ("BitImageProcessor", "DeiTImageProcessor")
+    shortest = head.processor in ("BitImageProcessor", "CLIPImageProcessor")
+    size = {"shortest_edge": 40} if shortest else {"height": 40, "width": 40}
+    crop = shortest or head.processor == "DeiTImageProcessor"
     options = {"size": size, "crop_size": 32} if crop else {"size": 32}
     processor = getattr(transformers, f"{head.processor}Pil")(**options)
     processor.save_pretrained(checkpoint.folder)

@@ -213,15 +213,27 @@ KINDS: dict[str, list[tuple[str, dict[str, Any]]]] = {
             "vit_pe_core_tiny_patch16_384", (24, 36), 6, 24, mlp_ratio=2, dynamic_img_size=True, input_size=(3, 30, 30)
         ),
     ],
+    "clip": [
+        case("vit_base_patch16_clip_quickgelu_224", 32, 8, 24, num_heads=3, mlp_ratio=2),
+        case("vit_base_patch32_clip_224", 24, 6, 24, num_heads=2, mlp_ratio=2.5, depth=3, fc_norm=True),
+        case("vit_large_patch14_clip_336", 28, 7, 32, mlp_ratio=1, no_embed_class=True, act_layer="gelu"),
+    ],
+    "clip_classifier": [
+        case("vit_base_patch16_clip_384", 32, 8, 24, num_heads=3, mlp_ratio=2),
+        case("vit_huge_patch14_clip_quickgelu_378", 30, 6, 32, mlp_ratio=1, qkv_bias=False),
+    ],
+    "clip_features": [
+        case("vit_large_patch14_clip_quickgelu_224", 28, 7, 32, mlp_ratio=1.5),
+    ],
 }
 FEATURES = (
     *("vit_features", "beit_features", "dinov2", "reg4_dinov2", "swiglu", "mean_features"),
-    *("eva02_features", "pe_lang", "pe_spatial"),
+    *("eva02_features", "pe_lang", "pe_spatial", "clip_features"),
 )
 # Of models without a head, those whose pooled features are written too.
-POOLED = ("mean_features", "eva02_features", "pe_lang", "pe_spatial")
+POOLED = ("mean_features", "eva02_features", "pe_lang", "pe_spatial", "clip_features")
 # Models whose head is a projection to a text's vectors, which timm calls logits.
-PROJECTED = ("eva02_clip_0", "pe_core_0")
+PROJECTED = ("eva02_clip_0", "pe_core_0", "clip_0", "clip_1", "clip_2")
 # Evaluation transforms beside those of the models; the last ones are smaller than their crop.
 TRANSFORMS: dict[str, dict[str, Any]] = {
     "augreg": {"crop_pct": 0.9, "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3},
@@ -334,11 +346,17 @@ def inputs(seed: int, height: int, width: int) -> torch.Tensor:
 
 
 def compute(model: Any, pixels: torch.Tensor, prefix: str, name: str | None) -> dict[str, np.ndarray[Any, Any]]:
+    *_, last = hidden_states(model, pixels, prefix).values()
     with torch.inference_mode():
-        results = {f"{prefix}/last_hidden_state": model.forward_features(pixels).numpy()}
+        # of transformers' CLIP without the norm, which only the class token gets
+        results = {f"{prefix}/last_hidden_state": last if is_clip(model) else model.forward_features(pixels).numpy()}
         if name is not None:
             results[f"{prefix}/{name}"] = model(pixels).numpy()
     return results
+
+
+def is_clip(model: Any) -> bool:
+    return "_clip_" in model.pretrained_cfg["architecture"] and type(model).__name__ == "VisionTransformer"
 
 
 def hidden_states(model: Any, pixels: torch.Tensor, prefix: str) -> dict[str, np.ndarray[Any, Any]]:
@@ -363,8 +381,10 @@ def write_case(kind: str, number: int, architecture: str, arguments: dict[str, A
     data_config = {"input_size": arguments.pop("input_size")} if "input_size" in arguments else None
     model = timm.create_model(architecture, **{"depth": 2, "num_classes": classes, **arguments}).eval()
     spread(model, seed)
+    if kind == "clip":
+        torch.nn.init.zeros_(model.head.bias)
     folder = OUT / f"{kind}_{number}"
-    labels = [f"n{index:04}" for index in range(model.num_classes)]
+    labels = [] if kind == "clip" else [f"n{index:04}" for index in range(model.num_classes)]
     names = {"label_names": labels, "label_descriptions": {name: f"class {name}" for name in labels[1:]}}
     in_half = copy.deepcopy(model).half()  # half the bytes, the same values
     timm.models.save_for_hf(

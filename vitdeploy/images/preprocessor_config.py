@@ -98,7 +98,10 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     kind = str(name).removesuffix("Fast").removesuffix("Pil")
     if kind not in _CLASS_DEFAULTS:
         raise _refusal("image_processor_type", name, f"one of {', '.join(_CLASS_DEFAULTS)}")
-    return {**_STEPS, **_CLASS_DEFAULTS[kind], **config, "image_processor_type": kind}
+    settings = {**_STEPS, **_CLASS_DEFAULTS[kind], **config, "image_processor_type": kind}
+    if settings.pop("use_square_size", False) and kind == "CLIPImageProcessor":  # Kosmos-2's, of the class's size
+        settings["size"] = {"height": 224, "width": 224}
+    return settings
 
 
 def _statistics(values: Mapping[str, Any], num_channels: int | None, used: bool) -> dict[str, tuple[float, ...]]:
@@ -230,7 +233,7 @@ _CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
 
 # Every key that transformers 4 and 5 write, except other steps (`do_...`), which must be off.
 _CLASS_KEYS = frozenset({"image_processor_type", "feature_extractor_type"})
-APPLIED = frozenset({*_CLASS_KEYS, "default_to_square", *_STEPS, *_VALUES})
+APPLIED = frozenset({*_CLASS_KEYS, "default_to_square", "use_square_size", *_STEPS, *_VALUES})
 REFUSED = frozenset({"auto_map", "do_pad"})  # unless they are null, false or empty
 WITHOUT_EFFECT = frozenset(
     {
@@ -257,5 +260,6 @@ CLASS_OF_MODEL = {
     "deit": "DeiTImageProcessor",
     "beit": "BeitImageProcessor",
     "dinov2": "BitImageProcessor",
+    "clip": "CLIPImageProcessor",
     "siglip": "SiglipImageProcessor",
 }

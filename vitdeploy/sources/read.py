@@ -116,6 +116,8 @@ def read_checkpoint(
     data = image_tower(content.config, task)
     config = ViTConfig.from_dict(data)
     note_unknown_keys(data)
+    if any(name.startswith("text_model.") for name in content.weights):
+        logger.warning("the checkpoint has an image and a text encoder; the text encoder is not exported")
     if config.num_channels not in MODES:
         raise CheckpointError(
             f"{model}: the model takes images of {config.num_channels} channels",

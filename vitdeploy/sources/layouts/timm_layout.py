@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vitdeploy.sources.layouts.timm_clip import from_clip
 from vitdeploy.sources.layouts.timm_config import read_config
 from vitdeploy.sources.layouts.timm_eva import from_eva
 from vitdeploy.sources.layouts.timm_parts import is_eva, is_timm, refuse, unsupported
@@ -24,7 +25,7 @@ __all__ = ["from_timm", "is_timm", "processor_config"]
 def from_timm(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor], task: Task | None = None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Convert a timm Vision Transformer, DeiT, BEiT, EVA or Perception Encoder.
+    """Convert a timm Vision Transformer, DeiT, BEiT, CLIP image encoder, EVA or Perception Encoder.
 
     Sizes are taken from the tensors' shapes if possible, and compared with `model_args`. A position table without rows
     for the class token gets rows of zeros, and a classifier of only the class token gets zeros for the mean of the
@@ -52,6 +53,8 @@ def from_timm(
         return from_eva(config, tensors, task)
     stated = read_config(config)
     source = Source(stated, tensors)
+    if stated.clip:
+        return from_clip(source, task)
     _check_pooling(source, features=not stated.num_classes or task is Task.FEATURES)
     return _beit(source) if stated.beit or (stated.late_norm and stated.global_pool == "avg") else _vit(source)
 
