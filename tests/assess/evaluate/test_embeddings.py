@@ -151,7 +151,7 @@ def test_a_pool_that_an_artifact_lacks_is_a_reason_to_skip_it(features: Bundle, 
 def test_vectors_that_are_not_finite_count_as_wrong(
     features: Bundle, folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vitdeploy.models.pooling import Pooling
+    from vitdeploy.models.layers.pooling import Pooling
 
     original = Pooling.__call__
 

@@ -10,7 +10,7 @@ import numpy as np
 from vitdeploy.assess.evaluate.open_run import OpenRun
 from vitdeploy.assess.metrics.neighbours import neighbourhood
 from vitdeploy.errors import UsageError
-from vitdeploy.models.pooling import Pooling
+from vitdeploy.models.layers.pooling import Pooling
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
