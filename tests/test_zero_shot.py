@@ -194,5 +194,5 @@ def test_another_file_of_classes_makes_another_bundle(
 ) -> None:
     place = shutil.copytree(bundle.path, tmp_path / "b")
     other = towers.write_classes(tmp_path / "classes.npz", names=np.array([*LABELS[:3], "shark"]))
-    with raises(UsageError, what="output"):
+    with raises(UsageError, what="model"):
         vitdeploy.export(towers.folder, output=place, source=vitdeploy.SourceOptions(class_embeddings=other))
