@@ -234,6 +234,7 @@ def test_what_is_applied_is_so_as_in_transformers(write_checkpoint: WriteCheckpo
 
 # Values that are not the defaults, of keys that change nothing. Those of `OTHER` are no business of a model.
 CARRIED_VALUES: dict[str, Any] = {
+    "zero_shot_note": "none",
     "label2id": {"x": 0}, "function_to_apply": "sigmoid", "attention_probs_dropout_prob": 0.5,
     "hidden_dropout_prob": 0.5, "drop_path_rate": 0.4, "initializer_range": 1.5, "gradient_checkpointing": True,
     "loss_type": "ForTokenClassification", "name_or_path": "somewhere", "finetuning_task": "x",
