@@ -8,10 +8,18 @@ from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, NamedTuple
 
 from vitdeploy.errors import CheckpointError
-from vitdeploy.files.file_kinds import PROCESSOR_CONFIGS, folder_names, is_lfs_pointer, lfs_advice, names_advice
+from vitdeploy.files.file_kinds import (
+    PROCESSOR_CONFIGS,
+    folder_names,
+    is_lfs_pointer,
+    is_license_name,
+    lfs_advice,
+    names_advice,
+)
 from vitdeploy.files.regular_file import read_regular
 from vitdeploy.models.config import family_of, read_json
 from vitdeploy.sources.layouts.timm_parts import is_timm
+from vitdeploy.sources.license_files import CARD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -72,7 +80,7 @@ class Choice(NamedTuple):
 
 
 def choose_checkpoint(files: Files) -> Choice:
-    """Locate the configurations, an adapter, and the preferred form of weights.
+    """Locate the configurations, an adapter, the preferred form of weights, and the license.
 
     Raises:
         CheckpointError: If a file is missing, or an index is malformed.
@@ -85,13 +93,21 @@ def choose_checkpoint(files: Files) -> Choice:
         family_of(data)  # a model of another family is refused before its weights are downloaded
     for name in PROCESSOR_CONFIGS:
         files.get(name)
-    for name in _WEIGHTS if config is not None else ():
+    weights = _weights(files) if config is not None else ()
+    if not weights and not adapter:
+        raise _incomplete(files, f"has no weights; looked for {', '.join(_WEIGHTS)}", "weights")
+    for name in (CARD, *sorted(filter(is_license_name, files.names()))):
+        files.locate(name)
+    return Choice(weights, adapter)
+
+
+def _weights(files: Files) -> tuple[Path, ...]:
+    """The preferred form of weights: one file, or all shards; empty if there are none."""
+    for name in _WEIGHTS:
         path = files.get(name)
         if path is not None:
-            return Choice(_shards(path, files) if name.endswith(_INDEX_SUFFIX) else (path,), adapter)
-    if adapter:
-        return Choice((), adapter)
-    raise _incomplete(files, f"has no weights; looked for {', '.join(_WEIGHTS)}", "weights")
+            return _shards(path, files) if name.endswith(_INDEX_SUFFIX) else (path,)
+    return ()
 
 
 def choose_processor(files: Files) -> Choice:
