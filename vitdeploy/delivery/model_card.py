@@ -58,6 +58,7 @@ def _metadata(bundle: Bundle) -> dict[str, Any]:
     }
     if manifest.task in _PIPELINE_TAGS:
         data["pipeline_tag"] = manifest.task
+    data |= manifest.source.license or {}
     if manifest.source.revision is not None:  # it is a Hub id
         data["base_model"] = manifest.source.id
         if any(artifact.precision in QUANTIZED for artifact in manifest.artifacts):

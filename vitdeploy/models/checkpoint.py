@@ -115,7 +115,7 @@ def make_model(
         raise CheckpointError(message, what="task", expected=tasks, found=task)
     tensors: dict[str, Tensor] = {}
     spelling: dict[str, str] = {}
-    for name, ours in our_names(config.family, weights, task).items():
+    for name, ours in our_names(config.family, weights, projects=config.projection_size is not None).items():
         if weights[name].numel() == 0:  # transformers writes the registers of a model that has none
             continue
         if ours in tensors:
