@@ -136,7 +136,7 @@ HEADS = (
         "dinov2_with_registers", "Dinov2WithRegistersForImageClassification", Task.CLASSIFICATION, "BitImageProcessor"
     ),
     Head("dinov2_with_registers", "Dinov2WithRegistersModel", Task.FEATURES, "BitImageProcessor"),
-    Head("dinov3_vit", "DINOv3ViTModel", Task.FEATURES),
+    Head("dinov3_vit", "DINOv3ViTModel", Task.FEATURES, "DINOv3ViTImageProcessor"),
     Head("clip_vision_model", "CLIPVisionModelWithProjection", Task.FEATURES, "CLIPImageProcessor"),
     Head("clip_vision_model", "CLIPVisionModel", Task.FEATURES, "CLIPImageProcessor"),
     Head("clip", "CLIPForImageClassification", Task.CLASSIFICATION, "CLIPImageProcessor"),
@@ -160,7 +160,7 @@ ONE_A_FAMILY = tuple(
 # Of tests/golden/timm: a checkpoint for each family and task, which has an ONNX graph too.
 TIMM_GRAPHS = (
     *("vit_0", "vit_features_0", "deit_distilled_0", "beit_0", "beit_features_0", "deit3_0", "dinov2_0"),
-    *("reg4_dinov2_classifier_0", "reg4_dinov2_0"),
+    *("reg4_dinov2_classifier_0", "reg4_dinov2_0", "dinov3_0"),
     *("eva_0", "eva02_0", "eva02_features_0", "pe_core_0", "pe_core_1"),
     *("clip_0", "clip_classifier_0"),
 )

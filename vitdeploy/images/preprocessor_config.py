@@ -229,7 +229,11 @@ _CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
         "resample": 3,
         "do_convert_rgb": True,
     },
+    "DINOv3ViTImageProcessor": {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]},
 }
+
+# Classes that rescale before they resize: resized pixels are not rounded to bytes.
+UNROUNDED = frozenset({"DINOv3ViTImageProcessor"})
 
 # Every key that transformers 4 and 5 write, except other steps (`do_...`), which must be off.
 _CLASS_KEYS = frozenset({"image_processor_type", "feature_extractor_type"})
@@ -260,6 +264,7 @@ CLASS_OF_MODEL = {
     "deit": "DeiTImageProcessor",
     "beit": "BeitImageProcessor",
     "dinov2": "BitImageProcessor",
+    "dinov3_vit": "DINOv3ViTImageProcessor",
     "clip": "CLIPImageProcessor",
     "siglip": "SiglipImageProcessor",
 }

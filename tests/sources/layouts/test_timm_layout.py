@@ -39,7 +39,7 @@ CASES = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))
 OWN = ("clip_classifier", "eva", "dynamic_eva", "pe_")  # transformers has no class for them
 OF_TRANSFORMERS = [case for case in CASES if not case.startswith(OWN)]
 FIXED = [case for case in OF_TRANSFORMERS if not case.startswith("dynamic")]
-NOT_BEIT = [case for case in OF_TRANSFORMERS if not case.startswith("beit")]
+WITH_TABLES = [case for case in OF_TRANSFORMERS if not case.startswith(("beit", "dinov3"))]  # of positions
 # The same float32 arithmetic in another order, over at most three layers, relative to the largest result.
 TOLERANCE = 1e-5
 ARCHITECTURES = json.loads((GOLDEN / "architectures.json").read_text())
@@ -112,7 +112,7 @@ def test_transformers_computes_what_timm_computes(case: str, tmp_path: Path) -> 
     check(model, inputs(expected, native), expected, native)
 
 
-@pytest.mark.parametrize("case", NOT_BEIT)
+@pytest.mark.parametrize("case", WITH_TABLES)
 def test_antialiased_positions_are_those_of_timm_at_other_sizes(case: str, tmp_path: Path) -> None:
     config, tensors, expected = read(case)
     content, weights = from_timm(config, tensors)
