@@ -74,7 +74,8 @@ def _types_by_part(graph: torch._C.Graph, nodes: list[torch._C.Node], inputs: li
         value.debugName(): getattr(torch, dtype)
         for value, dtype in zip(list(graph.inputs())[-len(inputs) :], inputs, strict=True)
     }
-    types |= {name: weight.dtype for name, weight in _weights(graph).items()}
+    # a scalar does not change the type of what it is combined with
+    types |= {name: weight.dtype for name, weight in _weights(graph).items() if weight.ndim}
     ends = [state.debugName() for state in hidden_states(graph)]
     layers = len(ends) - 1
     part = 0  # the embeddings, then the layers, then the head
