@@ -16,6 +16,7 @@ _HEADS = (
     "decoder",
     "lm_head",
     "visual_projection",
+    "zero_shot",
 )
 # In the oldest checkpoints.
 _LEGACY = ((re.compile(r"(layernorm\w*)\.gamma$"), r"\1.weight"), (re.compile(r"(layernorm\w*)\.beta$"), r"\1.bias"))

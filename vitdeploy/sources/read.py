@@ -24,7 +24,7 @@ from vitdeploy.sources.layouts.lookup import layout_of
 from vitdeploy.sources.layouts.npz_layout import read_npz
 from vitdeploy.sources.license_files import read_licenses, stated_license
 from vitdeploy.sources.processor_source import find_processor, preset_processor
-from vitdeploy.specs import MODES, Task
+from vitdeploy.specs import MODES, ZERO_SHOT, ZERO_SHOT_NOTE, Task
 from vitdeploy.system.forks import with_threads
 
 if TYPE_CHECKING:
@@ -114,6 +114,9 @@ def read_checkpoint(
         adapter = Adapter.find(checkpoint, hub_options) if checkpoint.adapter else None
         content = _read(checkpoint if adapter is None else adapter.base, adapter, task)
     base = checkpoint if adapter is None else adapter.base
+    if task is Task.FEATURES:  # of a zero-shot classifier, too
+        for key in (ZERO_SHOT, ZERO_SHOT_NOTE):
+            content.config.pop(key, None)
     ViTConfig.from_dict(content.config)  # before its architectures are read
     task = task or task_of(content.config)
     data = image_tower(content.config, task)
