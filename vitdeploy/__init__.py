@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vitdeploy.assess.compare.results import Comparison
     from vitdeploy.assess.debug.bisection import Bisection, bisect
     from vitdeploy.assess.debug.sensitivity import Sensitivity, sensitivity
+    from vitdeploy.assess.evaluate.embeddings import EmbeddingEvaluation, evaluate_embeddings
     from vitdeploy.assess.evaluate.evaluate import Evaluation, evaluate
     from vitdeploy.assess.gate.gate import GateResult, gate
     from vitdeploy.bundle.bundle import Bundle
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from vitdeploy.images.processor_options import ProcessorOptions
     from vitdeploy.predictor import Prediction, Predictor
     from vitdeploy.serving.triton_repository import TritonModel, write_triton_model
-    from vitdeploy.sources.architectures.weights_file import WeightsFile
+    from vitdeploy.sources.architectures.weights_options import WeightsFile
     from vitdeploy.system.progress import Progress
     from vitdeploy.trt.options import EngineOptions
     from vitdeploy.tuning.tune import tune
@@ -58,6 +59,7 @@ __all__ = [
     "Calibration",
     "Comparison",
     "EmbeddedImages",
+    "EmbeddingEvaluation",
     "EngineOptions",
     "Evaluation",
     "GateResult",
@@ -89,6 +91,7 @@ __all__ = [
     "compare_benchmarks",
     "embed",
     "evaluate",
+    "evaluate_embeddings",
     "export",
     "gate",
     "load",
@@ -108,6 +111,7 @@ _MODULES = {
     "Calibration": "exporting.options",
     "Comparison": "assess.compare.compare",
     "EmbeddedImages": "embedding.job",
+    "EmbeddingEvaluation": "assess.evaluate.embeddings",
     "EngineOptions": "trt.options",
     "Evaluation": "assess.evaluate.evaluate",
     "GateResult": "assess.gate.gate",
@@ -130,7 +134,7 @@ _MODULES = {
     "Tuning": "assess.benchmark.tuning",
     "ValidationOptions": "exporting.options",
     "VitDeployError": "errors",
-    "WeightsFile": "sources.architectures.weights_file",
+    "WeightsFile": "sources.architectures.weights_options",
     "__version__": "_version",
     "benchmark": "assess.benchmark.benchmark",
     "benchmark_scenario": "assess.benchmark.scenarios.scenario_benchmark",
@@ -139,6 +143,7 @@ _MODULES = {
     "compare_benchmarks": "assess.benchmark.comparison",
     "embed": "embedding.job",
     "evaluate": "assess.evaluate.evaluate",
+    "evaluate_embeddings": "assess.evaluate.embeddings",
     "export": "exporting.workflow",
     "gate": "assess.gate.gate",
     "load": "delivery.loading",

@@ -39,6 +39,7 @@ _PROCESSOR_KINDS = {
     "base": "that of the adapter's base",
     "timm": "timm's pretrained_cfg",
     "timm-defaults": "timm's defaults, since its configuration states none",
+    "open_clip": "OpenCLIP's preprocess_cfg",
     "architecture": "that of the architecture",
     "npz": "that of Google's vit_jax for its .npz files: the whole image resized, (x - 127.5) / 127.5",
     "preset": "that of the preset: the whole image resized, (x - 127.5) / 127.5",
@@ -53,9 +54,9 @@ class ProcessorOrigin:
 
     Attributes:
         kind: "checkpoint", the checkpoint's file; "base", an adapter's base; "timm", timm's `pretrained_cfg`;
-            "timm-defaults", timm's defaults without one; "architecture", the named architecture's; "npz", the library
-            of Google's files; "preset", random weights; "given", another processor than the checkpoint's; "options",
-            settings only.
+            "timm-defaults", timm's defaults without one; "open_clip", OpenCLIP's `preprocess_cfg`; "architecture", the
+            named architecture's; "npz", the library of Google's files; "preset", random weights; "given", another
+            processor than the checkpoint's; "options", settings only.
         id: For "given": Hub id, or name of the folder or file. For "architecture": its name.
         revision: For "given" from the Hub: commit.
         settings: Keys of preprocessor_config.json, or "image_size", that were set for this export.
@@ -95,6 +96,7 @@ class Source:
         base: Hub id or name of an adapter's base model; None without an adapter.
         base_revision: The base's commit on the Hub.
         architecture: Name of the architecture in its library, if the weights had no configuration.
+        license: Keys `license`, `license_name` and `license_link` of the checkpoint's model card; None without any.
     """
 
     id: str
@@ -104,6 +106,7 @@ class Source:
     base: str | None = None
     base_revision: str | None = None
     architecture: str | None = None
+    license: dict[str, str] | None = None
 
     def __str__(self) -> str:
         return self.id if self.revision is None else f"{self.id}@{self.revision}"
@@ -260,8 +263,9 @@ class Manifest:
         for name in ("packed_from", "tuned"):
             if fields[name] is None:
                 del fields[name]
-        if self.source.architecture is None:
-            del fields["source"]["architecture"]
+        for name in ("architecture", "license"):
+            if fields["source"][name] is None:
+                del fields["source"][name]
         return {"schema_version": SCHEMA_VERSION, **fields}
 
     def to_json(self) -> str:

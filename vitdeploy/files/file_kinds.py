@@ -13,6 +13,8 @@ from vitdeploy.system.typed_lines import typed_line
 
 SETTINGS_FILE, NESTED_FILE = PROCESSOR_CONFIGS = ("preprocessor_config.json", "processor_config.json")
 
+# Files in a repository's root that have its license: LICENSE, LICENSE.md, NOTICE.txt ...
+_LICENSE = re.compile(r"(?:LICEN[CS]E|COPYING|NOTICE)(?:[_-][\w-]+)?(?:\.(?:md|txt|rst))?", re.IGNORECASE)
 _POINTER = b"version https://git-lfs.github.com/spec/v1"  # git-lfs/docs/spec.md: the first line of every pointer
 _MOST_POINTER_BYTES = 1024  # the same page: a pointer is smaller
 _MOST_NAMES = 10_000  # bytes read for recognition
@@ -132,6 +134,11 @@ def file_advice(path: Path) -> str:
     return f"{path} is {noun}, no checkpoint: {_ANSWERS[kind]}"
 
 
+def is_license_name(name: str) -> bool:
+    """True for the name of a license file."""
+    return _LICENSE.fullmatch(name) is not None
+
+
 def folder_names(folder: Path) -> list[str]:
     """Files in a folder, up to three levels deep, as relative paths with forward slashes."""
     names: list[str] = []
@@ -166,8 +173,8 @@ def names_advice(source: str, names: Collection[str]) -> str | None:
         return f"{source} is a model's part of the Hub cache; name {model_id}{plain}/snapshots/{snapshots[-1]}"
     if any(name.startswith("open_clip_") for name in top):
         return (
-            f"{source} is an OpenCLIP model, which cannot be exported; name a timm or transformers checkpoint of its "
-            f"image encoder"
+            f"{source} has no complete OpenCLIP model: open_clip_config.json, and open_clip_model.safetensors or "
+            f"open_clip_pytorch_model.bin"
         )
     below = sorted({name.rpartition("/")[0] for name in names if re.fullmatch(r".+/(adapter_)?config\.json", name)})
     steps = sorted({name.partition("/")[0] for name in names if re.match(r"checkpoint-\d+/", name)})

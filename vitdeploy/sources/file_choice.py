@@ -8,15 +8,24 @@ from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, NamedTuple
 
 from vitdeploy.errors import CheckpointError
-from vitdeploy.files.file_kinds import PROCESSOR_CONFIGS, folder_names, is_lfs_pointer, lfs_advice, names_advice
+from vitdeploy.files.file_kinds import (
+    PROCESSOR_CONFIGS,
+    folder_names,
+    is_lfs_pointer,
+    is_license_name,
+    lfs_advice,
+    names_advice,
+)
 from vitdeploy.files.regular_file import read_regular
 from vitdeploy.models.config import family_of, read_json
 from vitdeploy.sources.layouts.timm_parts import is_timm
+from vitdeploy.sources.license_files import CARD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
+CONFIG, ADAPTER_CONFIG, OPEN_CLIP_CONFIG = "config.json", "adapter_config.json", "open_clip_config.json"
+OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # in order of preference
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # in order of preference
 _INDEX_SUFFIX = ".index.json"
 _WEIGHTS = (  # in order of preference
@@ -72,14 +81,25 @@ class Choice(NamedTuple):
 
 
 def choose_checkpoint(files: Files) -> Choice:
-    """Locate the configurations, an adapter, and the preferred form of weights.
+    """Locate the configurations, an adapter, the preferred form of weights, and the license.
 
     Raises:
         CheckpointError: If a file is missing, or an index is malformed.
     """
+    choice = _choose_weights(files)
+    for name in (CARD, *sorted(filter(is_license_name, files.names()))):
+        files.locate(name)
+    return choice
+
+
+def _choose_weights(files: Files) -> Choice:
+    """Everything that `choose_checkpoint` locates but the license."""
     config = files.get(CONFIG)
     adapter = _adapter(files)
     if config is None and not adapter:
+        open_clip = _open_clip(files)
+        if open_clip is not None:
+            return open_clip
         raise _incomplete(files, f"has no {CONFIG}; expected a Hugging Face checkpoint", CONFIG)
     if config is not None and "model_type" in (data := read_json(config)) and not is_timm(data):
         family_of(data)  # a model of another family is refused before its weights are downloaded
@@ -91,6 +111,9 @@ def choose_checkpoint(files: Files) -> Choice:
             return Choice(_shards(path, files) if name.endswith(_INDEX_SUFFIX) else (path,), adapter)
     if adapter:
         return Choice((), adapter)
+    open_clip = _open_clip(files)
+    if open_clip is not None:
+        return open_clip
     raise _incomplete(files, f"has no weights; looked for {', '.join(_WEIGHTS)}", "weights")
 
 
@@ -112,6 +135,14 @@ def choose_processor(files: Files) -> Choice:
 def _incomplete(files: Files, problem: str, what: str) -> CheckpointError:
     advice = names_advice(files.label, files.names())
     return CheckpointError(advice or f"{files.label} {problem}", what=what, where=files.label)
+
+
+def _open_clip(files: Files) -> Choice | None:
+    """OpenCLIP's weights, with their configuration located; None without either."""
+    if files.get(OPEN_CLIP_CONFIG) is None:
+        return None
+    weights = next((path for name in OPEN_CLIP_WEIGHTS if (path := files.get(name)) is not None), None)
+    return None if weights is None else Choice((weights,))
 
 
 def _adapter(files: Files) -> tuple[Path, ...]:
