@@ -54,7 +54,7 @@ def test_the_options_of_export_stand_in_groups() -> None:
     lines = run("export", "--help").out.splitlines()
     headings = [line.removesuffix(":") for line in lines if line.endswith(":") and not line.startswith(" ")]
     assert headings == [
-        "Model", "Output", "Half precision", "Quantization", "Image processor", "Graph", "Calibration",
+        "Model", "Output", "Half precision", "Quantization", "Image processor", "Graph", "Embeddings", "Calibration",
         "Accuracy bound", "Validation", "Engines", "Hub", "Common options", "Examples",
     ]  # fmt: skip
     options = [param for param in export.params if isinstance(param, click.Option)]

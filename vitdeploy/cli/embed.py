@@ -32,8 +32,8 @@ _MOST_FAILED = 20  # printed
 @command(
     examples=(
         "embed dinov2 photos --output emb.npy --normalize",
-        "embed dinov2 photos more-photos --output emb.parquet --on-error stop",
-        "embed dinov2 images.parquet --output emb.npy --pool mean --batch-size 32",
+        "embed dinov2 photos more-photos -o emb.parquet --on-error stop",
+        "embed dinov2 images.parquet -o emb.npy --pool mean",
     )
 )
 @click.argument("bundle", type=PATH)
