@@ -60,6 +60,7 @@ bench-peers: .venv/.dev $(ENVS)/optimum/.done $(ENVS)/openvino/.done $(ENVS)/tim
 
 golden: $(ENVS)/timm/.done $(ENVS)/transformers4/.done  ## rewrite tests/golden with timm and PEFT themselves
 	$(TEST_ENV) $(ENVS)/timm/bin/python tests/golden/make_timm.py
+	$(TEST_ENV) $(ENVS)/timm/bin/python tests/golden/make_architectures.py
 	$(TEST_ENV) $(ENVS)/timm/bin/python tests/golden/make_peft.py
 	$(TEST_ENV) $(ENVS)/transformers4/bin/python tests/golden/make_peft.py
 

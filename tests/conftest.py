@@ -94,9 +94,9 @@ class Checkpoint:
 
     @property
     def config(self) -> ViTConfig:
-        from vitdeploy.models.config import ViTConfig
+        from vitdeploy.models.config import ViTConfig, image_tower, read_json
 
-        return ViTConfig.from_pretrained(self.folder)
+        return ViTConfig.from_dict(image_tower(read_json(self.folder / "config.json"), self.task))
 
     @property
     def weights(self) -> tuple[Path, ...]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 import safetensors.torch
 from bundles import CPU_BACKENDS
-from documents import RUN, add_checkpoint, add_images, blocks, documents_hub
+from documents import RUN, add_checkpoint, add_images, add_weights, blocks, documents_hub
 from environments import ROOT
 from families import HEADS, TIMM_GRAPHS
 from hub_server import Hub, use_hub
@@ -45,6 +45,7 @@ def test_the_commands_of_a_document(document: str, hub: Hub, tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     add_images(tmp_path)
     add_checkpoint(tmp_path, hub)
+    add_weights(tmp_path)
     monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     use_hub(hub.url, tmp_path / "hub", monkeypatch)
     monkeypatch.setattr("vitdeploy.assess.benchmark.image_files._SYNTHETIC_SIZE", (48, 64))

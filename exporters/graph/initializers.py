@@ -1,4 +1,4 @@
-"""Initializers of a graph: new ones, name suffixes, and the layer names derived from them."""
+"""Initializers of a graph: new ones, parts of their names, and the layer names derived from them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import onnx_ir as ir
 TRANSPOSED = ".transposed"
 SMOOTHED = ".smoothed"
 CORRECTED = ".corrected"
+# Cosines and sines of rotary positions: "rotary.cos" and "rotary.sin", constants or not.
+ROTARY = "rotary."
 
 
 def register(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:

@@ -199,6 +199,7 @@ def trace_onnx(model: VisionTransformer, spec: ExportSpec, processor: ImageProce
     decoded = spec.pixels.stage is PixelStage.DECODED
     if decoded:
         check_embeddable(processor)
+    processor.check_stage(spec.pixels.stage)
     if spec.pixels.stage is not PixelStage.NORMALIZED:
         model = fold_normalization(model, processor.scale, processor.offset)
     pixels = PixelFormat(PixelStage.RESIZED, "nchw", "uint8") if decoded else spec.pixels

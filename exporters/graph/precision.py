@@ -11,13 +11,15 @@ import onnx
 import onnx_ir as ir
 
 from vitdeploy.errors import UsageError
-from vitdeploy.exporters.graph.initializers import register
+from vitdeploy.exporters.graph.initializers import ROTARY, register
 from vitdeploy.specs import Precision
 
 FLOAT = ir.DataType.FLOAT
 TYPES = {Precision.FP32: FLOAT, Precision.FP16: ir.DataType.FLOAT16, Precision.BF16: ir.DataType.BFLOAT16}
 FLOAT_OPERATORS = ("LayerNormalization", "Softmax")  # sums of many terms, which torch's autocast keeps in float32 too
 _OF_A_NORM = ("Clip", "Max", "Div")  # what follows a norm where a vector is divided by it
+_ROTARY_RULE = "rotary positions"  # in `Kept.operators`: the products, their sum, and what arranges their channels
+_ARRANGING = ("Concat", "Reshape", "Slice", "Split", "Unsqueeze")
 # Other images may exceed the observed values: massive activations vary between images by a factor of about two (Sun et
 # al., arXiv:2402.17762). A factor of eight leaves room, and keeps values near the limit for any image.
 HEADROOM = 8
@@ -29,7 +31,7 @@ class Kept:
     """Nodes that stay in float32.
 
     Attributes:
-        operators: Operators kept by rule.
+        operators: Operators kept by rule, and "rotary positions".
         nodes: Nodes kept because of observed values, of their weights, or on request; named by their first outputs.
         limit: Largest value allowed in the others.
         largest: Largest observed value.
@@ -48,10 +50,13 @@ def activations(model: ir.Model) -> list[ir.Value]:
 
 def can_be_half(model: ir.Model, dtype: ir.DataType) -> list[ir.Node]:
     """Nodes that `set_precision` converts to `dtype` if nothing was observed and no node is kept on request."""
+    nodes = on_data_path(model)
+    rotating = _rotating(nodes)
     return [
         node
-        for node in on_data_path(model)
-        if not _stays_float(node, dtype, model.graph)
+        for node in nodes
+        if node not in rotating
+        and not _stays_float(node, dtype, model.graph)
         and any(map(_is_float, (*node.inputs, *node.outputs)))
         and _largest_of(node, {}) <= _limit(dtype)
     ]
@@ -63,10 +68,10 @@ def set_precision(
     """Convert the nodes between inputs and outputs to `dtype`, in place.
 
     Values computed from weights or image sizes only, such as interpolated positions, stay float32, except 8-bit
-    weights: TensorRT-RTX requires scales in the type of their products. `FLOAT_OPERATORS` also stay float32, as do
-    operators that ONNX lacks in `dtype` (convolution in bfloat16 before opset 22), and nodes with values near the
-    largest of `dtype`, and the L2 normalization of a vector. Where two types meet, a value is cast once for all its
-    users.
+    weights: TensorRT-RTX requires scales in the type of their products. `FLOAT_OPERATORS` and the rotation of queries
+    and keys by rotary positions also stay float32, as do operators that ONNX lacks in `dtype` (convolution in bfloat16
+    before opset 22), nodes with values near the largest of `dtype`, and the L2 normalization of a vector. Where two
+    types meet, a value is cast once for all its users.
 
     Args:
         model: Model in float32, with the type of every value.
@@ -86,9 +91,10 @@ def set_precision(
     limit = _limit(dtype)
     check_kept(keep, nodes, "the graph has no nodes {} to keep in float32")
     by_rule = [node for node in nodes if _stays_float(node, dtype, graph)]
-    others = [node for node in nodes if node not in by_rule]
+    rotating = _rotating(nodes)
+    others = [node for node in nodes if node not in by_rule and node not in rotating]
     near_or_asked = [node for node in others if name_of(node) in keep or _largest_of(node, largest) > limit]
-    kept = {*by_rule, *near_or_asked}
+    kept = {*by_rule, *rotating, *near_or_asked}
     casts = Casts(graph)
     for value in filter(_is_float, graph.inputs):
         value.type = ir.TensorType(io)  # a separate one: a clone shares the type of its source value
@@ -109,7 +115,7 @@ def set_precision(
             graph.outputs[index] = output
     casts.drop_unused()
     return Kept(
-        operators=tuple(sorted({node.op_type for node in by_rule})),
+        operators=(*sorted({node.op_type for node in by_rule}), *((_ROTARY_RULE,) if rotating else ())),
         nodes=tuple(map(name_of, near_or_asked)),
         limit=limit,
         largest=max(largest.values(), default=0.0),
@@ -223,6 +229,23 @@ def _normalizes(node: ir.Node) -> bool:
         return True
     makers = [value.producer() for value in node.inputs if value is not None]
     return node.op_type in _OF_A_NORM and any(maker is not None and _normalizes(maker) for maker in makers)
+
+
+def _rotating(nodes: Iterable[ir.Node]) -> set[ir.Node]:
+    """The nodes that rotate queries and keys by rotary positions."""
+    nodes = list(nodes)
+    products = {node for node in nodes if any(str(value.name).startswith(ROTARY) for value in node.inputs if value)}
+    sums = {
+        node
+        for node in nodes
+        if node.op_type == "Add" and all(value is not None and value.producer() in products for value in node.inputs)
+    }
+    rotating = products | sums
+    for node in reversed(nodes):
+        users = [user for value in node.outputs for user, _ in value.uses()]
+        if node.op_type in _ARRANGING and users and rotating.issuperset(users):
+            rotating.add(node)
+    return rotating
 
 
 def _is_float(value: ir.Value | None) -> bool:

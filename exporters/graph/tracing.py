@@ -16,6 +16,7 @@ from torch import nn
 
 from vitdeploy._version import __version__
 from vitdeploy.errors import CheckFailedError
+from vitdeploy.exporters.graph.initializers import ROTARY
 from vitdeploy.exporters.graph.onnx_layers import name_layer, repeat_first_layer, repeat_nodes
 from vitdeploy.exporters.graph.passes import simplify
 from vitdeploy.models.layers.dense import FEATURES, RAW_FEATURES, dense_features
@@ -57,6 +58,7 @@ def trace_layers(served: Served, opset: int) -> ir.Model:
     )
     exported = traced(few_layers.eval(), opset)
     graph = exported.graph
+    _name_rotation(graph)
     values = dict(zip(names, graph.outputs, strict=True))
     if tokens is not None:
         layers = layers[:-1]
@@ -81,6 +83,13 @@ def trace_layers(served: Served, opset: int) -> ir.Model:
     graph.name = "vision-transformer"
     exported.producer_name, exported.producer_version = "vitdeploy", __version__
     return exported
+
+
+def _name_rotation(graph: ir.Graph) -> None:
+    """Name the cosines and sines of the rotary positions; no other part of a model computes any."""
+    for node in graph:
+        if node.op_type in ("Cos", "Sin"):
+            node.outputs[0].name = f"{ROTARY}{node.op_type.lower()}"
 
 
 def leading_tokens(served: Served) -> int | None:

@@ -74,6 +74,7 @@ def trace_torchscript(model: VisionTransformer, spec: ExportSpec, processor: Ima
         UsageError: If an output does not exist.
     """
     attention = attention_for(output_names(model, spec.outputs))
+    processor.check_stage(spec.pixels.stage)
     if spec.pixels.stage is not PixelStage.NORMALIZED:
         model = fold_normalization(model, processor.scale, processor.offset)
     if spec.precision is not Precision.FP32:

@@ -213,15 +213,67 @@ KINDS: dict[str, list[tuple[str, dict[str, Any]]]] = {
             "vit_pe_core_tiny_patch16_384", (24, 36), 6, 24, mlp_ratio=2, dynamic_img_size=True, input_size=(3, 30, 30)
         ),
     ],
+    "clip": [
+        case("vit_base_patch16_clip_quickgelu_224", 32, 8, 24, num_heads=3, mlp_ratio=2),
+        case("vit_base_patch32_clip_224", 24, 6, 24, num_heads=2, mlp_ratio=2.5, depth=3, fc_norm=True),
+        case("vit_large_patch14_clip_336", 28, 7, 32, mlp_ratio=1, no_embed_class=True, act_layer="gelu"),
+    ],
+    "clip_classifier": [
+        case("vit_base_patch16_clip_384", 32, 8, 24, num_heads=3, mlp_ratio=2),
+        case("vit_huge_patch14_clip_quickgelu_378", 30, 6, 32, mlp_ratio=1, qkv_bias=False),
+    ],
+    "clip_features": [
+        case("vit_large_patch14_clip_quickgelu_224", 28, 7, 32, mlp_ratio=1.5),
+    ],
+    # DINOv3's take images of every size.
+    "dinov3": [
+        case(
+            "vit_small_patch16_dinov3", 32, 8, 24, num_heads=3, mlp_ratio=2, global_pool="token", input_size=(3, 40, 40)
+        ),
+        case(
+            "vit_base_patch16_dinov3_qkvb",
+            (24, 36),
+            6,
+            24,
+            num_heads=2,
+            mlp_ratio=1.5,
+            global_pool="token",
+            input_size=(3, 30, 30),
+        ),
+        case(
+            "vit_huge_plus_patch16_dinov3_qkvb",
+            30,
+            6,
+            32,
+            num_heads=4,
+            mlp_ratio=1,
+            depth=3,
+            global_pool="token",
+            input_size=(3, 36, 36),
+        ),
+    ],
+    "dinov3_mean": [
+        case("vit_7b_patch16_dinov3", 32, 8, 24, num_heads=3, mlp_ratio=1, input_size=(3, 48, 48)),
+        case(
+            "vit_small_plus_patch16_dinov3",
+            28,
+            7,
+            24,
+            mlp_ratio=1,
+            num_reg_tokens=1,
+            init_values=None,
+            input_size=(3, 35, 35),
+        ),
+    ],
 }
 FEATURES = (
     *("vit_features", "beit_features", "dinov2", "reg4_dinov2", "swiglu", "mean_features"),
-    *("eva02_features", "pe_lang", "pe_spatial"),
+    *("eva02_features", "pe_lang", "pe_spatial", "clip_features", "dinov3", "dinov3_mean"),
 )
 # Of models without a head, those whose pooled features are written too.
-POOLED = ("mean_features", "eva02_features", "pe_lang", "pe_spatial")
+POOLED = ("mean_features", "eva02_features", "pe_lang", "pe_spatial", "clip_features", "dinov3")
 # Models whose head is a projection to a text's vectors, which timm calls logits.
-PROJECTED = ("eva02_clip_0", "pe_core_0")
+PROJECTED = ("eva02_clip_0", "pe_core_0", "clip_0", "clip_1", "clip_2")
 # Evaluation transforms beside those of the models; the last ones are smaller than their crop.
 TRANSFORMS: dict[str, dict[str, Any]] = {
     "augreg": {"crop_pct": 0.9, "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3},
@@ -334,11 +386,17 @@ def inputs(seed: int, height: int, width: int) -> torch.Tensor:
 
 
 def compute(model: Any, pixels: torch.Tensor, prefix: str, name: str | None) -> dict[str, np.ndarray[Any, Any]]:
+    *_, last = hidden_states(model, pixels, prefix).values()
     with torch.inference_mode():
-        results = {f"{prefix}/last_hidden_state": model.forward_features(pixels).numpy()}
+        # of transformers' CLIP without the norm, which only the class token gets
+        results = {f"{prefix}/last_hidden_state": last if is_clip(model) else model.forward_features(pixels).numpy()}
         if name is not None:
             results[f"{prefix}/{name}"] = model(pixels).numpy()
     return results
+
+
+def is_clip(model: Any) -> bool:
+    return "_clip_" in model.pretrained_cfg["architecture"] and type(model).__name__ == "VisionTransformer"
 
 
 def hidden_states(model: Any, pixels: torch.Tensor, prefix: str) -> dict[str, np.ndarray[Any, Any]]:
@@ -363,8 +421,10 @@ def write_case(kind: str, number: int, architecture: str, arguments: dict[str, A
     data_config = {"input_size": arguments.pop("input_size")} if "input_size" in arguments else None
     model = timm.create_model(architecture, **{"depth": 2, "num_classes": classes, **arguments}).eval()
     spread(model, seed)
+    if kind == "clip":
+        torch.nn.init.zeros_(model.head.bias)
     folder = OUT / f"{kind}_{number}"
-    labels = [f"n{index:04}" for index in range(model.num_classes)]
+    labels = [] if kind == "clip" else [f"n{index:04}" for index in range(model.num_classes)]
     names = {"label_names": labels, "label_descriptions": {name: f"class {name}" for name in labels[1:]}}
     in_half = copy.deepcopy(model).half()  # half the bytes, the same values
     timm.models.save_for_hf(
@@ -504,6 +564,36 @@ def write_eva_architectures() -> None:
     (OUT / "eva_architectures.json").write_text(f"{{\n{lines}\n}}\n")
 
 
+def write_dinov3_architectures() -> None:
+    """The same of every DINOv3."""
+    rows = {}
+    for name in sorted(name for name in timm.list_models(module="eva") if "_dinov3" in name):
+        model = timm.create_model(name, pretrained=False, device="meta", num_classes=0)
+        block, rope = model.blocks[0], model.rope
+        rows[name] = {
+            "mlp": type(block.mlp).__name__,
+            "act": type(block.mlp.act).__name__,
+            "hidden": block.mlp.fc2.in_features,
+            "width": model.embed_dim,
+            "num_heads": block.attn.num_heads,
+            "epsilons": sorted({layer.eps for layer in model.modules() if hasattr(layer, "eps")}),
+            "final_norm": not isinstance(model.norm, torch.nn.Identity),
+            "late_norm": not isinstance(model.fc_norm, torch.nn.Identity),
+            "biased": block.attn.q_bias is not None,
+            "registers": model.reg_token.shape[1],
+            "dynamic": model.dynamic_img_size,
+            "pool": model.global_pool,
+            "rope": {"class": type(rope).__name__, "theta": rope.temperature, "rotate_half": rope.rotate_half},
+            "input_sizes": sorted({cfg.input_size[1] for cfg in _pretrained_cfgs(name)}),
+        }
+    lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items())
+    (OUT / "dinov3_architectures.json").write_text(f"{{\n{lines}\n}}\n")
+
+
+def _pretrained_cfgs(name: str) -> list[Any]:
+    return [timm.get_pretrained_cfg(pretrained) for pretrained in timm.list_pretrained(f"{name}.*")]
+
+
 def changed(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """A copy with the keys of a form set or removed."""
     config = copy.deepcopy(config)
@@ -591,6 +681,7 @@ def main() -> None:
     write_keys()
     write_architectures()
     write_eva_architectures()
+    write_dinov3_architectures()
 
 
 if __name__ == "__main__":

@@ -84,6 +84,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "bit size int": {"image_processor_type": "BitImageProcessor", "size": 232, "crop_size": [200, 231]},
     "bit square": {"image_processor_type": "BitImageProcessor", "size": 250, "default_to_square": True},
+    "clip": {  # as OpenAI's repositories have it
+        "crop_size": 224, "do_center_crop": True, "do_normalize": True, "do_resize": True,
+        "feature_extractor_type": "CLIPFeatureExtractor", "resample": 3, "size": 224,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711],
+    },
+    "clip defaults": {"image_processor_type": "CLIPImageProcessorFast"},
     "crop only": {"image_processor_type": "DeiTImageProcessor", "do_resize": False, "crop_size": 401},
     "crop larger than the resized": {"image_processor_type": "DeiTImageProcessor", "size": 97, "crop_size": [128, 90]},
     "no normalize": {"image_processor_type": "ViTImageProcessor", "do_normalize": False},
@@ -271,7 +277,7 @@ def test_another_size_keeps_the_share_of_the_crop(
 @pytest.mark.parametrize(
     "change",
     [
-        *({"image_processor_type": name} for name in ("CLIPImageProcessor", None)),
+        *({"image_processor_type": name} for name in ("LevitImageProcessor", None)),
         {"do_pad": True},
         {"do_flip_channel_order": True},
         {"do_resize": "yes"},

@@ -20,7 +20,7 @@ from vitdeploy.images.preprocessor_config import APPLIED, REFUSED, WITHOUT_EFFEC
 from vitdeploy.images.preprocessor_files import note_unknown_settings
 from vitdeploy.images.processor import ImageProcessor
 
-CLASSES = ("ViT", "DeiT", "Beit", "Bit")
+CLASSES = ("ViT", "DeiT", "Beit", "Bit", "CLIP")
 SIZE = {"height": 90, "width": 110}
 # Values of each key, and those that are refused, whether transformers does something with them or not.
 SWITCHES = """

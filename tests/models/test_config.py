@@ -162,6 +162,7 @@ def test_keys_that_change_nothing_are_ignored() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_reads_how_positions_are_resized(family: str) -> None:
     keys = {"position_antialias": True, "relative_position_interpolation": "geometric"}
-    config = ViTConfig.from_dict({"model_type": family, **keys})
+    tower = FAMILIES[family].tower
+    config = ViTConfig.from_dict({"model_type": family, **(keys if tower is None else {tower.key({}): keys})})
     assert (config.position_antialias, config.relative_position_interpolation) == (True, "geometric")
     assert ViTConfig.from_dict({"model_type": family}).relative_position_interpolation == "bilinear"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import itertools
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import huggingface_hub.constants
+import torch
 import transformers
 from command_line import Ran, run
 from hub_server import Hub, hub_server
@@ -128,6 +130,15 @@ def add_checkpoint(folder: Path, hub: Hub) -> None:
     target.mkdir(parents=True)
     for file in ("config.json", "model.safetensors"):
         (target / file).write_bytes(hub.files(name, str(hub.commit(name, "main")))[file])
+
+
+def add_weights(folder: Path) -> None:
+    """model_best.pth.tar, the output of a training by timm's train.py, and the names of its classes."""
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        content = torch.load(Path(__file__).parents[1] / "golden" / "weights" / "timm.pth.tar")
+    del content["state_dict_ema"]
+    torch.save(content, folder / "model_best.pth.tar")
+    (folder / "names.txt").write_text("cat\ndog\ncow\n", encoding="utf-8")
 
 
 def add_images(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import random
@@ -33,7 +34,11 @@ TINY: dict[str, Any] = {
 
 
 # The class and the module that are exported of a larger class.
-_ENCODERS = {"ViTMAEForPreTraining": ("ViTMAEModel", "vit"), "SiglipModel": ("SiglipVisionModel", "vision_model")}
+_ENCODERS = {
+    "ViTMAEForPreTraining": ("ViTMAEModel", "vit"),
+    "SiglipModel": ("SiglipVisionModel", "vision_model"),
+    "CLIPModel": ("CLIPVisionModelWithProjection", ""),
+}
 # Of a text tower, which no test looks at.
 _TEXT = {
     "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 16,
@@ -67,7 +72,10 @@ class Head:
 
     def exported(self, model: Any) -> Any:
         """The part of the class's model that is exported: the encoder for pretraining, the image tower of two."""
-        return getattr(model, _ENCODERS[self.name][1]) if self.name in _ENCODERS else model
+        if self.name not in _ENCODERS:
+            return model
+        _, module = _ENCODERS[self.name]
+        return getattr(model, module) if module else _with_projection(model)
 
     @property
     def unused(self) -> str | None:
@@ -93,6 +101,18 @@ class Head:
         return self.family in ("beit", "dinov2", "dinov2_with_registers", "dinov3_vit")
 
 
+def _with_projection(model: Any) -> Any:
+    """The image tower of a CLIPModel with its projection, which no module of it holds together."""
+    import transformers
+
+    config = copy.deepcopy(model.config.vision_config)
+    config.projection_dim = model.config.projection_dim
+    tower: Any = transformers.CLIPVisionModelWithProjection(config).eval().to(model.dtype)
+    tower.set_attn_implementation(model.config._attn_implementation)
+    tower.load_state_dict({name: value for name, value in model.state_dict().items() if name in tower.state_dict()})
+    return tower
+
+
 HEADS = (
     Head("vit", "ViTForImageClassification", Task.CLASSIFICATION),
     Head("vit", "ViTModel", Task.FEATURES),
@@ -116,9 +136,11 @@ HEADS = (
         "dinov2_with_registers", "Dinov2WithRegistersForImageClassification", Task.CLASSIFICATION, "BitImageProcessor"
     ),
     Head("dinov2_with_registers", "Dinov2WithRegistersModel", Task.FEATURES, "BitImageProcessor"),
-    Head("dinov3_vit", "DINOv3ViTModel", Task.FEATURES),
+    Head("dinov3_vit", "DINOv3ViTModel", Task.FEATURES, "DINOv3ViTImageProcessor"),
     Head("clip_vision_model", "CLIPVisionModelWithProjection", Task.FEATURES, "CLIPImageProcessor"),
     Head("clip_vision_model", "CLIPVisionModel", Task.FEATURES, "CLIPImageProcessor"),
+    Head("clip", "CLIPForImageClassification", Task.CLASSIFICATION, "CLIPImageProcessor"),
+    Head("clip", "CLIPModel", Task.FEATURES, "CLIPImageProcessor"),
     Head("siglip_vision_model", "SiglipVisionModel", Task.FEATURES, "SiglipImageProcessor"),
     Head("siglip", "SiglipForImageClassification", Task.CLASSIFICATION, "SiglipImageProcessor"),
     Head("siglip", "SiglipModel", Task.FEATURES, "SiglipImageProcessor"),
@@ -138,8 +160,9 @@ ONE_A_FAMILY = tuple(
 # Of tests/golden/timm: a checkpoint for each family and task, which has an ONNX graph too.
 TIMM_GRAPHS = (
     *("vit_0", "vit_features_0", "deit_distilled_0", "beit_0", "beit_features_0", "deit3_0", "dinov2_0"),
-    *("reg4_dinov2_classifier_0", "reg4_dinov2_0"),
+    *("reg4_dinov2_classifier_0", "reg4_dinov2_0", "dinov3_0"),
     *("eva_0", "eva02_0", "eva02_features_0", "pe_core_0", "pe_core_1"),
+    *("clip_0", "clip_classifier_0"),
 )
 
 
@@ -160,7 +183,7 @@ def random_config(head: Head, seed: int) -> dict[str, Any]:
     }
     if head.family not in ("dinov2", "dinov2_with_registers"):
         config["intermediate_size"] = draw.choice((24, 40, 56))
-    if head.family not in ("beit", "clip_vision_model", "dinov3_vit", "siglip_vision_model", "siglip"):
+    if head.family not in ("beit", "clip_vision_model", "clip", "dinov3_vit", "siglip_vision_model", "siglip"):
         config["qkv_bias"] = draw.random() < 0.7
     if head.task is Task.MASKED_IMAGE_MODELING:  # transformers takes a mask where one patch is decoded to one patch
         config["encoder_stride"] = patch
@@ -222,6 +245,7 @@ _OF_FAMILY: dict[str, Callable[[random.Random, int, Head], dict[str, Any]]] = {
     "dinov3_vit": _dinov3,
     "vit_mae": _mae,
     "clip_vision_model": _clip,
+    "clip": _clip,
     "siglip_vision_model": _siglip,
     "siglip": _siglip,
 }

@@ -39,6 +39,7 @@ _PROCESSOR_KINDS = {
     "base": "that of the adapter's base",
     "timm": "timm's pretrained_cfg",
     "timm-defaults": "timm's defaults, since its configuration states none",
+    "architecture": "that of the architecture",
     "npz": "that of Google's vit_jax for its .npz files: the whole image resized, (x - 127.5) / 127.5",
     "preset": "that of the preset: the whole image resized, (x - 127.5) / 127.5",
     "given": "--processor",
@@ -52,9 +53,10 @@ class ProcessorOrigin:
 
     Attributes:
         kind: "checkpoint", the checkpoint's file; "base", an adapter's base; "timm", timm's `pretrained_cfg`;
-            "timm-defaults", timm's defaults without one; "npz", the library of Google's files; "preset", random
-            weights; "given", another processor than the checkpoint's; "options", settings only.
-        id: For "given": Hub id, or name of the folder or file.
+            "timm-defaults", timm's defaults without one; "architecture", the named architecture's; "npz", the library
+            of Google's files; "preset", random weights; "given", another processor than the checkpoint's; "options",
+            settings only.
+        id: For "given": Hub id, or name of the folder or file. For "architecture": its name.
         revision: For "given" from the Hub: commit.
         settings: Keys of preprocessor_config.json, or "image_size", that were set for this export.
 
@@ -92,6 +94,7 @@ class Source:
         processor: Origin of the image processor; None in a bundle of schema version 2, which does not record it.
         base: Hub id or name of an adapter's base model; None without an adapter.
         base_revision: The base's commit on the Hub.
+        architecture: Name of the architecture in its library, if the weights had no configuration.
     """
 
     id: str
@@ -100,6 +103,7 @@ class Source:
     processor: ProcessorOrigin | None = None
     base: str | None = None
     base_revision: str | None = None
+    architecture: str | None = None
 
     def __str__(self) -> str:
         return self.id if self.revision is None else f"{self.id}@{self.revision}"
@@ -256,6 +260,8 @@ class Manifest:
         for name in ("packed_from", "tuned"):
             if fields[name] is None:
                 del fields[name]
+        if self.source.architecture is None:
+            del fields["source"]["architecture"]
         return {"schema_version": SCHEMA_VERSION, **fields}
 
     def to_json(self) -> str:

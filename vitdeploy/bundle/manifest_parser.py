@@ -62,6 +62,7 @@ def parse_manifest(data: Mapping[str, Any], file: Path = Path(MANIFEST)) -> Mani
             None if version == 2 else _processor_origin(source["processor"]),
             source.get("base").optional(str),  # missing in older manifests
             source.get("base_revision").optional(str),
+            source.get("architecture").optional(str),
         ),
         task=root["task"].read(Task).value,
         files=_records(root["files"]),

@@ -117,6 +117,7 @@ def _print_accuracy(artifact: Artifact) -> None:
         "export google/vit-base-patch16-224 -o vit",
         "export google/vit-base-patch16-224 --to onnx --fp16 -o vit",
         "export ./checkpoint --int8 --calibration-data photos --max-drop 1%",
+        "export --weights best.pth.tar --arch vit_base_patch16_224 -o vit",
     )
 )
 @click.argument("checkpoint", metavar="[MODEL]", required=False, type=PATH)
@@ -185,7 +186,8 @@ def export(
 ) -> None:
     """Export MODEL, validate the artifact, and write both to a bundle.
 
-    MODEL is a Hub id, a local folder or a .npz file.
+    MODEL is a Hub id, a local folder or a .npz file; weights without a configuration are named with --weights and
+    --arch.
 
     The artifact is compared with the reference on three images, in batches of 1, 2 and 4, and on calibration images, if
     given. An artifact that exceeds the tolerance is not written.
@@ -268,13 +270,14 @@ def _check_model(model: str | None, source: SourceOptions, formats: Sequence[str
     from vitdeploy.sources.hub import local_path
 
     from_bundle = output is not None and all(EXPORTERS[to].made_from is not None for to in formats)
-    if model is None and source.random_weights is None and not from_bundle:
+    if model is None and source.weights is None and source.random_weights is None and not from_bundle:
         raise UsageError(
-            "export needs MODEL (a Hub id, a folder or a .npz file), or --random-weights",
+            "export needs MODEL (a Hub id, a folder or a .npz file), --weights or --random-weights",
             what="model", hint="for example: vitdeploy export google/vit-base-patch16-224 -o vit",
         )  # fmt: skip
-    if model:
-        local_path(model)
+    checkpoint = model or source.weights
+    if checkpoint:
+        local_path(checkpoint)
 
 
 def _check_triton(
@@ -289,12 +292,13 @@ def _check_triton(
     from vitdeploy.exporting.output_folder import check_repository, place_of
     from vitdeploy.serving.triton_repository import check_labels_of, check_place
 
-    named = model or source.random_weights or output  # otherwise the export reports the missing extra
-    place = place_of(output, model, source.random_weights, source.seed) if named else None
-    if model:
-        check_repository(repository, model)
+    checkpoint = model or source.weights
+    named = checkpoint or source.random_weights or output  # otherwise the export reports the missing extra
+    place = place_of(output, checkpoint, source.random_weights, source.seed) if named else None
+    if checkpoint:
+        check_repository(repository, checkpoint)
     for to, precision, target, engine in artifacts:
         check_place(place, repository, to, precision, target=target, engine=engine)
-    labelled = model or output  # an engine may be built from the existing model
+    labelled = None if source.weights else model or output  # an engine may be built from the existing model
     if labelled and (graph.outputs is None or LABELED_OUTPUT in graph.outputs) and source.random_weights is None:
         check_labels_of(labelled, source.task)

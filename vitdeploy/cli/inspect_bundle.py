@@ -115,6 +115,8 @@ def _bundle_rows(manifest: Manifest, inspections: list[Inspection]) -> list[tupl
         rows += [("left out", f"{file.path}  {file.size_bytes / 1e6:.1f} MB") for file in files]
     if source.base is not None:
         rows += [("merged into", source.base + (f" @ {source.base_revision}" if source.base_revision else ""))]
+    if source.architecture is not None:
+        rows += [("architecture", source.architecture)]
     rows += [("weights from", f"{file.path}  sha256 {file.sha256[:16]}…") for file in source.weights]
     rows += [("task", manifest.task), ("processor", manifest.processor or NOT_RECORDED)]
     if manifest.tuned is not None:

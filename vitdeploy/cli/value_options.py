@@ -124,7 +124,9 @@ def _options(kind: Any) -> Iterator[tuple[str, Callable[..., Any]]]:
 def _heading(kind: type) -> str:
     """The heading of a class's options in the help."""
     name = kind.__name__.removesuffix("Options")
-    return {"Source": "Model", "Processor": "Image processor", "Engine": "Engines"}.get(name, name)
+    return {"Source": "Model", "Processor": "Image processor", "Engine": "Engines", "WeightsFile": "Model"}.get(
+        name, name
+    )
 
 
 def _help(field: dataclasses.Field[Any], option: Option) -> str:

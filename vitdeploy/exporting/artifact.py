@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from vitdeploy.exporting.options import Quantization, SourceOptions, ValidationOptions
     from vitdeploy.images.processor import ImageProcessor
     from vitdeploy.models.config import ViTConfig
+    from vitdeploy.sources.architectures.weights_file import WeightsFile
     from vitdeploy.sources.read import Checkpoint
     from vitdeploy.specs import TensorSpec
 
@@ -50,12 +51,12 @@ class ArtifactRequest:
     """A request for one artifact.
 
     Attributes:
-        model: A Hub id or a path; None for random weights or an existing bundle.
+        model: A Hub id, a path, or weights of a named architecture; None for random weights or an existing bundle.
         spec: The artifact's specification, derived from `graph` and `quantization`.
         quantization: The options of int8 and fp8.
     """
 
-    model: str | Path | None
+    model: str | Path | WeightsFile | None
     format: str
     spec: ExportSpec
     graph: GraphOptions

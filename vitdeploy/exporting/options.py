@@ -10,6 +10,7 @@ from typing import Literal
 from vitdeploy.errors import UsageError, shown
 from vitdeploy.files.user_cache import user_cache
 from vitdeploy.images.processor_options import ProcessorOptions
+from vitdeploy.sources.architectures.weights_file import WeightsFile
 from vitdeploy.specs import SEEDS, Task
 from vitdeploy.system.option_fields import check_options, described, option
 from vitdeploy.system.shares import read_drop, read_share, read_tolerance
@@ -228,6 +229,10 @@ class SourceOptions:
     random_weights: str | None = option(
         None, "Architecture with random weights, such as vit-base-patch16-224, instead of a model.", metavar="PRESET"
     )
+    weights: WeightsFile | None = option(
+        None, "Weights without a configuration, with the name of their architecture, instead of a model.",
+        nested=WeightsFile,
+    )  # fmt: skip
     seed: int = option(0, "Seed for random weights and for sampling calibration images.", limits=SEEDS)
     revision: str | None = option(None, "Branch, tag or commit on the Hub.", group=_HUB)
     token: str | None = option(
@@ -247,10 +252,16 @@ class SourceOptions:
         check_options(self)
         if self.task is not None:
             object.__setattr__(self, "task", Task(self.task))
-        if self.random_weights is not None and self.revision is not None:
+        for name in ("random_weights", "weights"):
+            if getattr(self, name) is not None and self.revision is not None:
+                raise UsageError(
+                    f"revision applies to a model on the Hub, not to {name}, got {shown(self.revision, 80)}",
+                    what="revision", found=self.revision, hint="leave it out",
+                )  # fmt: skip
+        if self.random_weights is not None and self.weights is not None:
             raise UsageError(
-                f"revision applies to a model on the Hub, not to random_weights, got {shown(self.revision, 80)}",
-                what="revision", found=self.revision, hint="leave it out",
+                "random_weights and weights exclude each other",
+                what="weights", found=self.weights.path, hint="leave one out",
             )  # fmt: skip
 
 

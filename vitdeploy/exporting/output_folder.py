@@ -9,13 +9,14 @@ from vitdeploy.bundle.manifest import MANIFEST
 from vitdeploy.bundle.staging import check_target
 from vitdeploy.errors import OutputError, UsageError, first_line
 from vitdeploy.files.atomic import check_takes_files
+from vitdeploy.sources.architectures.weights_file import WeightsFile
 from vitdeploy.sources.hub import local_path
 
 _SUFFIX = "-vitdeploy"
 
 
 def place_of(
-    output: str | os.PathLike[str] | None, model: str | Path | None, random_weights: str | None, seed: int
+    output: str | os.PathLike[str] | None, model: str | Path | WeightsFile | None, random_weights: str | None, seed: int
 ) -> Path:
     """The bundle's folder as a checked absolute path.
 
@@ -61,12 +62,16 @@ def place_of(
     return place
 
 
-def _default_name(model: str | Path | None, checkpoint: Path | None, random_weights: str | None, seed: int) -> str:
+def _default_name(
+    model: str | Path | WeightsFile | None, checkpoint: Path | None, random_weights: str | None, seed: int
+) -> str:
     if random_weights is not None:
         return f"{random_weights}-random-{seed}"
     if model is None:
         raise UsageError("export needs a model, or random_weights", what="model")
-    if checkpoint is None:
+    if isinstance(model, WeightsFile):
+        name = model.name
+    elif checkpoint is None:
         name = Path(model).name
     else:
         name = checkpoint.stem if checkpoint.is_file() else checkpoint.resolve().name
@@ -89,7 +94,7 @@ def _is_taken(place: Path, checkpoint: Path | None) -> bool:
     return is_checkpoint or not is_bundle
 
 
-def check_repository(repository: str | os.PathLike[str], model: str | Path) -> None:
+def check_repository(repository: str | os.PathLike[str], model: str | Path | WeightsFile) -> None:
     """Raise UsageError if the Triton repository lies in the checkpoint, which must stay unchanged.
 
     Args:

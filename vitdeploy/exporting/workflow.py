@@ -66,7 +66,8 @@ def export(
         graph: Options of the graph's inputs, outputs and form.
         quantization: Options of int8 and fp8. A path means `Quantization(Calibration(path))`.
         engine: Batch sizes and builder options of an engine.
-        source: Options for reading the checkpoint; or random weights instead of `model`.
+        source: Options for reading the checkpoint; or, instead of `model`, weights without a configuration, or random
+            weights.
         validation: Images and tolerance for the comparison with the reference.
         progress: Receives each step and its progress.
 
@@ -83,16 +84,19 @@ def export(
     """
     quantization = Quantization.of(quantization)
     spec = spec_of(to, precision, graph, quantization, engine)
-    if model is not None and source.random_weights is not None:
-        raise UsageError(
-            f"model {model} and random_weights {source.random_weights} exclude each other",
-            what="random_weights", found=source.random_weights, hint="leave one out",
-        )  # fmt: skip
+    for name, value in (("random_weights", source.random_weights), ("weights", source.weights)):
+        if model is not None and value is not None:
+            raise UsageError(
+                f"model {model} and {name} {value} exclude each other",
+                what=name, found=value, hint="leave one out",
+            )  # fmt: skip
     calibration = None if quantization is None else quantization.calibration
     check_outputs(
         {"timing_cache": None if engine is None else engine.timing_cache},
         {
             "the checkpoint": model,
+            "the weights": None if source.weights is None else source.weights.path,
+            "the class names": None if source.weights is None else source.weights.labels,
             "images": validation.images,
             "calibration_data": None if calibration is None else calibration.images,
             "accuracy_data": None if quantization is None else quantization.accuracy_data,
@@ -101,7 +105,9 @@ def export(
         bundle=output,
     )
     model = Path(model) if isinstance(model, os.PathLike) else model
-    request = ArtifactRequest(model, EXPORTERS[to].made_from or to, spec, graph, quantization, source, validation)
+    request = ArtifactRequest(
+        model or source.weights, EXPORTERS[to].made_from or to, spec, graph, quantization, source, validation
+    )
     if request.format == to:
         return _add_artifact(request, output, progress)
     engine = engine or EngineOptions()

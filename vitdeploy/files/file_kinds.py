@@ -38,8 +38,8 @@ _BEGINNINGS = (
 )
 _EXPORTED = "it was exported already; name the checkpoint that it was made from"
 _SAVE = (
-    "save the model as a folder with its configuration: save_pretrained(FOLDER) in transformers, "
-    "timm.models.save_for_hf(model, FOLDER) in timm"
+    "name their architecture too, --weights FILE --arch vit_base_patch16_224; or save the model as a folder with its "
+    "configuration: save_pretrained(FOLDER) in transformers, timm.models.save_for_hf(model, FOLDER) in timm"
 )
 _CONVERT = (
     "convert it with transformers 4: AutoModel...from_pretrained(FOLDER, {option}=True).save_pretrained(NEW_FOLDER)"

@@ -98,7 +98,10 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     kind = str(name).removesuffix("Fast").removesuffix("Pil")
     if kind not in _CLASS_DEFAULTS:
         raise _refusal("image_processor_type", name, f"one of {', '.join(_CLASS_DEFAULTS)}")
-    return {**_STEPS, **_CLASS_DEFAULTS[kind], **config, "image_processor_type": kind}
+    settings = {**_STEPS, **_CLASS_DEFAULTS[kind], **config, "image_processor_type": kind}
+    if settings.pop("use_square_size", False) and kind == "CLIPImageProcessor":  # Kosmos-2's, of the class's size
+        settings["size"] = {"height": 224, "width": 224}
+    return settings
 
 
 def _statistics(values: Mapping[str, Any], num_channels: int | None, used: bool) -> dict[str, tuple[float, ...]]:
@@ -226,11 +229,15 @@ _CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
         "resample": 3,
         "do_convert_rgb": True,
     },
+    "DINOv3ViTImageProcessor": {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]},
 }
+
+# Classes that rescale before they resize: resized pixels are not rounded to bytes.
+UNROUNDED = frozenset({"DINOv3ViTImageProcessor"})
 
 # Every key that transformers 4 and 5 write, except other steps (`do_...`), which must be off.
 _CLASS_KEYS = frozenset({"image_processor_type", "feature_extractor_type"})
-APPLIED = frozenset({*_CLASS_KEYS, "default_to_square", *_STEPS, *_VALUES})
+APPLIED = frozenset({*_CLASS_KEYS, "default_to_square", "use_square_size", *_STEPS, *_VALUES})
 REFUSED = frozenset({"auto_map", "do_pad"})  # unless they are null, false or empty
 WITHOUT_EFFECT = frozenset(
     {
@@ -257,5 +264,7 @@ CLASS_OF_MODEL = {
     "deit": "DeiTImageProcessor",
     "beit": "BeitImageProcessor",
     "dinov2": "BitImageProcessor",
+    "dinov3_vit": "DINOv3ViTImageProcessor",
+    "clip": "CLIPImageProcessor",
     "siglip": "SiglipImageProcessor",
 }

@@ -76,7 +76,9 @@ def channels_of_model(folder: Path, files: Mapping[str, bytes]) -> int | None:
     config = _parse(path, files[_MODEL_FILE]) if _MODEL_FILE in files else {}
     if "model_type" not in config:
         return None
-    channels = config.get("num_channels", _USUAL_CHANNELS)
+    towers = (config.get(key) for key in ("vision_config_dict", "vision_config"))  # a model with two has them nested
+    keys = next((tower for tower in towers if isinstance(tower, dict)), config)
+    channels = keys.get("num_channels", _USUAL_CHANNELS)
     if type(channels) is not int or channels not in MODES:
         message = f"{path}: 'num_channels' is {shown(channels)}; images have 1 (gray), 3 (RGB) or 4 (RGBA) channels"
         raise InputError(message, what="num_channels", where=path, expected=tuple(MODES), found=channels)

@@ -1,4 +1,9 @@
-"""Preprocess images for a Vision Transformer, bit-exact with transformers' PIL backend."""
+"""Preprocess images for a Vision Transformer, bit-exact with transformers' PIL backend.
+
+DINOv3ViTImageProcessor exists for torchvision only. It rescales before it resizes, so that resized pixels are not
+rounded. Here Pillow resizes each channel in float32: within 5e-5 of torchvision's pixels before the normalization, 1 %
+of a gray level, because torchvision computes the filter's weights in float32.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +25,7 @@ from vitdeploy.files.file_kinds import NESTED_FILE, SETTINGS_FILE
 from vitdeploy.images.formats import readable_formats, unreadable
 from vitdeploy.images.open import ImageSource, decode_image, image_name
 from vitdeploy.images.pixel_limit import EmbeddedSide, check_resized_count, embedded_problem, embedded_side_problem
-from vitdeploy.images.preprocessor_config import ShortestEdge, Size, parse
+from vitdeploy.images.preprocessor_config import UNROUNDED, ShortestEdge, Size, parse
 from vitdeploy.images.preprocessor_files import channels_of_model, find_settings, read_files
 from vitdeploy.specs import MODES, Layout, Mode, PixelFormat, PixelStage
 from vitdeploy.system.cpu import recent_workers
@@ -213,10 +218,16 @@ class ImageProcessor:
             threads = recent_workers() if len(sources) > 1 else 1
         check_count("threads", threads)
         names = [image_name(source, default=f"images[{index}]") for index, source in enumerate(sources, first_index)]
-        open_one = self._decoded if pixels.stage is PixelStage.DECODED else self._resized
+        self.check_stage(pixels.stage)
 
-        def read(source: ImageSource, name: str) -> NDArray[np.uint8]:
-            return _array(open_one(source, name), pixels.layout)
+        def read(source: ImageSource, name: str) -> NDArray[Any]:
+            if pixels.stage is PixelStage.DECODED:
+                return _array(self._decoded(source, name), pixels.layout)
+            image = decode_image(source, self.mode, name)
+            if self._unrounded:
+                planes = [self._resized(plane.convert("F"), name) for plane in image.split()]
+                return np.stack([np.asarray(plane) for plane in planes])
+            return _array(self._resized(image, name), pixels.layout)
 
         if min(threads, len(sources)) == 1:
             return self._batch(map(read, sources, names), len(sources), pixels)
@@ -251,9 +262,18 @@ class ImageProcessor:
         down, across = map(EmbeddedSide, sides, resized, self.output_size or resized)
         return down, across
 
-    def _resized(self, source: ImageSource, name: str) -> Image.Image:
-        """Decode, resize and crop."""
-        image = decode_image(source, self.mode, name)
+    def check_stage(self, stage: PixelStage) -> None:
+        """Raise UsageError if a model cannot do the steps after `stage` as this processor does them."""
+        if self._unrounded and stage is not PixelStage.NORMALIZED:
+            kind = self.image_processor_type
+            raise UsageError(
+                f"{kind} does not round resized pixels, so that a model cannot take them as bytes",
+                what="image_processor_type", found=kind,
+                hint="with image_processor_type ViTImageProcessor in preprocessor_config.json they are rounded",
+            )  # fmt: skip
+
+    def _resized(self, image: Image.Image, name: str) -> Image.Image:
+        """Resize and crop."""
         if self.do_resize:
             height, width = self.size.of(image.height, image.width)
             check_resized_count(width, height, image.width * image.height, name)
@@ -264,7 +284,7 @@ class ImageProcessor:
             image = image.crop((left, top, left + self._crop.width, top + self._crop.height))
         return image
 
-    def _batch(self, images: Iterator[NDArray[np.uint8]], count: int, pixels: PixelFormat) -> NDArray[Any]:
+    def _batch(self, images: Iterator[NDArray[Any]], count: int, pixels: PixelFormat) -> NDArray[Any]:
         """One array of `count` images in the layout of `pixels`, rescaled and normalized if requested."""
         first = next(images)
         tables = self._tables.astype(pixels.dtype, copy=False)
@@ -276,12 +296,26 @@ class ImageProcessor:
                     f"the images of a batch come out in two sizes, {size} and {other}",
                     what="images", expected=size, found=other, hint="set a center crop, or pass them one by one",
                 )  # fmt: skip
-            if pixels.stage is PixelStage.NORMALIZED:
+            if image.dtype == np.float32:
+                self._normalize(image, out)
+            elif pixels.stage is PixelStage.NORMALIZED:
                 for table, values, plane in zip(tables, image, out, strict=True):
                     np.take(table, values, out=plane, mode="wrap")  # the fastest mode
             else:
                 np.copyto(out, image)
         return batch
+
+    def _normalize(self, planes: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+        """Rescale and normalize unrounded pixels, (C, H, W), into `out`."""
+        np.multiply(planes, np.float32(self._rescale), out=out)
+        if self.do_normalize:
+            mean, std = np.array([self.image_mean, self.image_std], np.float32)[:, :, None, None]  # (C, 1, 1) each
+            np.subtract(out, mean, out=out)
+            np.divide(out, std, out=out)
+
+    @property
+    def _unrounded(self) -> bool:
+        return self.do_resize and self.image_processor_type in UNROUNDED
 
     @property
     def _rescale(self) -> float:

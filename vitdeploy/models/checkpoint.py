@@ -36,7 +36,7 @@ _HEADS = {
 # projection, for a class without it; the text tower.
 _UNUSED = re.compile(
     r".*\.relative_position_index|head\.decoder\.(decoder_.+|mask_token)|head\.visual_projection\.(weight|bias)"
-    r"|text_model\..+|logit_(scale|bias)"
+    r"|text_model\..+|text_projection\.weight|logit_(scale|bias)"
 )
 _OPTIONAL_POOLERS = ("dense", "mean+norm")  # transformers' classes may omit them: `add_pooling_layer`
 _TEACHER = "head.distillation_classifier."

@@ -14,7 +14,7 @@ from vitdeploy.errors import CheckpointError, UsageError, shown
 from vitdeploy.files.json_text import json_object
 from vitdeploy.files.regular_file import read_regular
 from vitdeploy.models.config_keys import check_keys
-from vitdeploy.models.families import FAMILIES, TOWER_KEY, Family
+from vitdeploy.models.families import FAMILIES, Family
 from vitdeploy.models.rotary import Rotary
 from vitdeploy.models.unsupported import UNSUPPORTED
 from vitdeploy.specs import EMBEDDING_KEYS, POOLS, Pool, Task
@@ -101,6 +101,7 @@ class ViTConfig:
             in timm (see `vitdeploy.models.layers.geometric`), which does not support a dynamic image size.
         any_image_size: True if transformers' model takes images of every size without `interpolate_pos_encoding`.
         final_norm: True if a layer norm follows the last block.
+        unused_norm: True if a model without it has its weights, which transformers' class expects.
         feature_norm: Dense features of this name that have the final norm, as the family's backbone in transformers has
             it: "all", "last" (the last layer's) or "none"; a family without a backbone has "all".
         classification_pooler: Pooling before the classifier; see `vitdeploy.models.layers.heads`.
@@ -165,6 +166,7 @@ class ViTConfig:
     relative_position_interpolation: Literal["bilinear", "geometric"] = "bilinear"
     any_image_size: bool = False
     final_norm: bool = True
+    unused_norm: bool = False
     feature_norm: Literal["all", "last", "none"] = "all"
     classification_pooler: Pooler = "cls"
     feature_pooler: Pooler | None = "dense"
@@ -279,7 +281,7 @@ class ViTConfig:
         try:
             check_keys(model_type, data)
             if family.tower is not None:
-                check_keys(family.tower, encoder)
+                check_keys(family.tower.model_type, encoder)
             derived = {} if family.derive is None else family.derive(encoder)
             fields = {**family.sets, **values, **derived}
             return cls(
@@ -317,27 +319,31 @@ class ViTConfig:
 
 def encoder_keys(data: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of the encoder in a parsed `config.json`: nested in that of a model with an image and a text tower."""
-    keys = data if family_of(data).tower is None else data.get(TOWER_KEY) or {}
+    tower = family_of(data).tower
+    if tower is None:
+        return data if isinstance(data, dict) else dict(data)
+    key = tower.key(data)
+    keys = {} if data.get(key) is None else data[key]
     if not isinstance(keys, dict):
-        message = f"config.json: {TOWER_KEY} is {shown(keys)}, expected an object"
-        raise CheckpointError(message, what=TOWER_KEY, where="config.json", found=keys)
+        message = f"config.json: {key} is {shown(keys)}, expected an object"
+        raise CheckpointError(message, what=key, where="config.json", found=keys)
     return keys
 
 
 def image_tower(data: Mapping[str, Any], task: Task) -> dict[str, Any]:
     """The `config.json` of the image tower alone, for the features of a model with two towers; otherwise `data`.
 
-    A classifier keeps both, because transformers' class has the configuration of both; its image tower has no pooler,
-    which the classifier does not use.
+    A classifier keeps both, because transformers' class has the configuration of both.
     """
-    family = family_of(data)
-    if family.tower is None:
+    tower = family_of(data).tower
+    if tower is None:
         return dict(data)
     keys = encoder_keys(data)
     if task is Task.FEATURES:
-        own = {key: data[key] for key in ("dtype", "torch_dtype", "transformers_version") if key in data}
-        return {**own, **keys, "model_type": family.tower}
-    return {**data, TOWER_KEY: {**keys, "vision_use_head": False}}
+        own = ("architectures", "dtype", "torch_dtype", "transformers_version")
+        beside = {key: data.get(key, default) for key, default in tower.shared.items()}
+        return {**keys, **beside, **{key: data[key] for key in own if key in data}, "model_type": tower.model_type}
+    return {**data, tower.key(data): {**keys, **tower.of_classifier}}
 
 
 def json_size(size: tuple[int, int]) -> int | list[int]:

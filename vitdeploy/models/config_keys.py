@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from vitdeploy.errors import UsageError, shown
-from vitdeploy.models.families import FAMILIES, TOWER_KEY
+from vitdeploy.models.families import FAMILIES
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ _TIMM = _rules(
 _CLIP = _rules(
     _MLP,
     (_APPLIED, "the width of image_embeds", "projection_dim"),
-    (_CARRIED, "training", "attention_dropout initializer_factor"),
+    (_CARRIED, "training", "attention_dropout dropout initializer_factor"),
     (_CARRIED, "the image encoder in a checkpoint of two encoders", "vision_config"),
 )
 OF_FAMILY: dict[str, dict[str, KeyRule]] = {
@@ -163,6 +163,13 @@ OF_FAMILY: dict[str, dict[str, KeyRule]] = {
     ),
     "dinov2_with_registers": _DINOV2 | _rules((_APPLIED, "tokens", "num_register_tokens")),
     "clip_vision_model": _CLIP,
+    "timm_clip": _CLIP,
+    "clip": _rules(
+        (_APPLIED, "the image tower: the keys of a clip_vision_model", "vision_config vision_config_dict"),
+        (_APPLIED, "the width of image_embeds", "projection_dim"),
+        (_CARRIED, "the text tower, which is not exported", "text_config text_config_dict"),
+        (_CARRIED, "training", "initializer_factor logit_scale_init_value"),
+    ),
     "siglip_vision_model": _rules(
         _MLP,
         (_APPLIED, "whether features are pooled", "vision_use_head"),
@@ -196,7 +203,7 @@ def note_unknown_keys(config: Mapping[str, Any]) -> None:
     unknown = sorted(config.keys() - RULES[model_type].keys())
     tower = FAMILIES[model_type].tower
     if tower is not None:
-        unknown += sorted(config.get(TOWER_KEY, {}).keys() - RULES[tower].keys())
+        unknown += sorted(config.get(tower.key(config), {}).keys() - RULES[tower.model_type].keys())
     if unknown:
         more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
         logger.warning(

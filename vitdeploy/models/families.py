@@ -42,8 +42,6 @@ _DINOV3_LAYER = {
     "mlp.fc2": "mlp.down_proj",
 }
 
-TOWER_KEY = "vision_config"  # of a config.json that describes an image and a text tower
-
 _CLIP_LAYER = {
     "attention.o_proj": "self_attn.out_proj",
     "attention": "self_attn",
@@ -76,6 +74,27 @@ _TIMM_KEYS = (
 
 
 @dataclasses.dataclass(frozen=True)
+class Tower:
+    """The image tower of a model with two, whose `config.json` nests its keys beside those of a text tower.
+
+    Attributes:
+        model_type: Its own family.
+        nested_in: Keys with its keys; the first that is not null.
+        shared: Keys beside them that its own `config.json` has, with their defaults.
+        of_classifier: Nested keys of a classifier, which differ from those of the two towers.
+    """
+
+    model_type: str
+    nested_in: tuple[str, ...] = ("vision_config",)
+    shared: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    of_classifier: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def key(self, config: Mapping[str, Any]) -> str:
+        """The key in a `config.json` with the tower's keys."""
+        return next((key for key in self.nested_in if config.get(key) is not None), self.nested_in[-1])
+
+
+@dataclasses.dataclass(frozen=True)
 class Family:
     """One `model_type`: of transformers, or our own for models that only timm has.
 
@@ -95,8 +114,7 @@ class Family:
         always_prefixed: True if weights have the prefix in a model without a head, too.
         head_name: Name on disk of the last linear layer, if it is the same for a classifier and a projection.
         head_norm: True if a head has its own norm, distinguished from the encoder's only by the missing prefix.
-        tower: The model_type of the image tower, for a model whose `config.json` nests its keys in `TOWER_KEY`, beside
-            those of a text tower.
+        tower: The image tower of a model with two.
     """
 
     prefix: str
@@ -113,7 +131,7 @@ class Family:
     always_prefixed: bool = False
     head_name: str | None = None
     head_norm: bool = False
-    tower: str | None = None
+    tower: Tower | None = None
 
 
 def _beit(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,8 +184,10 @@ def _dinov3(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _clip(config: Mapping[str, Any]) -> dict[str, Any]:
-    architectures = config.get("architectures")
-    projected = not isinstance(architectures, list) or "CLIPVisionModel" not in architectures
+    named = config.get("architectures")
+    projected = not isinstance(named, list) or not {"CLIPVisionModel", "CLIPForImageClassification"} & set(
+        map(str, named)
+    )
     # transformers has no such keys here
     return {
         "qkv_bias": True,
@@ -391,6 +411,28 @@ FAMILIES: dict[str, Family] = {
         **_TIMM,
     ),
 }
+# A CLIP with both towers. Its classifiers have the norm of the class token, too, but do not compute it.
+FAMILIES["clip"] = dataclasses.replace(
+    FAMILIES["clip_vision_model"],
+    architectures={
+        "CLIPForImageClassification": Task.CLASSIFICATION,
+        "CLIPVisionModelWithProjection": Task.FEATURES,
+        "CLIPVisionModel": Task.FEATURES,
+        "CLIPModel": Task.FEATURES,
+    },
+    sets={**FAMILIES["clip_vision_model"].sets, "classification_pooler": "mean", "unused_norm": True},
+    other_names={
+        **{ours: name for ours, name in FAMILIES["clip_vision_model"].other_names.items() if "pooler" not in ours},
+        "layernorm": "post_layernorm",
+    },
+    tower=Tower("clip_vision_model", ("vision_config_dict", "vision_config"), shared={"projection_dim": 512}),
+)
+# Classifiers of timm's CLIP encoders, which transformers does not have.
+FAMILIES["timm_clip"] = dataclasses.replace(
+    FAMILIES["clip_vision_model"],
+    architectures={"TimmClipForImageClassification": Task.CLASSIFICATION},
+    sets={**FAMILIES["clip_vision_model"].sets, "classification_pooler": "cls+norm"},
+)
 # A SigLIP with both towers; SigLIP2's models of fixed size are the same classes.
 FAMILIES["siglip"] = dataclasses.replace(
     FAMILIES["siglip_vision_model"],
@@ -399,5 +441,5 @@ FAMILIES["siglip"] = dataclasses.replace(
         "SiglipVisionModel": Task.FEATURES,
         "SiglipModel": Task.FEATURES,
     },
-    tower="siglip_vision_model",
+    tower=Tower("siglip_vision_model", of_classifier={"vision_use_head": False}),
 )

@@ -14,7 +14,7 @@ from vitdeploy.errors import UsageError
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.layers.dense import DenseFeatures, patch_map
 from vitdeploy.models.layers.embeddings import Embeddings
-from vitdeploy.models.layers.encoder import Attention, AttentionKind, Layer, check_attention
+from vitdeploy.models.layers.encoder import Attention, AttentionKind, Layer, UnusedNorm, check_attention
 from vitdeploy.models.layers.heads import FeatureHead, make_head
 from vitdeploy.models.layers.positions import RelativePositionBias, relative_position_index
 from vitdeploy.models.layers.rotary import Rotation
@@ -54,8 +54,8 @@ class VisionTransformer(nn.Module):
         self.embeddings = Embeddings(config, mask_token=config.mask_token or task is Task.MASKED_IMAGE_MODELING)
         self.shared_position_bias = RelativePositionBias(config) if config.shared_relative_positions else None
         self.layers = nn.ModuleList(Layer(config, attention) for _ in range(config.num_hidden_layers))
-        norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.final_norm else nn.Identity()
-        self.layernorm: nn.LayerNorm | nn.Identity = norm
+        norm = nn.LayerNorm if config.final_norm else UnusedNorm if config.unused_norm else nn.Identity
+        self.layernorm: nn.LayerNorm | nn.Identity = norm(config.hidden_size, eps=config.layer_norm_eps)
         self.head = make_head(config, task, pooler=pooler, teacher=teacher)
 
     @property

@@ -20,6 +20,7 @@ from vitdeploy.errors import (
     first_line,
 )
 from vitdeploy.files.file_kinds import PROCESSOR_CONFIGS, file_advice, is_lfs_pointer, is_model_file_name, lfs_advice
+from vitdeploy.sources.architectures.weights_file import WeightsFile
 from vitdeploy.sources.file_choice import ADAPTER_CONFIG, CONFIG, Choice, Files, choose_checkpoint, choose_processor
 from vitdeploy.sources.hub_calls import checked, listed, quiet, time_limits, within
 from vitdeploy.sources.hub_errors import hub_errors, is_refusal, network_errors, reason
@@ -46,6 +47,7 @@ class CheckpointFiles:
         weights: Weights in one format: a single file, or all shards; empty if the folder has only an adapter.
         adapter: Configuration and weights of a PEFT adapter, if any.
         cached: True if the Hub was not reached, so that it may have more files than the cache.
+        architecture: Name of the architecture in its library, for a file of weights without a configuration.
     """
 
     model_id: str
@@ -54,6 +56,7 @@ class CheckpointFiles:
     weights: tuple[Path, ...]
     adapter: tuple[Path, ...] = ()
     cached: bool = field(default=False, compare=False)
+    architecture: str | None = None
 
 
 @dataclass(frozen=True)
@@ -167,13 +170,15 @@ def _is_path(path: Path, name: str) -> bool:
     return path.is_absolute() or re.search(r"^[.~]|\\|/.*/|/$", name) is not None
 
 
-def local_path(model: str | Path) -> Path | None:
+def local_path(model: str | Path | WeightsFile) -> Path | None:
     """The folder or file named `model`, or None if it can only be a Hub id.
 
     Raises:
         CheckpointError: If the path does not exist, or the file is not a checkpoint.
         UsageError: If it is empty.
     """
+    if isinstance(model, WeightsFile):
+        return model.located()
     name = str(model)
     if not name:
         raise UsageError("the model's name is empty", what="model", found="", hint="give a folder or a Hub id")

@@ -52,8 +52,7 @@ def check_other_names(name: str) -> None:
         raise CheckpointError(
             f"'{name}' is a model of torchvision, which keeps weights without a configuration",
             what="model", found=name, expected=_TORCHVISION[name],
-            hint=f"use {_TORCHVISION[name]}, of the same architecture, or save torchvision's weights under the names "
-            "of transformers (docs/guides/torchvision.md)",
+            hint=f"name the file: --arch {name} --weights FILE; or use {_TORCHVISION[name]}, of the same architecture",
         )  # fmt: skip
     match = _TIMM.fullmatch(name)
     if match is None:

@@ -17,10 +17,11 @@ from vitdeploy.models.config_keys import note_unknown_keys
 from vitdeploy.models.presets import preset_config, random_model
 from vitdeploy.models.weights import read_weights
 from vitdeploy.sources.adapters import Adapter
+from vitdeploy.sources.architectures.lookup import read_named_weights
+from vitdeploy.sources.architectures.weights_file import WeightsFile
 from vitdeploy.sources.hub import CheckpointFiles, resolve
+from vitdeploy.sources.layouts.lookup import layout_of
 from vitdeploy.sources.layouts.npz_layout import read_npz
-from vitdeploy.sources.layouts.timm_config import takes_any_size
-from vitdeploy.sources.layouts.timm_layout import from_timm, is_timm
 from vitdeploy.sources.processor_source import find_processor, preset_processor
 from vitdeploy.specs import MODES, Task
 from vitdeploy.system.forks import with_threads
@@ -76,7 +77,7 @@ class _Content:
 
 
 def read_checkpoint(
-    model: str | Path,
+    model: str | Path | WeightsFile,
     task: Task | None = None,
     *,
     processor: ProcessorOptions | None = None,
@@ -84,7 +85,7 @@ def read_checkpoint(
     dynamic_image_size: bool = False,
     **hub_options: Any,
 ) -> Checkpoint:
-    """Read a Hub id, a local transformers or timm folder, or a Google `.npz` file.
+    """Read a Hub id, a local transformers or timm folder, a Google `.npz` file, or weights of a named architecture.
 
     A PEFT LoRA adapter, beside the weights or alone, is merged into its base; see `vitdeploy.sources.adapters`.
 
@@ -92,7 +93,7 @@ def read_checkpoint(
     resized to it.
 
     Args:
-        model: See `vitdeploy.sources.hub.resolve`.
+        model: See `vitdeploy.sources.hub.resolve`; or a file of weights with the name of their architecture.
         task: Task of the model. Default: the checkpoint's.
         processor: Another image processor, or settings for the checkpoint's.
         image_size: New (height, width) of model and processor.
@@ -104,19 +105,25 @@ def read_checkpoint(
         HubError: If the Hub cannot be reached.
         UsageError: If the image size is smaller than a patch, or the settings of the processor contradict it.
     """
-    checkpoint = resolve(model, **hub_options)
-    adapter = Adapter.find(checkpoint, hub_options) if checkpoint.adapter else None
+    adapter = None
+    if isinstance(model, WeightsFile):
+        checkpoint, content = _read_named(model, task, image_size)
+    else:
+        checkpoint = resolve(model, **hub_options)
+        adapter = Adapter.find(checkpoint, hub_options) if checkpoint.adapter else None
+        content = _read(checkpoint if adapter is None else adapter.base, adapter, task)
     base = checkpoint if adapter is None else adapter.base
-    content = _read(base, adapter, task)
     ViTConfig.from_dict(content.config)  # before its architectures are read
     task = task or task_of(content.config)
     data = image_tower(content.config, task)
     config = ViTConfig.from_dict(data)
     note_unknown_keys(data)
+    if any(name.startswith("text_model.") for name in content.weights):
+        logger.warning("the checkpoint has an image and a text encoder; the text encoder is not exported")
     if config.num_channels not in MODES:
         raise CheckpointError(
             f"{model}: the model takes images of {config.num_channels} channels",
-            what="num_channels", where=model, expected=tuple(MODES), found=config.num_channels,
+            what="num_channels", where=str(model), expected=tuple(MODES), found=config.num_channels,
             hint="only models of 1 (gray), 3 (RGB) or 4 (RGBA) channels can be exported",
         )  # fmt: skip
     hub = {name: value for name, value in hub_options.items() if name != "revision"}
@@ -143,7 +150,9 @@ def read_checkpoint(
         keys |= {key: "float32" for key in ("dtype", "torch_dtype") if key in keys}
     data["architectures"] = [architecture_of(reference)]
     weights = tuple(FileRecord.of(path.parent, path.name) for path in (*base.weights, *checkpoint.adapter))
-    source = Source(checkpoint.model_id, checkpoint.revision, weights, image_processor.origin)
+    source = Source(
+        checkpoint.model_id, checkpoint.revision, weights, image_processor.origin, architecture=checkpoint.architecture
+    )
     if adapter is not None:
         source = dataclasses.replace(source, base=base.model_id, base_revision=base.revision)
     files = image_processor.files | {"config.json": _json(data)}
@@ -193,13 +202,35 @@ def _read(files: CheckpointFiles, adapter: Adapter | None, task: Task | None) ->
     if adapter is not None:
         data, weights, note = adapter.merge(data, weights)
         logger.warning("merged the LoRA adapter into %s", note)
-    if is_timm(data):
-        try:
-            config, weights = from_timm(data, weights, task)
-            return _Content(config, weights, data, takes_any_size(data))
-        except CheckpointError as exc:
-            raise exc.with_message(f"{files.folder}: {exc}") from exc
-    return _Content(data, weights, data)
+    return _converted(data, weights, task, files.folder)
+
+
+@with_threads
+def _read_named(
+    file: WeightsFile, task: Task | None, image_size: tuple[int, int] | None
+) -> tuple[CheckpointFiles, _Content]:
+    """The file of weights as a checkpoint, and its content."""
+    path = file.located()
+    try:
+        named = read_named_weights(file, image_size)
+    except CheckpointError as exc:
+        raise exc if exc.where is not None else exc.at(path) from exc
+    if named.note:
+        logger.warning("%s", named.note)
+    files = CheckpointFiles(file.name, None, path.parent, (path,), architecture=named.architecture)
+    return files, _converted(named.config, named.tensors, task, path)
+
+
+def _converted(data: dict[str, Any], weights: dict[str, Tensor], task: Task | None, origin: Path) -> _Content:
+    """Content under transformers' names, of a checkpoint in any library's layout."""
+    layout = layout_of(data)
+    if layout is None:
+        return _Content(data, weights, data)
+    try:
+        config, weights = layout.convert(data, weights, task)
+    except CheckpointError as exc:
+        raise exc.with_message(f"{origin}: {exc}") from exc
+    return _Content(config, weights, data, layout.any_image_size(data))
 
 
 def _fit(

@@ -18,7 +18,8 @@ from vitdeploy.images.preprocessor_files import find_settings, read_file, read_f
 from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.models.config import read_json
 from vitdeploy.sources.hub import resolve_processor
-from vitdeploy.sources.layouts.timm_layout import is_timm, processor_config
+from vitdeploy.sources.layouts.lookup import Layout, layout_of
+from vitdeploy.sources.layouts.timm_layout import is_timm
 from vitdeploy.sources.layouts.timm_processor import states_processor
 
 if TYPE_CHECKING:
@@ -61,8 +62,12 @@ def checkpoint_processor(
     """
     if files.weights and files.weights[0].suffix == ".npz":  # a complete checkpoint: files beside it are ignored
         return WrittenProcessor(whole_image(model).to_dict(), ProcessorOrigin("npz"))
-    if is_timm(config):
-        return _timm_processor(files.folder / "config.json", config, image_size, ProcessorOrigin("timm"))
+    layout = layout_of(config)
+    if files.architecture is not None:
+        origin = ProcessorOrigin("architecture", files.architecture)
+        return None if layout is None else _layout_processor(layout, files.weights[0], config, image_size, origin)
+    if layout is not None:
+        return _layout_processor(layout, files.folder / "config.json", config, image_size, ProcessorOrigin(layout.name))
     try:
         content = read_files(files.folder)
     except InputError as exc:
@@ -97,8 +102,10 @@ def given_processor(source: str | os.PathLike[str], image_size: Extent | None, *
         path = resolved.path
         _check_kind(path)
         config = read_file(path)
-    if is_timm(config):
-        return _timm_processor(path, config, image_size, origin)
+    layout = layout_of(config)
+    written = None if layout is None else _layout_processor(layout, path, config, image_size, origin)
+    if written is not None:
+        return written
     if not resolved.path.is_dir():
         return WrittenProcessor(config, origin, str(path))
     own = find_settings(resolved.path, read_files(resolved.path))
@@ -129,18 +136,19 @@ def not_found(name: str, cached: bool) -> tuple[str, str]:
     return message, "go online, where there may be one, or " if cached else ""
 
 
-def _timm_processor(
-    path: Path, config: Mapping[str, Any], image_size: Extent | None, origin: ProcessorOrigin
-) -> WrittenProcessor:
+def _layout_processor(
+    layout: Layout, path: Path, config: Mapping[str, Any], image_size: Extent | None, origin: ProcessorOrigin
+) -> WrittenProcessor | None:
     # timm derives its resize from the size, with a different rule if that is not square
     size = image_size if image_size and image_size[0] == image_size[1] else None
     try:
         if origin.kind == "timm" and not states_processor(config):
             origin = ProcessorOrigin("timm-defaults")
-        settings = processor_config(config, size)
+        settings = layout.processor(config, size)
     except CheckpointError as exc:
-        raise exc.with_message(f"{path.parent}: {exc}") from exc
-    return WrittenProcessor(settings, origin, f"{path}: pretrained_cfg")
+        raise exc.with_message(f"{path if path.suffix != '.json' else path.parent}: {exc}") from exc
+    place = f"{path}: pretrained_cfg" if path.suffix == ".json" else str(path)
+    return None if settings is None else WrittenProcessor(settings, origin, place)
 
 
 def _origin_in(folder: Path, path: Path) -> ProcessorOrigin:

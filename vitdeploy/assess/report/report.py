@@ -120,6 +120,8 @@ def source_of(folder: str) -> dict[str, str]:
     facts["image processor"] = manifest.processor or NOT_RECORDED
     if manifest.source.base is not None:
         facts |= {"merged into": manifest.source.base, "base revision": manifest.source.base_revision or ""}
+    if manifest.source.architecture is not None:
+        facts["architecture"] = manifest.source.architecture
     facts |= {f"{file.path} sha256": file.sha256 for file in manifest.source.weights}
     for artifact in manifest.artifacts:
         name = artifact.name

@@ -147,5 +147,12 @@ class Layer(nn.Module):
         return x, weights
 
 
+class UnusedNorm(nn.LayerNorm):
+    """A norm that a checkpoint has and its class does not apply."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
 def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:
     return x if scale is None else x * scale

@@ -24,18 +24,32 @@ from vitdeploy.sources.layouts.timm_parts import (
 from vitdeploy.specs import MODES
 
 # Names in timm 1.0 with plain blocks: exact GELU (SwiGLU in the giant DINOv2), LayerNorm with eps 1e-6, one attention
-# then one MLP. Other names with these prefixes (clip, siglip, rpn ...) may differ invisibly in the tensors. The
-# suffixes in21k, sam, dino and in21ft1k are from old timm names for weights, which it still reads.
+# then one MLP; CLIP's have eps 1e-5, and some quick GELU. Other names with these prefixes (siglip, rpn ...) may differ
+# invisibly in the tensors. The suffixes in21k, sam, dino and in21ft1k are from old timm names for weights, which it
+# still reads.
 _ARCHITECTURE = re.compile(
     r"vit_(?P<vit>tiny|small|base|large|huge|giant|gigantic)_patch\d+(?P<plus>_plus)?"
     r"_(?:(?:reg\d+_)?(?P<dino>dinov2|tipsv2)|(?:36x1_)?\d+(?:_miil)?(?:_in21k|_sam|_dino)?)"
+    r"|vit_(?P<clip>xsmall|medium|betwixt|base|large|huge|giant|gigantic)_patch\d+(?P<clip_plus>_plus)?"
+    r"_clip(?P<quick_gelu>_quickgelu)?_\d+"
     r"|deit_(?P<deit>tiny|small|base)(?P<distilled>_distilled)?_patch\d+_\d+"
     r"|deit3_(?P<deit3>small|medium|base|large|huge)_patch\d+_\d+(?:_in21ft1k)?"
     r"|beit(?:v2)?_(?P<beit>base|large)_patch\d+_\d+"
 )
 _PREFIXES = ("vit_", "deit_", "deit3_", "beit_", "beitv2_")
 # No file stores the number of heads: timm's registry defines it by architecture name, for any width.
-_HEADS = {"tiny": 3, "small": 6, "medium": 8, "base": 12, "large": 16, "huge": 16, "giant": 16, "gigantic": 16}
+_HEADS = {
+    "tiny": 3,
+    "xsmall": 4,
+    "betwixt": 10,
+    "small": 6,
+    "medium": 8,
+    "base": 12,
+    "large": 16,
+    "huge": 16,
+    "giant": 16,
+    "gigantic": 16,
+}
 _HEADS_OF_PLUS, _HEADS_OF_GIANT_DINO = 14, 24
 
 _DEFAULT_SIZE = 224  # of timm's constructors, pixels on both sides
@@ -48,7 +62,9 @@ class TimmConfig:
     Attributes:
         beit: True for a BEiT.
         distilled: True for DeiT's second token and second head.
+        clip: True for a CLIP image encoder.
         gated: True for a SwiGLU MLP.
+        hidden_act: Activation of another MLP, by its name in transformers.
         num_heads: Number of attention heads.
         image_size: (height, width) in pixels of the position tables.
         dynamic: True if the tables are interpolated to each image, whose sides must be multiples of the patch's.
@@ -63,7 +79,9 @@ class TimmConfig:
 
     beit: bool
     distilled: bool
+    clip: bool
     gated: bool
+    hidden_act: str
     num_heads: int
     image_size: tuple[int, int]
     dynamic: bool
@@ -85,9 +103,9 @@ def read_config(config: Mapping[str, Any]) -> TimmConfig:
     arguments, cfg = model_args(config), pretrained_cfg(config)
     name = _architecture(config.get("architecture"))
     beit, distilled = bool(name["beit"]), bool(name["distilled"])
-    size = next(name[family] for family in ("vit", "deit", "deit3", "beit") if name[family])
+    size = next(name[family] for family in ("vit", "deit", "deit3", "beit", "clip") if name[family])
     gated = bool(size == "giant" and name["dino"])
-    heads = _HEADS_OF_GIANT_DINO if gated else _HEADS_OF_PLUS if name["plus"] else _HEADS[size]
+    heads = _HEADS_OF_GIANT_DINO if gated else _HEADS_OF_PLUS if name["plus"] or name["clip_plus"] else _HEADS[size]
     classes = num_classes(config, arguments, cfg)
     pool = global_pool(config, arguments, "avg" if beit else "token", classes)
     late_norm = flag(arguments, "use_fc_norm" if beit else "fc_norm", default=pool == "avg")
@@ -99,7 +117,10 @@ def read_config(config: Mapping[str, Any]) -> TimmConfig:
     return TimmConfig(
         beit=beit,
         distilled=distilled,
+        clip=bool(name["clip"]),
         gated=gated,
+        # the only other value of act_layer that is read is "gelu"
+        hidden_act="quick_gelu" if name["quick_gelu"] and "act_layer" not in arguments else "gelu",
         num_heads=count("model_args.num_heads", arguments.get("num_heads", heads)),
         image_size=table_size(config),
         dynamic=dynamic,
@@ -124,7 +145,7 @@ def _architecture(value: object) -> dict[str, str]:
     match = _ARCHITECTURE.fullmatch(value)
     if match is None:
         raise refuse(
-            "architecture", "is not a plain ViT, DeiT, DeiT-3, DINOv2 or BEiT such as vit_base_patch16_224", value
+            "architecture", "is not a plain ViT, DeiT, DeiT-3, DINOv2, BEiT or CLIP such as vit_base_patch16_224", value
         )
     return match.groupdict(default="")
 

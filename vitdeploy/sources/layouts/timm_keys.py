@@ -137,6 +137,18 @@ EVA_ARGS: dict[str, Fate] = {
         "refused",
     ),
 }  # fmt: skip
+# The same for its DINOv3: other values of their registered arguments would be another model.
+DINOV3_ARGS: dict[str, Fate] = {
+    **EVA_ARGS,
+    **dict.fromkeys(("num_reg_tokens",), "compared"),
+    **dict.fromkeys(("swiglu_align_to", "no_embed_class", "ref_feat_shape"), "no effect"),
+    **dict.fromkeys(
+        ("class_token", "use_abs_pos_emb", "use_rot_pos_emb", "rope_rotate_half", "rope_grid_offset",
+         "rope_grid_indexing", "use_fc_norm", "use_post_transformer_norm", "qkv_fused", "attn_type", "scale_mlp",
+         "scale_attn_inner", "use_pre_transformer_norm", "attn_pool_num_heads", "attn_pool_mlp_ratio"),
+        "refused",
+    ),
+}  # fmt: skip
 # Arguments for which null means the default.
 NULLABLE = {"fc_norm", "use_fc_norm", "init_values", "norm_layer", "embed_norm_layer", "act_layer", "use_naflex"}
 # Not those that timm's registry sets for an architecture.
@@ -171,4 +183,21 @@ EVA_PLAIN: dict[str, tuple[object, ...]] = {
     "use_naflex": (False,),
     "pruned": (False,),
     "features_only": (False,),
+}
+DINOV3_PLAIN: dict[str, tuple[object, ...]] = {
+    **{key: plain for key, plain in EVA_PLAIN.items() if DINOV3_ARGS[key] == "refused"},
+    "rope_type": ("dinov3",),
+    "class_token": (True,),
+    "use_abs_pos_emb": (False,),
+    "use_rot_pos_emb": (True,),
+    "rope_rotate_half": (True,),
+    "rope_grid_offset": (0.0,),
+    "rope_grid_indexing": ("ij",),
+    "use_fc_norm": (False,),
+    "use_post_transformer_norm": (True,),
+    "qkv_fused": (True,),
+    "attn_type": ("eva",),
+    "scale_mlp": (False,),
+    "scale_attn_inner": (False,),
+    "use_pre_transformer_norm": (False,),
 }

@@ -7,6 +7,8 @@ from typing import Any
 
 from vitdeploy.errors import CheckpointError
 from vitdeploy.sources.layouts.timm_keys import (
+    DINOV3_ARGS,
+    DINOV3_PLAIN,
     EVA_ARGS,
     EVA_NULLABLE,
     EVA_PLAIN,
@@ -30,6 +32,12 @@ def is_eva(config: Mapping[str, Any]) -> bool:
     """True if the architecture in a config.json is an EVA or a Perception Encoder, supported or not."""
     name = config.get("architecture")
     return isinstance(name, str) and name.startswith(EVA_PREFIXES)
+
+
+def is_dinov3(config: Mapping[str, Any]) -> bool:
+    """True if the architecture in a config.json is a DINOv3, supported or not."""
+    name = config.get("architecture")
+    return isinstance(name, str) and name.startswith("vit_") and "_dinov3" in name
 
 
 def is_wrapper(config: Mapping[str, Any]) -> bool:
@@ -57,11 +65,15 @@ def model_args(config: Mapping[str, Any]) -> dict[str, Any]:
         if fates[key] == "refused" and not any(type(value) is type(plain) and value == plain for plain in accepted):
             only = f"; only {accepted[0]!r} is supported" if accepted else ""
             raise unsupported(key, f"model_args.{key} {value!r:.80} is not supported{only}")
+    if is_dinov3(config):  # as in timm's registry
+        arguments.setdefault("dynamic_img_size", True)
     return arguments
 
 
 def tables(config: Mapping[str, Any]) -> tuple[dict[str, Fate], dict[str, tuple[object, ...]], set[str]]:
     """Effects, plain values and nullable keys of the arguments of an architecture's constructor."""
+    if is_dinov3(config):
+        return DINOV3_ARGS, DINOV3_PLAIN, EVA_NULLABLE
     return (EVA_ARGS, EVA_PLAIN, EVA_NULLABLE) if is_eva(config) else (MODEL_ARGS, PLAIN, NULLABLE)
 
 

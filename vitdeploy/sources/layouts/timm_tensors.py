@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vitdeploy.sources.layouts.timm_config import TimmConfig
+    from vitdeploy.sources.layouts.timm_dinov3_config import DinoV3Config
     from vitdeploy.sources.layouts.timm_eva_config import EvaConfig
 
 _EPS = 1e-6  # timm.layers.LayerNorm
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-S = TypeVar("S", bound="TimmConfig | EvaConfig")
+S = TypeVar("S", bound="TimmConfig | EvaConfig | DinoV3Config")
 
 
 class Tensors(Generic[S]):

@@ -1,0 +1,52 @@
+"""The table of timm's architectures has every name that can be converted, with values that are read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from raising import raises
+
+from vitdeploy.errors import CheckpointError
+from vitdeploy.sources.architectures.timm_table import is_timm_name, names_of_sizes, timm_config, timm_names
+from vitdeploy.sources.layouts.timm_config import read_config
+from vitdeploy.sources.layouts.timm_layout import processor_config
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "timm"
+ARCHITECTURES: dict[str, Any] = json.loads((GOLDEN / "architectures.json").read_text())
+
+
+def _is_read(name: str) -> bool:
+    try:
+        read_config({"architecture": name, "num_classes": 0, "pretrained_cfg": {"fixed_input_size": True}})
+    except CheckpointError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if _is_read(name)])
+def test_each_architecture_that_is_read_has_its_row(name: str) -> None:
+    assert name in timm_names()
+    config = timm_config(name)
+    stated = read_config({**config, "num_classes": 0})
+    assert stated.num_heads == ARCHITECTURES[name]["num_heads"]
+    assert processor_config(config)["crop_size"] == dict(zip(("height", "width"), stated.image_size, strict=True))
+
+
+def test_a_tag_has_the_transform_of_its_weights() -> None:
+    plain, tagged = (
+        processor_config(timm_config(name)) for name in ("vit_base_patch16_224", "vit_base_patch16_224.dino")
+    )
+    assert plain["image_mean"] == [0.5] * 3
+    assert tagged["image_mean"] == [0.485, 0.456, 0.406]
+    with raises(CheckpointError, what="arch", found="vit_base_patch16_224.nobody"):
+        timm_config("vit_base_patch16_224.nobody")
+    assert is_timm_name("vit_base_patch16_224.nobody")
+
+
+def test_names_are_found_by_the_sizes_of_weights() -> None:
+    sizes = {"embed_dim": 192, "depth": 12, "patch_size": 16}
+    assert {"vit_tiny_patch16_224", "deit_tiny_patch16_224"} <= set(names_of_sizes(sizes))
+    assert names_of_sizes(sizes | {"depth": 13}) == ()

@@ -1,0 +1,94 @@
+"""The facts of timm's registry by architecture name, which a file of weights lacks: heads, sizes and preprocessing.
+
+timm_table.json holds them; `tests/golden/make_architectures.py` writes it from timm.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vitdeploy.errors import CheckpointError
+from vitdeploy.sources.layouts.timm_config import read_config
+
+# Arguments of timm's train.py that override the registry's transform (timm.data.resolve_data_config).
+_TRANSFORM_ARGUMENTS = ("interpolation", "crop_pct", "crop_mode", "mean", "std")
+
+
+@functools.cache
+def _table() -> dict[str, dict[str, dict[str, Any]]]:
+    """The values of each section of the file, by name."""
+    data = json.loads((Path(__file__).parent / "timm_table.json").read_text(encoding="utf-8"))
+    return {
+        section: {
+            name: {key: value for key, value in row.items() if key != "names"}
+            for row in data[section]
+            for name in row["names"].split()
+        }
+        for section in ("sizes", "transforms")
+    }
+
+
+def is_timm_name(name: str) -> bool:
+    """True for an architecture of the table, with or without the tag of weights."""
+    return name.partition(".")[0] in _table()["sizes"]
+
+
+def timm_names() -> tuple[str, ...]:
+    """The architectures of the table that can be converted."""
+    return tuple(name for name in _table()["sizes"] if _is_converted(name))
+
+
+def names_of_sizes(sizes: Mapping[str, Any]) -> tuple[str, ...]:
+    """The architectures with a width, depth and patch size that can be converted."""
+    rows = _table()["sizes"]
+    return tuple(name for name in timm_names() if all(rows[name][key] == value for key, value in sizes.items()))
+
+
+def timm_config(name: str, arguments: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The config.json that timm would write for a model: without classes, which the weights define.
+
+    Args:
+        name: The architecture, such as "vit_base_patch16_224", or with the tag of the weights it was trained from.
+        arguments: The arguments of timm's train.py.
+
+    Raises:
+        CheckpointError: If the arguments are malformed.
+    """
+    arch, _, tag = name.partition(".")
+    transforms, arguments = _table()["transforms"], arguments or {}
+    if tag and name not in transforms:
+        tags = sorted(full.partition(".")[2] for full in transforms if full.startswith(f"{arch}."))
+        raise CheckpointError(
+            f"timm has no {arch} with the tag {tag!r:.80}",
+            what="arch", expected=tuple(tags), found=name, hint=f"use {arch}, or one of its tags: {', '.join(tags)}",
+        )  # fmt: skip
+    model_args = dict(_table()["sizes"][arch])
+    overrides = arguments.get("model_kwargs") or {}
+    if not isinstance(overrides, Mapping):
+        raise CheckpointError(
+            "the training arguments have a model_kwargs that is no object", what="model_kwargs", found=overrides
+        )
+    cfg = dict(transforms[name])
+    cfg |= {key: arguments[key] for key in _TRANSFORM_ARGUMENTS if arguments.get(key)}
+    size, edge, channels = arguments.get("input_size"), arguments.get("img_size"), arguments.get("in_chans")
+    if size is not None:
+        cfg["input_size"] = size
+    elif edge is not None or channels is not None:
+        cfg["input_size"] = [channels or 3, *([edge, edge] if edge is not None else cfg["input_size"][1:])]
+    if channels is not None:
+        model_args["in_chans"] = channels
+    if arguments.get("gp"):
+        model_args["global_pool"] = arguments["gp"]
+    return {"architecture": arch, "model_args": model_args | dict(overrides), "pretrained_cfg": cfg}
+
+
+def _is_converted(name: str) -> bool:
+    try:
+        read_config({"architecture": name, "num_classes": 0, "pretrained_cfg": _table()["transforms"][name]})
+    except CheckpointError:
+        return False
+    return True

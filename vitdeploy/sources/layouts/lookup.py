@@ -1,0 +1,49 @@
+"""The layouts that other libraries write, by the content of their configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vitdeploy.sources.layouts import timm_layout, torchvision_layout
+from vitdeploy.sources.layouts.timm_config import takes_any_size
+from vitdeploy.specs import Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Layout(NamedTuple):
+    """How to read the checkpoints of a library.
+
+    Attributes:
+        name: The library.
+        matches: True for the library's configuration.
+        convert: From configuration, weights and task: content of the Hugging Face config.json, and the weights under
+            transformers' names.
+        processor: From configuration and another output size: content of a preprocessor_config.json; None if the
+            library defines none.
+        any_image_size: True if the model in a configuration is resized to its image processor's size.
+    """
+
+    name: str
+    matches: Callable[[Mapping[str, Any]], bool]
+    convert: Callable[[Mapping[str, Any], Mapping[str, Tensor], Task | None], tuple[dict[str, Any], dict[str, Tensor]]]
+    processor: Callable[[Mapping[str, Any], tuple[int, int] | None], dict[str, Any] | None]
+    any_image_size: Callable[[Mapping[str, Any]], bool] = lambda _: False
+
+
+_LAYOUTS = (
+    Layout("timm", timm_layout.is_timm, timm_layout.from_timm, timm_layout.processor_config, takes_any_size),
+    Layout(
+        "torchvision",
+        torchvision_layout.is_torchvision,
+        torchvision_layout.from_torchvision,
+        torchvision_layout.torchvision_processor,
+    ),
+)
+
+
+def layout_of(config: Mapping[str, Any]) -> Layout | None:
+    """The layout of a configuration; None for transformers' own."""
+    return next((layout for layout in _LAYOUTS if layout.matches(config)), None)
