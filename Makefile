@@ -58,9 +58,10 @@ PHOTOGRAPHS ?=
 bench-peers: .venv/.dev $(ENVS)/optimum/.done $(ENVS)/openvino/.done $(ENVS)/timm/.done  ## vitdeploy and other tools on the checkpoint MODEL and PHOTOGRAPHS, see peer_comparison.py; an hour
 	$(BIN)/python benchmarks/peer_comparison.py --model $(MODEL) --photographs $(PHOTOGRAPHS)
 
-golden: $(ENVS)/timm/.done $(ENVS)/transformers4/.done  ## rewrite tests/golden with timm and PEFT themselves
+golden: $(ENVS)/timm/.done $(ENVS)/open-clip/.done $(ENVS)/transformers4/.done  ## rewrite tests/golden with timm, OpenCLIP and PEFT themselves
 	$(TEST_ENV) $(ENVS)/timm/bin/python tests/golden/make_timm.py
 	$(TEST_ENV) $(ENVS)/timm/bin/python tests/golden/make_architectures.py
+	$(TEST_ENV) $(ENVS)/open-clip/bin/python tests/golden/make_open_clip.py
 	$(TEST_ENV) $(ENVS)/timm/bin/python tests/golden/make_peft.py
 	$(TEST_ENV) $(ENVS)/transformers4/bin/python tests/golden/make_peft.py
 
@@ -136,6 +137,15 @@ $(ENVS)/timm/.done: constraints-timm.txt .venv/.dev
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 		> $$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz_main.pth
 	$(@D)/bin/python $(PIP_INSTALL) --no-deps -r constraints-timm.txt
+	touch $@
+
+# OpenCLIP, for its golden files. The rest is borrowed from .venv and the environment of timm.
+$(ENVS)/open-clip/.done: constraints-open-clip.txt $(ENVS)/timm/.done
+	$(PYTHON) -m venv $(@D)
+	for python in $(ENVS)/timm/bin/python $(BIN)/python; do \
+		$$python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	done > $$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz_others.pth
+	$(@D)/bin/python $(PIP_INSTALL) --no-deps -r constraints-open-clip.txt
 	touch $@
 
 # PEFT with transformers 4, whose names of modules adapters have had until 2026; torch and the rest are borrowed from .venv.

@@ -24,7 +24,6 @@ from vitdeploy.system.telemetry import without_reporter
 
 with without_reporter():
     import openvino as ov
-    from openvino import opset11
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -180,7 +179,7 @@ def write_ir(source: Path, target: Path, name: str) -> None:
         raise CheckFailedError(
             f"openvino {ov.get_version()} refuses the graph: {reason}", what="graph", found=reason
         ) from exc
-    _antialias(model)
+    _check_antialiasing(model)
     model.set_friendly_name(name)
     used: set[str] = set()
     unnamed = []
@@ -201,32 +200,15 @@ def write_ir(source: Path, target: Path, name: str) -> None:
         ) from exc
 
 
-def _antialias(model: ov.Model) -> None:
-    """Replace cubic interpolation with antialiasing, whose flag OpenVINO's CPU device ignores, by Pillow's filter.
+def _check_antialiasing(model: ov.Model) -> None:
+    """Refuse interpolation with antialiasing, whose flag OpenVINO's CPU device ignores.
 
-    That is torch's: an Interpolate of the mode "bicubic_pillow", with the sizes of the last two axes.
     https://github.com/openvinotoolkit/openvino/issues/35893
     """
     for operator in model.get_ops():
         attributes = operator.get_attributes() if operator.get_type_name() == "Interpolate" else {}
-        if not attributes.get("antialias"):
-            continue
-        if (attributes["mode"], attributes["shape_calculation_mode"]) != ("cubic", "sizes"):
+        if attributes.get("antialias"):
             raise CheckFailedError(
-                f"OpenVINO has no antialiasing for {attributes['mode']} interpolation by "
-                f"{attributes['shape_calculation_mode']}", what=operator.get_friendly_name(), found=attributes["mode"],
+                f"OpenVINO has no antialiasing for {attributes['mode']} interpolation",
+                what=operator.get_friendly_name(), found=attributes["mode"],
             )  # fmt: skip
-        sizes = opset11.gather(operator.input_value(1), np.array([2, 3]), np.array(0))
-        resized = opset11.interpolate(
-            operator.input_value(0),
-            sizes,
-            "bicubic_pillow",
-            "sizes",
-            axes=np.array([2, 3]),
-            coordinate_transformation_mode="half_pixel",
-            cube_coeff=attributes["cube_coeff"],
-        )
-        names = operator.output(0).get_names()
-        for user in operator.output(0).get_target_inputs():
-            user.replace_source_output(resized.output(0))
-        resized.output(0).set_names(names)

@@ -197,7 +197,8 @@ def test_the_help_of_commands_imports_none_of_their_work() -> None:
     heavy = tuple(f"vitdeploy.{room}" for room in ("assess", "bundle", "exporting", "models", "predictor", "sources"))
     work = {name for name in loaded if name.startswith(heavy) and not name.endswith("options")}
     packages = {"vitdeploy.assess", "vitdeploy.assess.benchmark", "vitdeploy.assess.benchmark.scenarios"}
-    assert work == {"vitdeploy.exporting", *packages}  # those of option values
+    packages |= {"vitdeploy.exporting", "vitdeploy.sources", "vitdeploy.sources.architectures"}
+    assert work == packages  # those of option values
 
 
 @pytest.fixture(scope="session")

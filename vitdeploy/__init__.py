@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from vitdeploy.images.processor_options import ProcessorOptions
     from vitdeploy.predictor import Prediction, Predictor
     from vitdeploy.serving.triton_repository import TritonModel, write_triton_model
-    from vitdeploy.sources.architectures.weights_file import WeightsFile
+    from vitdeploy.sources.architectures.weights_options import WeightsFile
     from vitdeploy.system.progress import Progress
     from vitdeploy.trt.options import EngineOptions
     from vitdeploy.tuning.tune import tune
@@ -130,7 +130,7 @@ _MODULES = {
     "Tuning": "assess.benchmark.tuning",
     "ValidationOptions": "exporting.options",
     "VitDeployError": "errors",
-    "WeightsFile": "sources.architectures.weights_file",
+    "WeightsFile": "sources.architectures.weights_options",
     "__version__": "_version",
     "benchmark": "assess.benchmark.benchmark",
     "benchmark_scenario": "assess.benchmark.scenarios.scenario_benchmark",

@@ -119,7 +119,7 @@ def test_a_wrong_conversion_is_caught(tmp_path: Path, monkeypatch: pytest.Monkey
         for user in users:
             user.replace_source_output(larger.output(0))
 
-    monkeypatch.setattr(openvino_ir, "_antialias", plant)
+    monkeypatch.setattr(openvino_ir, "_check_antialiasing", plant)
     with raises(CheckFailedError, where="openvino-fp32", expected=1e-4):
         vitdeploy.export(default_checkpoint(), to="openvino", output=tmp_path / "out")
     assert not (tmp_path / "out").exists()

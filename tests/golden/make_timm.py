@@ -265,13 +265,45 @@ KINDS: dict[str, list[tuple[str, dict[str, Any]]]] = {
             input_size=(3, 35, 35),
         ),
     ],
+    # Attention pooling of every patch; the second has GELU's approximation, the third is not square.
+    "siglip": [
+        case("vit_base_patch16_siglip_224", 32, 8, 24, num_heads=3, mlp_ratio=2),
+        case("vit_so400m_patch16_siglip_256", 30, 6, 32, mlp_ratio=1.7362, depth=3),
+        case("vit_large_patch16_siglip_384", (24, 36), 6, 32, mlp_ratio=1),
+    ],
+    "siglip_classifier": [case("vit_base_patch32_siglip_256", 32, 8, 24, mlp_ratio=2)],
+    # No class token: the mean of the patches.
+    "gap": [
+        case("vit_base_patch16_gap_224", 32, 8, 32, mlp_ratio=2),
+        case("vit_medium_patch16_gap_256", 24, 6, 24, mlp_ratio=1),
+        case("vit_base_patch16_reg4_gap_256", 30, 6, 24, mlp_ratio=1.5, depth=3),
+    ],
+    "gap_features": [
+        case("vit_base_patch16_siglip_gap_224", 28, 7, 24, mlp_ratio=2),
+        case("vit_so150m_patch16_reg4_map_256", 24, 6, 28, mlp_ratio=1),
+        case("vit_so150m2_patch16_reg1_gap_256", 32, 8, 26, mlp_ratio=1),
+    ],
+    # Pooling, norm and tokens as no class of transformers combines them.
+    "pooled": [
+        case("vit_giant_patch14_dinov2", 28, 7, 24, global_pool="avg"),
+        case("vit_small_patch14_reg4_dinov2", 24, 6, 24, mlp_ratio=1, global_pool="avg"),
+        case("vit_base_patch16_224", (24, 36), 6, 24, mlp_ratio=1, global_pool="avg"),
+    ],
+    "pooled_features": [
+        case("vit_base_patch16_224", 32, 8, 24, mlp_ratio=1, global_pool="avg", fc_norm=False),
+        case("vit_base_patch16_224", 24, 6, 24, mlp_ratio=1, fc_norm=True),
+    ],
 }
 FEATURES = (
     *("vit_features", "beit_features", "dinov2", "reg4_dinov2", "swiglu", "mean_features"),
     *("eva02_features", "pe_lang", "pe_spatial", "clip_features", "dinov3", "dinov3_mean"),
+    *("siglip", "gap_features", "pooled_features"),
 )
 # Of models without a head, those whose pooled features are written too.
-POOLED = ("mean_features", "eva02_features", "pe_lang", "pe_spatial", "clip_features", "dinov3")
+POOLED = (
+    *("mean_features", "eva02_features", "pe_lang", "pe_spatial", "clip_features", "dinov3"),
+    *("siglip", "gap_features", "pooled_features"),
+)
 # Models whose head is a projection to a text's vectors, which timm calls logits.
 PROJECTED = ("eva02_clip_0", "pe_core_0", "clip_0", "clip_1", "clip_2")
 # Evaluation transforms beside those of the models; the last ones are smaller than their crop.
@@ -519,7 +551,9 @@ def write_architectures() -> None:
             "num_heads": block.attn.num_heads if hasattr(block, "attn") else None,
             "norms": sorted(norms),
             "prefix": model.num_prefix_tokens,
+            "class_token": bool(getattr(model, "has_class_token", True)),
             "pool": model.global_pool,
+            "late_norm": not isinstance(model.fc_norm, torch.nn.Identity),
         }
     lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items())
     (OUT / "architectures.json").write_text(f"{{\n{lines}\n}}\n")

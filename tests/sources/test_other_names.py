@@ -46,9 +46,9 @@ def test_other_names_are_hub_ids(name: str) -> None:
 def test_the_tags_are_those_that_timm_takes() -> None:
     (models,) = environment("timm").parents[1].glob("lib/python*/site-packages/timm/models")
     first: dict[str, str] = {}
-    for file in ("vision_transformer.py", "deit.py", "beit.py"):
+    for file in ("vision_transformer.py", "deit.py", "beit.py", "eva.py"):
         text = (models / file).read_text(encoding="utf-8")
-        for name, tag in re.findall(r"^    '([a-z0-9_]+)\.([a-z0-9_]+)': ?_cfg", text, re.MULTILINE):
+        for name, tag in re.findall(r"^    '([a-z0-9_]+)\.([a-z0-9_]+)': ?_(?:pe_)?cfg", text, re.MULTILINE):
             first.setdefault(name, tag)
     assert {name: first.get(name) for name in _DEFAULTS} == _DEFAULTS
 

@@ -161,6 +161,7 @@ ONE_A_FAMILY = tuple(
 TIMM_GRAPHS = (
     *("vit_0", "vit_features_0", "deit_distilled_0", "beit_0", "beit_features_0", "deit3_0", "dinov2_0"),
     *("reg4_dinov2_classifier_0", "reg4_dinov2_0", "dinov3_0"),
+    *("siglip_0", "siglip_classifier_0", "gap_0", "gap_features_0"),
     *("eva_0", "eva02_0", "eva02_features_0", "pe_core_0", "pe_core_1"),
     *("clip_0", "clip_classifier_0"),
 )

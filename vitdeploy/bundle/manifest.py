@@ -39,6 +39,7 @@ _PROCESSOR_KINDS = {
     "base": "that of the adapter's base",
     "timm": "timm's pretrained_cfg",
     "timm-defaults": "timm's defaults, since its configuration states none",
+    "open_clip": "OpenCLIP's preprocess_cfg",
     "architecture": "that of the architecture",
     "npz": "that of Google's vit_jax for its .npz files: the whole image resized, (x - 127.5) / 127.5",
     "preset": "that of the preset: the whole image resized, (x - 127.5) / 127.5",
@@ -53,9 +54,9 @@ class ProcessorOrigin:
 
     Attributes:
         kind: "checkpoint", the checkpoint's file; "base", an adapter's base; "timm", timm's `pretrained_cfg`;
-            "timm-defaults", timm's defaults without one; "architecture", the named architecture's; "npz", the library
-            of Google's files; "preset", random weights; "given", another processor than the checkpoint's; "options",
-            settings only.
+            "timm-defaults", timm's defaults without one; "open_clip", OpenCLIP's `preprocess_cfg`; "architecture", the
+            named architecture's; "npz", the library of Google's files; "preset", random weights; "given", another
+            processor than the checkpoint's; "options", settings only.
         id: For "given": Hub id, or name of the folder or file. For "architecture": its name.
         revision: For "given" from the Hub: commit.
         settings: Keys of preprocessor_config.json, or "image_size", that were set for this export.

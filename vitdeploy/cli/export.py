@@ -125,8 +125,8 @@ def _print_accuracy(artifact: Artifact) -> None:
     "-m",
     "--model",
     group="Model",
-    help="Same as MODEL: a Hub id such as google/vit-base-patch16-224, a local folder (transformers, timm, or a PEFT "
-    "adapter, merged on export), or Google's .npz file.",
+    help="Same as MODEL: a Hub id such as google/vit-base-patch16-224, a local folder (transformers, timm, OpenCLIP, "
+    "or a PEFT adapter, merged on export), or Google's .npz file.",
 )
 @option(
     "--to", "formats", multiple=True, default=["onnx"], show_default=True, group=_OUTPUT,

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from vitdeploy.exporting.options import Quantization, SourceOptions, ValidationOptions
     from vitdeploy.images.processor import ImageProcessor
     from vitdeploy.models.config import ViTConfig
-    from vitdeploy.sources.architectures.weights_file import WeightsFile
+    from vitdeploy.sources.architectures.weights_options import WeightsFile
     from vitdeploy.sources.read import Checkpoint
     from vitdeploy.specs import TensorSpec
 

@@ -10,7 +10,7 @@ from typing import Literal
 from vitdeploy.errors import UsageError, shown
 from vitdeploy.files.user_cache import user_cache
 from vitdeploy.images.processor_options import ProcessorOptions
-from vitdeploy.sources.architectures.weights_file import WeightsFile
+from vitdeploy.sources.architectures.weights_options import WeightsFile
 from vitdeploy.specs import SEEDS, Task
 from vitdeploy.system.option_fields import check_options, described, option
 from vitdeploy.system.shares import read_drop, read_share, read_tolerance

@@ -9,7 +9,7 @@ from vitdeploy.bundle.manifest import MANIFEST
 from vitdeploy.bundle.staging import check_target
 from vitdeploy.errors import OutputError, UsageError, first_line
 from vitdeploy.files.atomic import check_takes_files
-from vitdeploy.sources.architectures.weights_file import WeightsFile
+from vitdeploy.sources.architectures.weights_options import WeightsFile
 from vitdeploy.sources.hub import local_path
 
 _SUFFIX = "-vitdeploy"

@@ -166,8 +166,8 @@ def names_advice(source: str, names: Collection[str]) -> str | None:
         return f"{source} is a model's part of the Hub cache; name {model_id}{plain}/snapshots/{snapshots[-1]}"
     if any(name.startswith("open_clip_") for name in top):
         return (
-            f"{source} is an OpenCLIP model, which cannot be exported; name a timm or transformers checkpoint of its "
-            f"image encoder"
+            f"{source} has no complete OpenCLIP model: open_clip_config.json, and open_clip_model.safetensors or "
+            f"open_clip_pytorch_model.bin"
         )
     below = sorted({name.rpartition("/")[0] for name in names if re.fullmatch(r".+/(adapter_)?config\.json", name)})
     steps = sorted({name.partition("/")[0] for name in names if re.match(r"checkpoint-\d+/", name)})

@@ -158,10 +158,14 @@ def is_saved(model: VisionTransformer, path: Path) -> bool:
 
 
 def _on_disk(model: VisionTransformer) -> dict[str, Tensor]:
-    """The model's weights under transformers' names, with the axes that they have there."""
-    family, beside_a_head = model.config.family, model.task is not Task.FEATURES
+    """The model's weights as `disk_tensors`."""
+    return disk_tensors(model.config.family, model.state_dict(), beside_a_head=model.task is not Task.FEATURES)
+
+
+def disk_tensors(family: Family, tensors: Mapping[str, Tensor], *, beside_a_head: bool) -> dict[str, Tensor]:
+    """A model's weights under the names of a checkpoint, stacked and with the axes that they have there."""
     stacks: dict[str, list[Tensor]] = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in tensors.items():
         on_disk = disk_name(family, name, beside_a_head=beside_a_head)
         stacks.setdefault(on_disk, []).append(tensor.reshape(_disk_shape(family, name, tensor)))
     return {name: torch.cat(parts) if len(parts) > 1 else parts[0] for name, parts in stacks.items()}

@@ -53,7 +53,7 @@ _RANGES = {
     **dict.fromkeys(("initializer_range", "layer_norm_eps"), _NUMBER),
     **dict.fromkeys(("num_hidden_layers", "num_register_tokens"), _COUNT),
     **dict.fromkeys(("qkv_bias", "position_antialias", "projection_bias", "embedding_norm", "class_token"), _FLAG),
-    **dict.fromkeys(("absolute_positions", "layer_scale", "attention_norm", "mlp_norm", "final_norm"), _FLAG),
+    **dict.fromkeys(("absolute_positions", "layer_scale", "swiglu", "attention_norm", "mlp_norm", "final_norm"), _FLAG),
     "normalize_embedding": _FLAG,
 }
 
@@ -106,6 +106,7 @@ class ViTConfig:
             it: "all", "last" (the last layer's) or "none"; a family without a backbone has "all".
         classification_pooler: Pooling before the classifier; see `vitdeploy.models.layers.heads`.
         feature_pooler: Pooling of feature extraction, if any.
+        pooler_prefix: True if the attention pooler attends to the tokens before the patches, too.
         pooler_attention_heads: Number of heads of the attention pooler. Default: num_attention_heads.
         pooler_intermediate_size: Width of the attention pooler's MLP. Default: intermediate_size.
         default_pool: Pooling of embeddings for a model with neither a projection nor a pooler: "cls" or "mean"; always
@@ -170,6 +171,7 @@ class ViTConfig:
     feature_norm: Literal["all", "last", "none"] = "all"
     classification_pooler: Pooler = "cls"
     feature_pooler: Pooler | None = "dense"
+    pooler_prefix: bool = True
     pooler_attention_heads: int | None = None
     pooler_intermediate_size: int | None = None
     default_pool: Literal["cls", "mean"] = "cls"

@@ -180,6 +180,8 @@ OF_FAMILY: dict[str, dict[str, KeyRule]] = {
         (_CARRIED, "the text tower, which is not exported", "text_config"),
         (_CARRIED, "training", "initializer_factor"),
     ),
+    "timm_vit": _TIMM
+    | _rules((_APPLIED, "tokens", "num_register_tokens"), (_APPLIED, "the form of the MLP", "swiglu")),
     **dict.fromkeys(("timm_eva", "timm_eva02", "timm_perception_encoder"), _TIMM),
 }  # fmt: skip
 

@@ -377,6 +377,24 @@ FAMILIES: dict[str, Family] = {
         axes={"embeddings.position_embeddings": 2},
         always_prefixed=True,
     ),
+    "timm_vit": Family(
+        prefix="",
+        architectures={"TimmViTForImageClassification": Task.CLASSIFICATION, "TimmViTModel": Task.FEATURES},
+        sets={"layer_norm_eps": 1e-6, "position_antialias": True, "pooler_prefix": False},
+        other_names={
+            **_TIMM_OTHERS,
+            "embeddings.register_tokens": "reg_token",
+            "head.pooler.layernorm": "fc_norm",
+            "head.pooler.probe": "attn_pool.latent",
+            "head.pooler.mlp": "attn_pool.mlp",
+            "head.pooler.attention": "attn_pool",
+        },
+        **_TIMM
+        | {
+            "keys": (*_TIMM_KEYS, "num_register_tokens", "swiglu"),
+            "layer_names": {**_TIMM_LAYER, "layer_scale1": "ls1.gamma", "layer_scale2": "ls2.gamma"},
+        },
+    ),
     "timm_eva": Family(
         prefix="",
         architectures={"TimmEvaForImageClassification": Task.CLASSIFICATION, "TimmEvaModel": Task.FEATURES},

@@ -16,7 +16,8 @@ from vitdeploy.sources.layouts.timm_parts import is_timm
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
+CONFIG, ADAPTER_CONFIG, OPEN_CLIP_CONFIG = "config.json", "adapter_config.json", "open_clip_config.json"
+OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # in order of preference
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # in order of preference
 _INDEX_SUFFIX = ".index.json"
 _WEIGHTS = (  # in order of preference
@@ -80,6 +81,9 @@ def choose_checkpoint(files: Files) -> Choice:
     config = files.get(CONFIG)
     adapter = _adapter(files)
     if config is None and not adapter:
+        open_clip = _open_clip(files)
+        if open_clip is not None:
+            return open_clip
         raise _incomplete(files, f"has no {CONFIG}; expected a Hugging Face checkpoint", CONFIG)
     if config is not None and "model_type" in (data := read_json(config)) and not is_timm(data):
         family_of(data)  # a model of another family is refused before its weights are downloaded
@@ -91,6 +95,9 @@ def choose_checkpoint(files: Files) -> Choice:
             return Choice(_shards(path, files) if name.endswith(_INDEX_SUFFIX) else (path,), adapter)
     if adapter:
         return Choice((), adapter)
+    open_clip = _open_clip(files)
+    if open_clip is not None:
+        return open_clip
     raise _incomplete(files, f"has no weights; looked for {', '.join(_WEIGHTS)}", "weights")
 
 
@@ -112,6 +119,14 @@ def choose_processor(files: Files) -> Choice:
 def _incomplete(files: Files, problem: str, what: str) -> CheckpointError:
     advice = names_advice(files.label, files.names())
     return CheckpointError(advice or f"{files.label} {problem}", what=what, where=files.label)
+
+
+def _open_clip(files: Files) -> Choice | None:
+    """OpenCLIP's weights, with their configuration located; None without either."""
+    if files.get(OPEN_CLIP_CONFIG) is None:
+        return None
+    weights = next((path for name in OPEN_CLIP_WEIGHTS if (path := files.get(name)) is not None), None)
+    return None if weights is None else Choice((weights,))
 
 
 def _adapter(files: Files) -> tuple[Path, ...]:

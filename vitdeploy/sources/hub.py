@@ -20,8 +20,17 @@ from vitdeploy.errors import (
     first_line,
 )
 from vitdeploy.files.file_kinds import PROCESSOR_CONFIGS, file_advice, is_lfs_pointer, is_model_file_name, lfs_advice
-from vitdeploy.sources.architectures.weights_file import WeightsFile
-from vitdeploy.sources.file_choice import ADAPTER_CONFIG, CONFIG, Choice, Files, choose_checkpoint, choose_processor
+from vitdeploy.sources.architectures.weights_options import WeightsFile
+from vitdeploy.sources.file_choice import (
+    ADAPTER_CONFIG,
+    CONFIG,
+    OPEN_CLIP_CONFIG,
+    OPEN_CLIP_WEIGHTS,
+    Choice,
+    Files,
+    choose_checkpoint,
+    choose_processor,
+)
 from vitdeploy.sources.hub_calls import checked, listed, quiet, time_limits, within
 from vitdeploy.sources.hub_errors import hub_errors, is_refusal, network_errors, reason
 from vitdeploy.sources.hub_settings import check_connection, check_endpoint, check_token, without_password
@@ -57,6 +66,12 @@ class CheckpointFiles:
     adapter: tuple[Path, ...] = ()
     cached: bool = field(default=False, compare=False)
     architecture: str | None = None
+
+    @property
+    def config(self) -> Path:
+        """The configuration of the weights, in the form of their library."""
+        name = OPEN_CLIP_CONFIG if self.weights and self.weights[0].name in OPEN_CLIP_WEIGHTS else CONFIG
+        return self.folder / name
 
 
 @dataclass(frozen=True)
@@ -250,7 +265,7 @@ def from_hub(
     limits = time_limits()
 
     def from_cache(problem: str, hint: str) -> CheckpointFiles:
-        names = (CONFIG, ADAPTER_CONFIG, *PROCESSOR_CONFIGS)
+        names = (CONFIG, ADAPTER_CONFIG, OPEN_CLIP_CONFIG, *PROCESSOR_CONFIGS)
         paths = (try_to_load_from_cache(model, name, cache, revision) for name in names)
         folder = next((Path(path).parent for path in paths if isinstance(path, str)), None)
         try:

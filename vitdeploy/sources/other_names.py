@@ -33,6 +33,19 @@ _TAGS = {
         "beit_base_patch16_224 beit_base_patch16_384 beit_large_patch16_224 beit_large_patch16_384 "
         "beit_large_patch16_512"
     ),
+    "mim_in22k_ft_in22k_in1k": "eva02_base_patch14_448 eva02_large_patch14_448",
+    "mim_in22k_ft_in1k": "eva02_tiny_patch14_336 eva02_small_patch14_336",
+    "mim_in22k": ("eva02_tiny_patch14_224 eva02_small_patch14_224 eva02_base_patch14_224 eva02_large_patch14_224"),
+    "merged2b": "eva02_base_patch16_clip_224 eva02_large_patch14_clip_224 eva02_large_patch14_clip_336",
+    "clip_ft_in1k": "eva_giant_patch14_224 eva_giant_patch14_336",
+    "m30m_ft_in22k_in1k": "eva_giant_patch14_560",
+    "laion400m": "eva_giant_patch14_clip_224",
+    "fb": (
+        "vit_pe_core_tiny_patch16_384 vit_pe_core_small_patch16_384 vit_pe_core_base_patch16_224 "
+        "vit_pe_core_large_patch14_336 vit_pe_core_gigantic_patch14_448 vit_pe_lang_large_patch14_448 "
+        "vit_pe_lang_gigantic_patch14_448 vit_pe_spatial_tiny_patch16_512 vit_pe_spatial_small_patch16_512 "
+        "vit_pe_spatial_base_patch16_512 vit_pe_spatial_large_patch14_448 vit_pe_spatial_gigantic_patch14_448"
+    ),
     "in1k_ft_in22k_in1k": "beitv2_base_patch16_224 beitv2_large_patch16_224",
 }
 _DEFAULTS = {name: tag for tag, names in _TAGS.items() for name in names.split()}

@@ -18,7 +18,7 @@ from vitdeploy.models.presets import preset_config, random_model
 from vitdeploy.models.weights import read_weights
 from vitdeploy.sources.adapters import Adapter
 from vitdeploy.sources.architectures.lookup import read_named_weights
-from vitdeploy.sources.architectures.weights_file import WeightsFile
+from vitdeploy.sources.architectures.weights_options import WeightsFile
 from vitdeploy.sources.hub import CheckpointFiles, resolve
 from vitdeploy.sources.layouts.lookup import layout_of
 from vitdeploy.sources.layouts.npz_layout import read_npz
@@ -198,7 +198,7 @@ def _read(files: CheckpointFiles, adapter: Adapter | None, task: Task | None) ->
     if files.weights[0].suffix == ".npz":
         data, weights = read_npz(files.weights[0], task)
     else:
-        data, weights = read_json(files.folder / "config.json"), read_weights(files.weights)
+        data, weights = read_json(files.config), read_weights(files.weights)
     if adapter is not None:
         data, weights, note = adapter.merge(data, weights)
         logger.warning("merged the LoRA adapter into %s", note)

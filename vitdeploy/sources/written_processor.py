@@ -67,7 +67,7 @@ def checkpoint_processor(
         origin = ProcessorOrigin("architecture", files.architecture)
         return None if layout is None else _layout_processor(layout, files.weights[0], config, image_size, origin)
     if layout is not None:
-        return _layout_processor(layout, files.folder / "config.json", config, image_size, ProcessorOrigin(layout.name))
+        return _layout_processor(layout, files.config, config, image_size, ProcessorOrigin(layout.name))
     try:
         content = read_files(files.folder)
     except InputError as exc:

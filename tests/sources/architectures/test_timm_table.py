@@ -10,9 +10,10 @@ import pytest
 from raising import raises
 
 from vitdeploy.errors import CheckpointError
-from vitdeploy.sources.architectures.timm_table import is_timm_name, names_of_sizes, timm_config, timm_names
+from vitdeploy.sources.architectures.timm_table import is_timm_name, names_of_sizes, reader_of, timm_config, timm_names
 from vitdeploy.sources.layouts.timm_config import read_config
 from vitdeploy.sources.layouts.timm_layout import processor_config
+from vitdeploy.sources.layouts.timm_parts import is_dinov3, is_eva
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "timm"
 ARCHITECTURES: dict[str, Any] = json.loads((GOLDEN / "architectures.json").read_text())
@@ -33,6 +34,16 @@ def test_each_architecture_that_is_read_has_its_row(name: str) -> None:
     stated = read_config({**config, "num_classes": 0})
     assert stated.num_heads == ARCHITECTURES[name]["num_heads"]
     assert processor_config(config)["crop_size"] == dict(zip(("height", "width"), stated.image_size, strict=True))
+
+
+def test_families_of_other_modules_have_rows_that_are_read() -> None:
+    families = {is_eva: "eva02_base_patch14_448", is_dinov3: "vit_base_patch16_dinov3"}
+    for matches, example in families.items():
+        names = [name for name in timm_names() if matches({"architecture": name})]
+        assert example in names
+        for name in names:
+            config = timm_config(name)
+            assert reader_of(config)({**config, "num_classes": 0}).num_heads == config["model_args"]["num_heads"]
 
 
 def test_a_tag_has_the_transform_of_its_weights() -> None:

@@ -22,6 +22,7 @@ from torch import Tensor
 from vitdeploy.errors import CheckpointError
 from vitdeploy.models.checkpoint import make_model, save_model
 from vitdeploy.models.config import ViTConfig
+from vitdeploy.models.config_keys import OF_FAMILY, RULES
 from vitdeploy.models.weights import read_weights
 from vitdeploy.sources.layouts.timm_eva_config import eva_architecture, read_eva_config
 from vitdeploy.sources.layouts.timm_layout import from_timm, processor_config
@@ -177,6 +178,72 @@ def test_a_projection_of_another_width_or_with_names_is_a_classifier(case: str) 
     content, _ = from_timm(changed, tensors)
     assert content["num_labels"] == 9
     assert content["architectures"][0].endswith("ForImageClassification")
+
+
+# Values other than those of the checkpoint, for every key of our own in a bundle's config.json.
+OTHER: dict[str, Any] = {
+    "intermediate_size": 40, "qkv_bias": False, "class_token": False, "absolute_positions": False,
+    "attention_norm": True, "mlp_norm": True, "final_norm": False, "layer_scale": True, "pooling": "mean",
+    "pooler_attention_heads": 2, "pooler_intermediate_size": 40, "projection_size": 9,
+}  # fmt: skip
+ROTARY: dict[str, Any] = {
+    "coordinates": "centered", "theta": 100.0, "pairs": "halves", "reference_grid": [3, 5], "offset": 0.5,
+    "columns_first": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", [{key: value} for key, value in (OTHER | {"rotary": None}).items()], ids=str)
+def test_every_key_of_our_own_is_applied(change: dict[str, Any]) -> None:
+    """Another value gives another result, or does not fit the weights."""
+    assert_applied(change)
+
+
+@pytest.mark.parametrize("key", ROTARY)
+def test_every_key_of_rotary_positions_is_applied(key: str) -> None:
+    content, _ = from_timm(*read("pe_core_0"))
+    assert content["rotary"].keys() == ROTARY.keys()
+    assert_applied({"rotary": content["rotary"] | {key: ROTARY[key]}})
+
+
+def assert_applied(change: dict[str, Any]) -> None:
+    content, weights = from_timm(*read("pe_core_0"))
+    pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    plain = make_model(ViTConfig.from_dict(content), weights, Task.FEATURES, origin="here")(pixels)
+    try:
+        model = make_model(ViTConfig.from_dict(content | change), weights, Task.FEATURES, origin="here")
+    except CheckpointError:
+        return
+    found = model(pixels)
+    assert found.keys() != plain.keys() or any(not torch.equal(found[name], plain[name]) for name in plain)
+
+
+def test_the_keys_are_those_of_the_table() -> None:
+    rules = OF_FAMILY["timm_perception_encoder"]
+    assert rules.keys() == OTHER.keys() | {"rotary"}
+    for case in CASES:
+        content, _ = from_timm(*read(case))
+        assert not content.keys() - RULES[content["model_type"]].keys()
+
+
+@pytest.mark.parametrize(
+    ("value", "key"),
+    [
+        ("2d", "rotary"), ({"base": 100}, "rotary"), ({"theta": -1}, "rope_theta"), ({"offset": "1"}, "offset"),
+        ({"reference_grid": [16]}, "reference_grid"), ({"columns_first": 1}, "columns_first"),
+        ({"pairs": "odd"}, "pairs"), ({"coordinates": "polar"}, "coordinates"),
+    ],
+)  # fmt: skip
+def test_invalid_rotary_positions_are_named(value: Any, key: str) -> None:
+    content, _ = from_timm(*read("pe_core_0"))
+    with raises(CheckpointError, what=key, where="config.json"):
+        ViTConfig.from_dict(content | {"rotary": value})
+
+
+@pytest.mark.parametrize("value", ["map", 1, ["mean"]])
+def test_an_unknown_pooling_is_named(value: Any) -> None:
+    content, _ = from_timm(*read("pe_core_0"))
+    with raises(CheckpointError, what="classification_pooler", where="config.json"):
+        ViTConfig.from_dict(content | {"pooling": value})
 
 
 def test_nothing_but_a_checkpoint_error_comes_of_a_malformed_configuration() -> None:

@@ -24,6 +24,8 @@ from torch import Tensor
 import vitdeploy
 from vitdeploy import ProcessorOptions
 from vitdeploy.errors import CheckpointError, UsageError
+from vitdeploy.models.checkpoint import make_model
+from vitdeploy.models.config import ViTConfig
 from vitdeploy.sources.layouts.timm_config import read_config
 from vitdeploy.sources.layouts.timm_keys import (
     CONFIG,
@@ -244,14 +246,20 @@ def test_transformers_computes_what_timm_computes_with_a_bundle(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("case", ["norm_mean_0", "token_norm_0"])
-def test_features_that_no_model_of_transformers_gives_are_refused(case: str) -> None:
+def test_features_that_no_model_of_transformers_gives_are_those_before_the_head(case: str) -> None:
     config, tensors = read(case)
-    with raises(CheckpointError, what="global_pool"):
-        from_timm(config, tensors, Task.FEATURES)
+    content, weights = from_timm(config, tensors, Task.FEATURES)
+    assert content["architectures"] == ["TimmViTModel"]
+    model = make_model(ViTConfig.from_dict(content), weights, Task.FEATURES, origin=case)
+    with np.load(GOLDEN / case / "expected.npz") as expected, torch.inference_mode():
+        pooled = model(torch.from_numpy(expected["china/pixel_values"]))["pooler_output"]
+        logits = torch.nn.functional.linear(pooled, tensors["head.weight"].float(), tensors["head.bias"].float())
+        want = expected["china/logits"]
+    np.testing.assert_allclose(logits.numpy(), want, rtol=0, atol=TOLERANCE * np.abs(want).max())
     config["num_classes"] = config["model_args"]["num_classes"] = 0
     headless = {name: tensor for name, tensor in tensors.items() if not name.startswith("head")}
-    with raises(CheckpointError, what="global_pool"):
-        from_timm(config, headless)
+    same, others = from_timm(config, headless)
+    assert (same.get("model_type"), others.keys()) == ("timm_vit", weights.keys())
 
 
 def test_tokens_alone_are_given_where_nothing_pools_them() -> None:

@@ -36,7 +36,10 @@ from vitdeploy.specs import Task
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "timm"
 CASES = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))
-OWN = ("clip_classifier", "eva", "dynamic_eva", "pe_")  # transformers has no class for them
+OWN = (  # transformers has no class for them
+    *("clip_classifier", "eva", "dynamic_eva", "pe_"),
+    *("siglip_2", "siglip_classifier", "gap_1", "gap_2", "gap_features", "pooled"),
+)
 OF_TRANSFORMERS = [case for case in CASES if not case.startswith(OWN)]
 FIXED = [case for case in OF_TRANSFORMERS if not case.startswith("dynamic")]
 WITH_TABLES = [case for case in OF_TRANSFORMERS if not case.startswith(("beit", "dinov3"))]  # of positions
@@ -48,7 +51,8 @@ ACCEPTED = (
     r"vit_(tiny|small|base|large|huge|giant|gigantic)_patch\d+_\d+"
     r"|vit_base_patch(16_plus_240|32_plus_256)|vit_base_patch16_224_miil|vit_small_patch16_36x1_224"
     r"|vit_(small|base|large|giant)_patch14_(reg4_)?dinov2|vit_(base|large|giant)_patch14_reg1_tipsv2"
-    r"|vit_\w+_clip_(quickgelu_)?\d+"
+    r"|vit_\w+_clip_(quickgelu_)?\d+|vit_\w+_siglip_(gap_)?\d+"
+    r"|vit_(wee|little|mediumd?|betwixt|so150m2?|base|huge|giant)_patch\d+_(reg\d_)?(gap|map)_\d+"
     r"|deit3?_\w+|beit(v2)?_(base|large)_patch16_\d+"
 )
 TRANSFORMS = json.loads((GOLDEN / "transforms.json").read_text())
@@ -247,11 +251,13 @@ def test_every_architecture_of_timm_is_read_right_or_refused(name: str) -> None:
     config = read_config(content)
     assert config.num_heads == row["num_heads"]
     assert (row["block"], row["mlp"]) == ("Block", "GluMlp" if config.gated else "Mlp")
-    assert row["act"] == ("SiLU" if config.gated else "QuickGELU" if config.hidden_act == "quick_gelu" else "GELU")
+    acts = {"gelu": "GELU", "quick_gelu": "QuickGELU", "gelu_pytorch_tanh": "GELUTanh"}
+    assert row["act"] == ("SiLU" if config.gated else acts[config.hidden_act])
     assert row["norms"] == [["LayerNorm", 1e-5 if config.clip else 1e-6]]
-    assert row["pool"] == config.global_pool == ("avg" if config.beit else "token")
+    assert (row["pool"], row["late_norm"]) == (config.global_pool, config.late_norm)
+    assert row["class_token"] is config.class_token
     registers = re.search(r"_reg(\d)", name)
-    assert row["prefix"] == 1 + config.distilled + (int(registers[1]) if registers else 0)
+    assert row["prefix"] == config.class_token + config.distilled + (int(registers[1]) if registers else 0)
 
 
 def test_the_giant_dinov2_has_the_mlp_of_its_namesake() -> None:
@@ -354,8 +360,8 @@ def argument(key: str, value: object) -> Any:
 
 FOREIGN = [
     *(None, "resnet50", "swin_tiny_patch4_window7_224", "vit_relpos_base_patch16_224"),
-    *("vit_base_patch16_xp_224", "vit_small_patch16_18x2_224", "vit_base_patch16_siglip_224"),
-    "vit_base_patch16_rope_reg1_gap_256",
+    *("vit_base_patch16_xp_224", "vit_small_patch16_18x2_224", "vit_pwee_patch16_reg1_gap_256"),
+    *("vit_base_patch16_rope_reg1_gap_256", "vit_dwee_patch16_reg1_gap_256"),
 ]
 REFUSED: list[tuple[str, Any, str | re.Pattern[str]]] = [
     *(("vit_0", setting("architecture", value=name), "architecture") for name in FOREIGN),
@@ -375,9 +381,16 @@ REFUSED: list[tuple[str, Any, str | re.Pattern[str]]] = [
     ("vit_0", setting("pretrained_cfg", "hf_hub_filename", value="other.bin"), "hf_hub_filename"),
     ("vit_0", setting("pretrained_cfg", "label_offset", value="1"), "pretrained_cfg.label_offset"),
     ("vit_0", setting("problem_type", value="multi_class"), "problem_type"),
-    ("mean_0", argument("img_size", [32, 40]), "image_size"),
-    ("mean_0", adding("reg_token", 1, 4, 32), "fc_norm"),
-    ("mean_0", setting("architecture", value="vit_giant_patch14_dinov2"), "fc_norm"),
+    ("mean_0", argument("img_size", [32, 40]), re.compile(r"pos_embed must be \(1, 21, 32\)")),
+    ("mean_0", adding("reg_token", 1, 4, 32), re.compile(r"pos_embed must be \(1, 21, 32\)")),
+    ("mean_0", setting("architecture", value="vit_giant_patch14_dinov2"), re.compile(r"mlp\.fc2\.weight must be")),
+    ("siglip_0", argument("class_token", True), re.compile("missing cls_token")),
+    ("siglip_0", argument("fc_norm", True), "fc_norm"),
+    ("siglip_0", dropping("attn_pool.kv.bias"), re.compile(r"missing attn_pool\.kv\.bias")),
+    ("siglip_0", argument("reg_tokens", 4), "model_args.reg_tokens"),
+    ("gap_0", setting("global_pool", value="map"), "global_pool"),
+    ("gap_2", dropping("reg_token"), "model_args.reg_tokens"),
+    ("pooled_features_1", argument("fc_norm", None), "fc_norm"),
     ("norm_mean_0", argument("num_classes", 0), "num_classes"),
     ("deit_distilled_0", argument("fc_norm", True), "global_pool"),
     ("vit_0", argument("num_heads", 5), "num_heads"),

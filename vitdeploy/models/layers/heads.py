@@ -125,6 +125,7 @@ class AttentionPooler(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.width = config.hidden_size
+        self.first = 0 if config.pooler_prefix else config.num_prefix_tokens
         self.probe = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.attention = ProbeAttention(config)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -132,7 +133,7 @@ class AttentionPooler(nn.Module):
         self.mlp = Mlp(dataclasses.replace(config, intermediate_size=width, mlp_norm=False))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.attention(self.probe, x)[:, 0]
+        x = self.attention(self.probe, x[:, self.first :])[:, 0]
         return x + self.mlp(self.layernorm(x))  # type: ignore[no-any-return]
 
 

@@ -17,12 +17,33 @@ def interpolate(table: Tensor, old: tuple[int, int], new: tuple[int, int], mode:
     """Resize a table over a grid: (old height * old width, D) -> (new height * new width, D).
 
     Resizing to the same grid gives the same numbers, so an exported graph needs no branch. Half precision is
-    interpolated in float32, as in transformers' DINOv2.
+    interpolated in float32, as in transformers' DINOv2. Bicubic antialiasing is a product of matrices, because
+    TensorRT has no such operator and OpenVINO ignores its flag.
     """
     dtype = torch.promote_types(table.dtype, torch.float32)
+    if antialias and mode == "bicubic":
+        down, across = (_antialiased(*sides, table.device, dtype) for sides in zip(old, new, strict=True))
+        rows = torch.unflatten(table.to(dtype), 0, old)  # (old height, old width, D)
+        rows = torch.unflatten(down @ rows.flatten(1), 1, rows.shape[1:])  # (new height, old width, D)
+        return (across @ rows).flatten(0, 1).to(table.dtype)  # (new height * new width, D)
     grid = torch.unflatten(table.transpose(0, 1)[None], 2, old)  # (1, D, old height, old width)
     grid = F.interpolate(grid.to(dtype), size=new, mode=mode, align_corners=False, antialias=antialias)
     return grid.to(table.dtype)[0].flatten(1).transpose(0, 1)  # (new height * new width, D)
+
+
+def _antialiased(old: int, new: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Weights of old positions in new ones, (new, old): torch's bicubic filter with antialiasing, which is Pillow's.
+
+    Keys' kernel with a = -0.5 (10.1109/TASSP.1981.1163711), as wide as the distance of new positions if they are fewer.
+    """
+    positions = torch.arange(old, device=device).to(dtype) + 0.5
+    centers = (torch.arange(new, device=device).to(dtype) + 0.5) * old / new
+    width = (torch.ones(1, device=device, dtype=dtype) * old / new).clamp(min=1)
+    x = ((positions - centers[:, None]) / width).abs()
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    weights = torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+    return weights / weights.sum(1, keepdim=True)
 
 
 class RelativePositionBias(nn.Module):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy.errors import CheckpointError, InputError, UsageError, shown
 from vitdeploy.sources.architectures.class_names_file import read_class_names
+from vitdeploy.sources.architectures.open_clip_table import open_clip_models, open_clip_named
 from vitdeploy.sources.architectures.timm_named import timm_named
 from vitdeploy.sources.architectures.timm_table import is_timm_name, timm_names
 from vitdeploy.sources.architectures.training_file import TrainingFile, read_training_file
@@ -18,14 +19,14 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from vitdeploy.sources.architectures.weights_file import WeightsFile
+    from vitdeploy.sources.architectures.weights_options import WeightsFile
 
-_TIMM, _TORCHVISION = "timm", "torchvision"
+_TIMM, _TORCHVISION, _OPEN_CLIP = "timm", "torchvision", "OpenCLIP"
 # The beginning of a name that weights of a library alone have.
 _SIGNS = {
     "blocks.0.": _TIMM,
     "encoder.layers.encoder_layer_0.": _TORCHVISION,
-    "visual.": "OpenCLIP",
+    "visual.": _OPEN_CLIP,
     "vision_model.": "transformers",
     "embeddings.": "transformers",
     "vit.embeddings.": "transformers",
@@ -66,6 +67,13 @@ def read_named_weights(weights: WeightsFile, image_size: tuple[int, int] | None 
     name = _name(weights, file)
     tensors = _unwrapped(file.tensors)
     _check_library(file, name, tensors)
+    if library_of(name) == _OPEN_CLIP:
+        if weights.labels is not None or weights.num_classes is not None:
+            raise UsageError(
+                f"{name} is an OpenCLIP model, which has no classes",
+                what="labels" if weights.labels is not None else "num_classes", found=name, hint="leave them out",
+            )  # fmt: skip
+        return NamedWeights(name, open_clip_named(name, tensors), tensors, file.note)
     if is_timm_name(name):
         config, head = timm_named(name, file.arguments, tensors, image_size), "head"
     else:
@@ -100,15 +108,26 @@ def _name(weights: WeightsFile, file: TrainingFile) -> str:
     return weights.arch
 
 
+def library_of(name: str) -> str | None:
+    """The library of an architecture; None for an unknown one."""
+    if is_timm_name(name):
+        return _TIMM
+    return _TORCHVISION if name in torchvision_layout.MODELS else _OPEN_CLIP if name in open_clip_models() else None
+
+
 def _is_known(name: str) -> bool:
-    return is_timm_name(name) or name in torchvision_layout.MODELS
+    return library_of(name) is not None
 
 
 def _unknown(name: str, problem: str, error: type[UsageError | CheckpointError]) -> UsageError | CheckpointError:
-    names = (*timm_names(), *torchvision_layout.MODELS)
+    names = (*timm_names(), *torchvision_layout.MODELS, *open_clip_models())
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.7)
-    hint = f"did you mean {' or '.join(near)}?" if near else "for example vit_base_patch16_224 (timm) or vit_b_16"
-    message = f"{problem}{shown(name, 80)} is no Vision Transformer of timm or torchvision"
+    hint = (
+        f"did you mean {' or '.join(near)}?"
+        if near
+        else "for example vit_base_patch16_224 (timm), vit_b_16 or ViT-B-32"
+    )
+    message = f"{problem}{shown(name, 80)} is no Vision Transformer of timm, torchvision or OpenCLIP"
     return error(message, what="arch", expected=tuple(near), found=name, hint=hint)
 
 
@@ -122,7 +141,7 @@ def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _check_library(file: TrainingFile, name: str, tensors: Mapping[str, Tensor]) -> None:
     """Raise CheckpointError if the weights have the names of another library than the architecture."""
-    wanted = _TIMM if is_timm_name(name) else _TORCHVISION
+    wanted = library_of(name)
     found = {library for sign, library in _SIGNS.items() if any(key.startswith(sign) for key in tensors)}
     if found and wanted not in found:
         library = found.pop()

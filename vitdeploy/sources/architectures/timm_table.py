@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from vitdeploy.errors import CheckpointError
 from vitdeploy.sources.layouts.timm_config import read_config
+from vitdeploy.sources.layouts.timm_dinov3_config import read_dinov3_config
+from vitdeploy.sources.layouts.timm_eva_config import read_eva_config
+from vitdeploy.sources.layouts.timm_parts import is_dinov3, is_eva
 
 # Arguments of timm's train.py that override the registry's transform (timm.data.resolve_data_config).
 _TRANSFORM_ARGUMENTS = ("interpolation", "crop_pct", "crop_mode", "mean", "std")
@@ -86,9 +89,16 @@ def timm_config(name: str, arguments: Mapping[str, Any] | None = None) -> dict[s
     return {"architecture": arch, "model_args": model_args | dict(overrides), "pretrained_cfg": cfg}
 
 
+def reader_of(config: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Any]:
+    """The function that reads a config.json of timm's architecture."""
+    readers = ((is_dinov3, read_dinov3_config), (is_eva, read_eva_config))
+    return next((read for matches, read in readers if matches(config)), read_config)
+
+
 def _is_converted(name: str) -> bool:
+    config = {"architecture": name, "num_classes": 0, "pretrained_cfg": _table()["transforms"][name]}
     try:
-        read_config({"architecture": name, "num_classes": 0, "pretrained_cfg": _table()["transforms"][name]})
+        reader_of(config)(config)
     except CheckpointError:
         return False
     return True

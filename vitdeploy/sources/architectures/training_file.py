@@ -12,14 +12,14 @@ from vitdeploy.files.file_kinds import file_kind
 from vitdeploy.files.opened import OpenedFile
 from vitdeploy.models.torch_file import is_state, load_torch
 from vitdeploy.models.weights import read_weights, state_weights
-from vitdeploy.sources.architectures.weights_file import ENTRIES
+from vitdeploy.sources.architectures.weights_options import ENTRIES
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
 
-    from vitdeploy.sources.architectures.weights_file import WeightsFile
+    from vitdeploy.sources.architectures.weights_options import WeightsFile
 
 _TORCHSCRIPT = "a TorchScript model"
 

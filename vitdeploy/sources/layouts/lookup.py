@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vitdeploy.sources.layouts import timm_layout, torchvision_layout
+from vitdeploy.sources.layouts import open_clip_layout, timm_layout, torchvision_layout
 from vitdeploy.sources.layouts.timm_config import takes_any_size
 from vitdeploy.specs import Task
 
@@ -40,6 +40,12 @@ _LAYOUTS = (
         torchvision_layout.is_torchvision,
         torchvision_layout.from_torchvision,
         torchvision_layout.torchvision_processor,
+    ),
+    Layout(
+        "open_clip",
+        open_clip_layout.is_open_clip,
+        open_clip_layout.from_open_clip,
+        open_clip_layout.open_clip_processor,
     ),
 )
 

@@ -16,6 +16,7 @@ from vitdeploy.sources.layouts.timm_parts import (
     first,
     flag,
     model_args,
+    null_args,
     pair,
     pretrained_cfg,
     refuse,
@@ -24,14 +25,17 @@ from vitdeploy.sources.layouts.timm_parts import (
 from vitdeploy.specs import MODES
 
 # Names in timm 1.0 with plain blocks: exact GELU (SwiGLU in the giant DINOv2), LayerNorm with eps 1e-6, one attention
-# then one MLP; CLIP's have eps 1e-5, and some quick GELU. Other names with these prefixes (siglip, rpn ...) may differ
-# invisibly in the tensors. The suffixes in21k, sam, dino and in21ft1k are from old timm names for weights, which it
-# still reads.
+# then one MLP; CLIP's have eps 1e-5, and some quick GELU; some of SigLIP's have GELU's approximation by tanh. Other
+# names with these prefixes (rpn, pwee ...) may differ invisibly in the tensors. The suffixes in21k, sam, dino and
+# in21ft1k are from old timm names for weights, which it still reads.
 _ARCHITECTURE = re.compile(
     r"vit_(?P<vit>tiny|small|base|large|huge|giant|gigantic)_patch\d+(?P<plus>_plus)?"
-    r"_(?:(?:reg\d+_)?(?P<dino>dinov2|tipsv2)|(?:36x1_)?\d+(?:_miil)?(?:_in21k|_sam|_dino)?)"
+    r"_(?:(?:reg(?P<dino_registers>\d+)_)?(?P<dino>dinov2|tipsv2)|(?:36x1_)?\d+(?:_miil)?(?:_in21k|_sam|_dino)?)"
     r"|vit_(?P<clip>xsmall|medium|betwixt|base|large|huge|giant|gigantic)_patch\d+(?P<clip_plus>_plus)?"
     r"_clip(?P<quick_gelu>_quickgelu)?_\d+"
+    r"|vit_(?P<siglip>base|large|so400m|giantopt)_(?P<siglip_tail>patch\d+_siglip(?P<siglip_gap>_gap)?_\d+)"
+    r"|vit_(?P<gap>wee|little|mediumd?|betwixt|so150m2?|base|huge|giant)_patch\d+"
+    r"(?:_reg(?P<registers>\d+))?_(?P<gap_pool>gap|map)_\d+"
     r"|deit_(?P<deit>tiny|small|base)(?P<distilled>_distilled)?_patch\d+_\d+"
     r"|deit3_(?P<deit3>small|medium|base|large|huge)_patch\d+_\d+(?:_in21ft1k)?"
     r"|beit(?:v2)?_(?P<beit>base|large)_patch\d+_\d+"
@@ -39,18 +43,13 @@ _ARCHITECTURE = re.compile(
 _PREFIXES = ("vit_", "deit_", "deit3_", "beit_", "beitv2_")
 # No file stores the number of heads: timm's registry defines it by architecture name, for any width.
 _HEADS = {
-    "tiny": 3,
-    "xsmall": 4,
-    "betwixt": 10,
-    "small": 6,
-    "medium": 8,
-    "base": 12,
-    "large": 16,
-    "huge": 16,
-    "giant": 16,
-    "gigantic": 16,
-}
-_HEADS_OF_PLUS, _HEADS_OF_GIANT_DINO = 14, 24
+    "tiny": 3, "wee": 4, "xsmall": 4, "little": 5, "small": 6, "medium": 8, "mediumd": 8, "betwixt": 10, "base": 12,
+    "so150m2": 13, "so150m": 14, **dict.fromkeys(("large", "so400m", "huge", "giant", "giantopt", "gigantic"), 16),
+}  # fmt: skip
+_HEADS_OF_PLUS, _HEADS_OF_GIANT_DINO, _HEADS_OF_BASE_GAP = 14, 24, 16
+# SigLIP's models with GELU's approximation: not those of its first version.
+_TANH = re.compile(r"vit_(?:base_patch32|large_patch16|so400m_patch16|giantopt_patch16)_siglip(?:_gap)?_(\d+)")
+_TANH_SIZE_OF_LARGE = "512"
 
 _DEFAULT_SIZE = 224  # of timm's constructors, pixels on both sides
 
@@ -63,6 +62,7 @@ class TimmConfig:
         beit: True for a BEiT.
         distilled: True for DeiT's second token and second head.
         clip: True for a CLIP image encoder.
+        class_token: True if a learned token precedes the patches.
         gated: True for a SwiGLU MLP.
         hidden_act: Activation of another MLP, by its name in transformers.
         num_heads: Number of attention heads.
@@ -70,7 +70,7 @@ class TimmConfig:
         dynamic: True if the tables are interpolated to each image, whose sides must be multiples of the patch's.
         evaluation_size: (height, width) in pixels for timm's evaluation; `image_size` unless `dynamic`.
         num_classes: Number of classes; 0 without a head.
-        global_pool: "token" or "avg"; "" for a model without head and pooling.
+        global_pool: "token", "avg" or "map" (attention pooling); "" for a model without head and pooling.
         late_norm: True if the last norm follows the pooling (`fc_norm`), instead of the last block (`norm`).
         label_offset: Number of leading classifier rows that timm skips.
         labels: Hugging Face config.json keys for classes and scores.
@@ -80,6 +80,7 @@ class TimmConfig:
     beit: bool
     distilled: bool
     clip: bool
+    class_token: bool
     gated: bool
     hidden_act: str
     num_heads: int
@@ -103,12 +104,19 @@ def read_config(config: Mapping[str, Any]) -> TimmConfig:
     arguments, cfg = model_args(config), pretrained_cfg(config)
     name = _architecture(config.get("architecture"))
     beit, distilled = bool(name["beit"]), bool(name["distilled"])
-    size = next(name[family] for family in ("vit", "deit", "deit3", "beit", "clip") if name[family])
+    size = next(name[family] for family in ("vit", "deit", "deit3", "beit", "clip", "siglip", "gap") if name[family])
     gated = bool(size == "giant" and name["dino"])
-    heads = _HEADS_OF_GIANT_DINO if gated else _HEADS_OF_PLUS if name["plus"] or name["clip_plus"] else _HEADS[size]
     classes = num_classes(config, arguments, cfg)
-    pool = global_pool(config, arguments, "avg" if beit else "token", classes)
-    late_norm = flag(arguments, "use_fc_norm" if beit else "fc_norm", default=pool == "avg")
+    pools = ("token", "avg") if beit or distilled or name["clip"] else ("token", "avg", "map")
+    pool = global_pool(config, arguments, _default_pool(name), classes, pools)
+    nulls = null_args(config)  # timm's own default instead of the architecture's
+    late_norm = pool == "avg" if "fc_norm" in nulls else _late_norm(name, pool)
+    late_norm = flag(arguments, "use_fc_norm" if beit else "fc_norm", default=late_norm)
+    if late_norm and pool == "map":
+        raise unsupported("fc_norm", "attention pooling with a norm after it (fc_norm) is not supported")
+    class_token = flag(arguments, "class_token", default=not (name["siglip"] or name["gap"]))
+    if not class_token and (beit or distilled or name["clip"] or pool == "token"):
+        raise unsupported("class_token", "this architecture or its global_pool needs a class token")
     if distilled and (pool == "avg" or late_norm):
         raise unsupported("global_pool", "a distilled DeiT has no average pooling and no fc_norm, in timm neither")
     dynamic = is_dynamic(arguments)
@@ -118,10 +126,10 @@ def read_config(config: Mapping[str, Any]) -> TimmConfig:
         beit=beit,
         distilled=distilled,
         clip=bool(name["clip"]),
+        class_token=class_token,
         gated=gated,
-        # the only other value of act_layer that is read is "gelu"
-        hidden_act="quick_gelu" if name["quick_gelu"] and "act_layer" not in arguments else "gelu",
-        num_heads=count("model_args.num_heads", arguments.get("num_heads", heads)),
+        hidden_act="gelu" if "act_layer" in (*arguments, *nulls) else _hidden_act(str(config["architecture"]), name),
+        num_heads=count("model_args.num_heads", arguments.get("num_heads", _num_heads(name, size, gated=gated))),
         image_size=table_size(config),
         dynamic=dynamic,
         evaluation_size=image_size(config),
@@ -130,8 +138,44 @@ def read_config(config: Mapping[str, Any]) -> TimmConfig:
         late_norm=late_norm,
         label_offset=label_offset(config, cfg, ["head", "head_dist"] if distilled else ["head"]),
         labels=labels(config, cfg, classes) | problem_type(config) if classes else {},
-        arguments={key: value for key, value in arguments.items() if MODEL_ARGS[key] == "compared"},
+        arguments=_registers(name) | {key: value for key, value in arguments.items() if MODEL_ARGS[key] == "compared"},
     )
+
+
+def _registers(name: Mapping[str, str]) -> dict[str, int]:
+    """The number of register tokens of an architecture, to compare with the tensors."""
+    stated = name["registers"] or name["dino_registers"]
+    return {"reg_tokens": int(stated)} if stated else {}
+
+
+def _num_heads(name: Mapping[str, str], size: str, *, gated: bool) -> int:
+    if gated:
+        return _HEADS_OF_GIANT_DINO
+    if name["plus"] or name["clip_plus"]:
+        return _HEADS_OF_PLUS
+    return _HEADS_OF_BASE_GAP if name["gap"] == "base" and not name["registers"] else _HEADS[size]
+
+
+def _default_pool(name: Mapping[str, str]) -> str:
+    if name["siglip"]:
+        return "avg" if name["siglip_gap"] else "map"
+    if name["gap"]:
+        return "avg" if name["gap_pool"] == "gap" else "map"
+    return "avg" if name["beit"] else "token"
+
+
+def _late_norm(name: Mapping[str, str], pool: str) -> bool:
+    """True if an architecture's norm follows the pooling; some state that it does not, whatever the pooling."""
+    before = name["siglip_gap"] or (name["gap"] and not name["registers"]) or name["gap"] == "so150m"
+    return pool == "avg" and not before
+
+
+def _hidden_act(architecture: str, name: Mapping[str, str]) -> str:
+    """The activation of an architecture, by its name in transformers; the only act_layer that is read is "gelu"."""
+    tanh = _TANH.fullmatch(architecture)
+    if tanh is not None and (name["siglip"] != "large" or tanh[1] == _TANH_SIZE_OF_LARGE):
+        return "gelu_pytorch_tanh"
+    return "quick_gelu" if name["quick_gelu"] else "gelu"
 
 
 def _architecture(value: object) -> dict[str, str]:
@@ -145,7 +189,9 @@ def _architecture(value: object) -> dict[str, str]:
     match = _ARCHITECTURE.fullmatch(value)
     if match is None:
         raise refuse(
-            "architecture", "is not a plain ViT, DeiT, DeiT-3, DINOv2, BEiT or CLIP such as vit_base_patch16_224", value
+            "architecture",
+            "is not a plain ViT, DeiT, DeiT-3, DINOv2, BEiT, CLIP or SigLIP such as vit_base_patch16_224",
+            value,
         )
     return match.groupdict(default="")
 

@@ -89,7 +89,7 @@ PRETRAINED_CFG: dict[str, Fate] = {
 # Arguments of the constructors and the factory. Other keys are refused, as in timm.
 MODEL_ARGS: dict[str, Fate] = {
     **dict.fromkeys(
-        ("img_size", "num_classes", "num_heads", "global_pool", "fc_norm", "use_fc_norm",
+        ("img_size", "num_classes", "num_heads", "global_pool", "fc_norm", "use_fc_norm", "class_token",
          "dynamic_img_size"),
         "applied",
     ),
@@ -104,7 +104,7 @@ MODEL_ARGS: dict[str, Fate] = {
         "no effect",  # on an evaluation
     ),
     **dict.fromkeys(
-        ("class_token", "pos_embed", "pre_norm", "final_norm", "pool_include_prefix", "qk_norm", "scale_attn_norm",
+        ("pos_embed", "pre_norm", "final_norm", "pool_include_prefix", "qk_norm", "scale_attn_norm",
          "scale_mlp_norm", "scale_mlp", "swiglu_mlp", "proj_bias", "dynamic_img_pad", "norm_layer", "embed_norm_layer",
          "act_layer", "embed_layer", "block_fn", "mlp_layer", "attn_layer", "use_naflex", "pruned", "features_only",
          "out_indices", "feature_cls", "device", "dtype"),
@@ -155,7 +155,6 @@ NULLABLE = {"fc_norm", "use_fc_norm", "init_values", "norm_layer", "embed_norm_l
 EVA_NULLABLE = {"num_kv_heads", "rope_mrope_section", "rope_shift_coords", "rope_jitter_coords", "rope_rescale_coords"}
 # Values of "refused" arguments that are accepted: those of a plain model.
 PLAIN: dict[str, tuple[object, ...]] = {
-    "class_token": (True,),
     "pos_embed": ("learn",),
     "pre_norm": (False,),
     "final_norm": (True,),

@@ -11,6 +11,7 @@ from vitdeploy.sources.layouts.timm_config import read_config
 from vitdeploy.sources.layouts.timm_dinov3 import from_dinov3
 from vitdeploy.sources.layouts.timm_eva import from_eva
 from vitdeploy.sources.layouts.timm_parts import is_dinov3, is_eva, is_timm, refuse, unsupported
+from vitdeploy.sources.layouts.timm_pooled import from_pooled, is_pooled
 from vitdeploy.sources.layouts.timm_processor import processor_config
 from vitdeploy.sources.layouts.timm_tensors import Source
 from vitdeploy.specs import Task
@@ -35,7 +36,7 @@ def from_timm(
     `position_antialias` and `relative_position_interpolation`.
 
     A model that averages the patches becomes a transformers model that does so, whatever its family in timm: a BEiT if
-    the norm follows the mean (`fc_norm`), a DINOv2 if it precedes it.
+    the norm follows the mean (`fc_norm`), a DINOv2 if it precedes it; others, see `timm_pooled`.
 
     Args:
         config: Content of timm's config.json, or of the config.json of transformers' wrapper around timm.
@@ -58,14 +59,17 @@ def from_timm(
     source = Source(stated, tensors)
     if stated.clip:
         return from_clip(source, task)
-    _check_pooling(source, features=not stated.num_classes or task is Task.FEATURES)
+    features = not stated.num_classes or task is Task.FEATURES
+    _check_norm(source)
+    if is_pooled(source, features=features):
+        return from_pooled(source, features=features)
+    _check_pooling(source, features=features)
     return _beit(source) if stated.beit or (stated.late_norm and stated.global_pool == "avg") else _vit(source)
 
 
-def _check_pooling(source: Source, *, features: bool) -> None:
-    """Refuse combinations of pooling and norm that no transformers model has, with or without a head."""
-    stated = source.stated
-    mean, late = stated.global_pool == "avg", stated.late_norm
+def _check_norm(source: Source) -> None:
+    """Refuse weights of a norm before the pooling for a model with one after it, and the other way round."""
+    stated, late = source.stated, source.stated.late_norm
     built, other = ("fc_norm", "norm") if late else ("norm", "fc_norm")
     if source.has(f"{other}.weight") and not source.has(f"{built}.weight"):
         key = "use_fc_norm" if stated.beit else "fc_norm"
@@ -74,17 +78,14 @@ def _check_pooling(source: Source, *, features: bool) -> None:
             f"timm builds it with global_pool {stated.global_pool!r} and {built}, but the weights have {other}. "
             f"Set global_pool and {key} in model_args to those of training",
         )
-    if mean and late and (source.has("reg_token") or stated.gated):
-        kind = "SwiGLU" if stated.gated else "register tokens"
-        raise unsupported("fc_norm", f"no model of transformers with {kind} has a norm after average pooling (fc_norm)")
+
+
+def _check_pooling(source: Source, *, features: bool) -> None:
+    """Refuse combinations of pooling and norm that neither transformers nor the reference has."""
+    stated = source.stated
+    mean, late = stated.global_pool == "avg", stated.late_norm
     if mean and not late and stated.beit:
         raise unsupported("use_fc_norm", "no BEiT of transformers has its norm before the mean (use_fc_norm false)")
-    if mean and not late and features:
-        raise unsupported(
-            "global_pool",
-            "no model of transformers gives the mean of normalized patches as its features; set global_pool to '' in "
-            "model_args for the tokens alone",
-        )
     if features and late and not mean and (stated.global_pool or not stated.beit):
         raise unsupported(
             "global_pool",

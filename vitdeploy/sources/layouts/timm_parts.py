@@ -70,6 +70,12 @@ def model_args(config: Mapping[str, Any]) -> dict[str, Any]:
     return arguments
 
 
+def null_args(config: Mapping[str, Any]) -> set[str]:
+    """Constructor arguments that are null; transformers' wrapper omits them."""
+    stated = mapping("model_args", config.get("model_args") or {})
+    return set() if is_wrapper(config) else {key for key, value in stated.items() if value is None}
+
+
 def tables(config: Mapping[str, Any]) -> tuple[dict[str, Fate], dict[str, tuple[object, ...]], set[str]]:
     """Effects, plain values and nullable keys of the arguments of an architecture's constructor."""
     if is_dinov3(config):
