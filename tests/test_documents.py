@@ -47,6 +47,7 @@ def test_the_commands_of_a_document(document: str, hub: Hub, tmp_path: Path, mon
     add_checkpoint(tmp_path, hub)
     add_weights(tmp_path)
     monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    monkeypatch.setenv("TQDM_DISABLE", "1")  # transformers' bar is on standard error
     use_hub(hub.url, tmp_path / "hub", monkeypatch)
     monkeypatch.setattr("vitdeploy.assess.benchmark.image_files._SYNTHETIC_SIZE", (48, 64))
     for block in DOCUMENTS[document]:

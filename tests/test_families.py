@@ -100,20 +100,21 @@ def test_backends_give_every_output_of_transformers(
                 assert_near(got, want)
 
 
-# Two prefix tokens with positions, relative positions, and registers without positions: the first is also a ViT's case.
-INTERPOLATED = ("deit", "beit", "dinov2_with_registers")
+# Two prefix tokens with positions, relative positions, registers without positions, and rotary positions: the first is
+# also a ViT's case.
+ALL_FORMATS = ("deit", "beit", "dinov2_with_registers", "dinov3_vit")
 
 
 @pytest.mark.parametrize("head", ONE_A_FAMILY, ids=str)
 def test_one_export_takes_every_size(write_checkpoint: WriteCheckpoint, tmp_path: Path, head: Head) -> None:
-    config = random_config(head, 0) | {"patch_size": 5, "image_size": 20}
-    checkpoint = write_checkpoint(head, config)
-    formats = PORTABLE if head.family in INTERPOLATED else ("torchscript",)
+    checkpoint = write_checkpoint(head, random_config(head, 0) | {"patch_size": 5, "image_size": 20})
+    formats = PORTABLE if head.family in ALL_FORMATS else ("torchscript",)
     graph = vitdeploy.GraphOptions(dynamic_image_size=True)
     bundle = export_all(checkpoint.folder, formats=formats, graph=graph, output=tmp_path / "out")
     assert ViTConfig.from_pretrained(bundle.path).image_size == (20, 20)
-    # TensorRT has no antialiased Resize
-    assert formats is not PORTABLE or ("Resize" in operators(bundle)) is not checkpoint.config.position_antialias
+    config = checkpoint.config
+    interpolated = config.rotary is None and not config.position_antialias  # TensorRT has no antialiased Resize
+    assert formats is not PORTABLE or ("Resize" in operators(bundle)) is interpolated
     sizes = [(rows * 5 + rest, columns * 5 + rest) for rows, columns, rest in SIZES]
     inputs = [{"pixel_values": pixels_of(*pair)} for pair in zip(BATCHES * 2, sizes, strict=True)]
     want = [answers(checkpoint, head, feeds, resize=True) for feeds in inputs]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vitdeploy.assess.compare.results import Comparison
     from vitdeploy.assess.debug.bisection import Bisection, bisect
     from vitdeploy.assess.debug.sensitivity import Sensitivity, sensitivity
+    from vitdeploy.assess.evaluate.embeddings import EmbeddingEvaluation, evaluate_embeddings
     from vitdeploy.assess.evaluate.evaluate import Evaluation, evaluate
     from vitdeploy.assess.gate.gate import GateResult, gate
     from vitdeploy.bundle.bundle import Bundle
@@ -58,6 +59,7 @@ __all__ = [
     "Calibration",
     "Comparison",
     "EmbeddedImages",
+    "EmbeddingEvaluation",
     "EngineOptions",
     "Evaluation",
     "GateResult",
@@ -89,6 +91,7 @@ __all__ = [
     "compare_benchmarks",
     "embed",
     "evaluate",
+    "evaluate_embeddings",
     "export",
     "gate",
     "load",
@@ -108,6 +111,7 @@ _MODULES = {
     "Calibration": "exporting.options",
     "Comparison": "assess.compare.compare",
     "EmbeddedImages": "embedding.job",
+    "EmbeddingEvaluation": "assess.evaluate.embeddings",
     "EngineOptions": "trt.options",
     "Evaluation": "assess.evaluate.evaluate",
     "GateResult": "assess.gate.gate",
@@ -139,6 +143,7 @@ _MODULES = {
     "compare_benchmarks": "assess.benchmark.comparison",
     "embed": "embedding.job",
     "evaluate": "assess.evaluate.evaluate",
+    "evaluate_embeddings": "assess.evaluate.embeddings",
     "export": "exporting.workflow",
     "gate": "assess.gate.gate",
     "load": "delivery.loading",

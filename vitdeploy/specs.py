@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 from vitdeploy.errors import UsageError, shown
 
 MOST_A_BATCH = 2**20  # images per batch
+MOST_NEIGHBOURS = 200  # that vote in a kNN classifier
 OPSETS = range(18, 24)  # ONNX opsets
 ENGINE_FORMATS = ("tensorrt", "tensorrt-rtx")  # artifacts that a TensorRT library builds for GPUs
 SEEDS = (0, 2**63 - 1)
@@ -54,6 +55,7 @@ class Task(TextEnum):
 EMBEDS = "image_embeds"  # output of one vector per image
 Pool = Literal["cls", "mean", "cls+mean", "pooler", "projection"]
 POOLS: tuple[Pool, ...] = ("cls", "mean", "cls+mean", "pooler", "projection")
+ZERO_SHOT, ZERO_SHOT_NOTE = "zero_shot", "zero_shot_note"  # in config.json
 EMBEDDING_KEYS = ("embedding_pool", "normalize_embedding")  # in config.json, and in an artifact's options
 # Smallest norm that a vector is divided by, torch.nn.functional.normalize's: a zero vector stays zero.
 SMALLEST_NORM = 1e-12

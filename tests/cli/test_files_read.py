@@ -13,7 +13,7 @@ import pytest
 from command_line import run
 
 import vitdeploy
-from vitdeploy.assets import held_out_images
+from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.bundle.bundle import Bundle
 
 LIMIT_S = 30  # far above what is needed, far below for ever
@@ -54,6 +54,9 @@ READERS: dict[str, Callable[[Path, Path], list[str]]] = {
     "kept.json": lambda _, file: [
         "export", "--random-weights", "vit-tiny-patch16-32", "--fp16", "--keep-fp32-from", str(file), "-o",
         str(file.parent / "out"),
+    ],
+    "classes.npz": lambda _, file: [
+        "export", str(default_checkpoint()), "--class-embeddings", str(file), "-o", str(file.parent / "out"),
     ],
     "processor.json": lambda _, file: [
         "export", "--random-weights", "vit-tiny-patch16-32", "--processor", str(file), "-o", str(file.parent / "out"),

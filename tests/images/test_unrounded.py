@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from families import HEADS, random_config
 from PIL import Image
 from processors import UNROUNDED_TOLERANCE, unrounded_pixels
 from raising import raises
 from sklearn.datasets import load_sample_images
 
+import vitdeploy
+from vitdeploy import GraphOptions
 from vitdeploy.errors import UsageError
 from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.specs import PixelFormat, PixelStage
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from conftest import WriteCheckpoint
 
 CHINA, FLOWER = (Image.fromarray(image) for image in load_sample_images().images)
 KIND = {"image_processor_type": "DINOv3ViTImageProcessorFast"}
@@ -67,3 +75,14 @@ def test_a_model_that_takes_bytes_is_refused(stage: PixelStage) -> None:
     processor = ImageProcessor.from_dict(KIND)
     with raises(UsageError, what="image_processor_type", found="DINOv3ViTImageProcessor"):
         processor(CHINA, pixels=PixelFormat(stage, "nhwc", "uint8"))
+
+
+@pytest.mark.parametrize("to", ["onnx", "torchscript"])
+def test_an_export_of_a_model_that_takes_bytes_is_refused(
+    write_checkpoint: WriteCheckpoint, tmp_path: Path, to: str
+) -> None:
+    head = next(head for head in HEADS if head.family == "dinov3_vit")
+    checkpoint = write_checkpoint(head, random_config(head, 0))
+    with raises(UsageError, what="image_processor_type", found="DINOv3ViTImageProcessor"):
+        vitdeploy.export(checkpoint.folder, to=to, output=tmp_path / "out", graph=GraphOptions(input="uint8"))
+    assert not (tmp_path / "out").exists()

@@ -152,7 +152,7 @@ APPLIED_VALUES: dict[str, Any] = {
     "query_bias": False, "key_bias": True, "value_bias": False, "proj_bias": False, "mlp_bias": False,
     "use_gated_mlp": True, "rope_theta": 10.0, "projection_dim": 9, "vision_use_head": False,
 }  # fmt: skip
-OURS = {"position_antialias", "relative_position_interpolation", "embedding_pool", "normalize_embedding"}
+OURS = {"position_antialias", "relative_position_interpolation", "embedding_pool", "normalize_embedding", "zero_shot"}
 # The keys of a tower have cases of their own.
 NOT_COMPUTED = {"model_type", "architectures", "problem_type", "vision_config", "vision_config_dict", *OURS}
 NOT_COMPUTED |= {"apply_layernorm"}  # of backbones: see test_dense.py
@@ -234,6 +234,7 @@ def test_what_is_applied_is_so_as_in_transformers(write_checkpoint: WriteCheckpo
 
 # Values that are not the defaults, of keys that change nothing. Those of `OTHER` are no business of a model.
 CARRIED_VALUES: dict[str, Any] = {
+    "zero_shot_note": "none",
     "label2id": {"x": 0}, "function_to_apply": "sigmoid", "attention_probs_dropout_prob": 0.5,
     "hidden_dropout_prob": 0.5, "drop_path_rate": 0.4, "initializer_range": 1.5, "gradient_checkpointing": True,
     "loss_type": "ForTokenClassification", "name_or_path": "somewhere", "finetuning_task": "x",

@@ -7,7 +7,6 @@ from families import OF_TRANSFORMERS
 
 from vitdeploy.models.families import FAMILIES
 from vitdeploy.models.names import disk_name, our_names
-from vitdeploy.specs import Task
 
 # A name on disk, and ours.
 PAIRS = {
@@ -86,9 +85,9 @@ def test_a_head_has_no_prefix(name: str) -> None:
 @pytest.mark.parametrize("part", ["weight", "bias"])
 def test_timm_names_a_classifier_and_a_projection_alike(part: str) -> None:
     family = FAMILIES["timm_eva02"]
-    for task, ours in ((Task.CLASSIFICATION, "head.classifier"), (Task.FEATURES, "head.visual_projection")):
-        assert our_names(family, [f"head.{part}"], task) == {f"head.{part}": f"{ours}.{part}"}
-        assert disk_name(family, f"{ours}.{part}", beside_a_head=task is Task.CLASSIFICATION) == f"head.{part}"
+    for projects, ours in ((False, "head.classifier"), (True, "head.visual_projection")):
+        assert our_names(family, [f"head.{part}"], projects=projects) == {f"head.{part}": f"{ours}.{part}"}
+        assert disk_name(family, f"{ours}.{part}", beside_a_head=not projects) == f"head.{part}"
 
 
 def test_only_the_prefix_tells_beits_two_norms_apart() -> None:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 ID = "org/vit"
 CONFIGS = {"config.json": b"{}", "preprocessor_config.json": b'{"size": 4}'}
 WEIGHTS = bytes(range(256)) * 8
-NEEDED = ["config.json", "model.safetensors", "preprocessor_config.json"]
+NEEDED = ["README.md", "config.json", "model.safetensors", "preprocessor_config.json"]
 LOGIN, OFFLINE = re.compile("pass a token .* hf auth login"), re.compile("go online once")
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 

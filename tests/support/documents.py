@@ -20,6 +20,7 @@ from command_line import Ran, run
 from hub_server import Hub, hub_server
 from PIL import Image
 from sklearn.datasets import load_sample_images
+from two_towers import write_clip
 
 from vitdeploy.specs import Task
 
@@ -117,7 +118,9 @@ def documents_hub(write_checkpoint: WriteCheckpoint, others: Mapping[str, Path])
     folder = write_checkpoint(Task.CLASSIFICATION, config).folder
     transformers.ViTImageProcessorPil().save_pretrained(folder)
     names = ("google/vit-base-patch16-224", "google/vit-base-patch16-384", "my-team/gated-vit")
-    with hub_server({**dict.fromkeys(names, folder), **others}) as hub:
+    clip = folder / "clip"
+    write_clip(clip)
+    with hub_server({**dict.fromkeys(names, folder), "openai/clip-vit-base-patch32": clip, **others}) as hub:
         hub.gated.add("my-team/gated-vit")
         hub.add_commit("microsoft/swin-tiny-patch4-window7-224", {"config.json": b'{"model_type": "swin"}'})
         yield hub
@@ -143,8 +146,9 @@ def add_weights(folder: Path) -> None:
 
 def add_images(folder: Path) -> None:
     """cat.jpg, a folder of `photos`, and a labelled data set, `validation`."""
-    for name in ("photos", "validation/cat", "validation/dog"):
+    for name in ("photos", "validation/cat", "validation/dog", "gallery/cat", "gallery/dog"):
         (folder / name).mkdir(parents=True)
-    names = ["photos/a.jpg", "photos/b.jpg", "cat.jpg", "validation/cat/a.jpg", "validation/dog/b.jpg"]
+    names = ["photos/a.jpg", "photos/b.jpg", "cat.jpg", "validation/cat/a.jpg", "validation/dog/b.jpg",
+             "gallery/cat/c.jpg", "gallery/dog/d.jpg"]  # fmt: skip
     for name, pixels in zip(names, itertools.cycle(load_sample_images().images), strict=False):
         Image.fromarray(pixels).reduce(4).save(folder / name)  # `benchmark` decodes and resizes them a thousand times

@@ -21,6 +21,8 @@ from vitdeploy.assess.compare.worst_images import WorstImage
 from vitdeploy.assess.data.folder_listing import LeftOut, Reason
 from vitdeploy.assess.debug.layer_results import ArtifactLayers, LayerComparison, PartDifference
 from vitdeploy.assess.debug.sensitivity import LayerEffect, Sensitivity
+from vitdeploy.assess.evaluate.embedding_run import Neighbours
+from vitdeploy.assess.evaluate.embeddings import EmbeddingEvaluation
 from vitdeploy.assess.evaluate.evaluate import Evaluation
 from vitdeploy.assess.gate.checks import Check
 from vitdeploy.assess.gate.gate import GateResult
@@ -132,6 +134,44 @@ EVALUATION = Evaluation(
         "seed": None,
     },
     left_out=LEFT_OUT,
+)
+
+# The same images: the artifact finds a cat for the first newt, and has nothing finite for the second.
+EMBEDDINGS = EmbeddingEvaluation(
+    bundle="gone",
+    data="gone/data",
+    labels=("cat", "dog", "newt"),
+    images=EVALUATION.images,
+    targets=EVALUATION.targets,
+    data_sha256="0" * 64,
+    results=(
+        Neighbours(
+            "reference",
+            "torch",
+            "fp32",
+            np.array([0, 0, 2, 2], np.int32),
+            np.array([0, 0, 0, 1], np.int32),
+            16,
+            details={"engine": "torch 9"},
+        ),
+        Neighbours("x-fp32", "x", "fp32", np.array([0, 0, 0, -1], np.int32), np.array([0, 0, 7, -1], np.int32), 16, 1),
+        Neighbours("y-fp16", "y", "fp16", np.empty(0, np.int32), np.empty(0, np.int32), skipped="no such device"),
+    ),
+    settings={
+        "neighbours": 3,
+        "pool": None,
+        "kind": "folder",
+        "images": 4,
+        "batch_size": 2,
+        "device": "cpu",
+        "limit": None,
+        "seed": None,
+    },
+    left_out=LEFT_OUT,
+    gallery="gone/gallery",
+    gallery_images=9,
+    unmatched=1,
+    shared=2,
 )
 
 BENCHMARK = Benchmark(

@@ -96,6 +96,7 @@ class Source:
         base: Hub id or name of an adapter's base model; None without an adapter.
         base_revision: The base's commit on the Hub.
         architecture: Name of the architecture in its library, if the weights had no configuration.
+        license: Keys `license`, `license_name` and `license_link` of the checkpoint's model card; None without any.
     """
 
     id: str
@@ -105,6 +106,7 @@ class Source:
     base: str | None = None
     base_revision: str | None = None
     architecture: str | None = None
+    license: dict[str, str] | None = None
 
     def __str__(self) -> str:
         return self.id if self.revision is None else f"{self.id}@{self.revision}"
@@ -261,8 +263,9 @@ class Manifest:
         for name in ("packed_from", "tuned"):
             if fields[name] is None:
                 del fields[name]
-        if self.source.architecture is None:
-            del fields["source"]["architecture"]
+        for name in ("architecture", "license"):
+            if fields["source"][name] is None:
+                del fields["source"][name]
         return {"schema_version": SCHEMA_VERSION, **fields}
 
     def to_json(self) -> str:

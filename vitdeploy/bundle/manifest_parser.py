@@ -63,6 +63,7 @@ def parse_manifest(data: Mapping[str, Any], file: Path = Path(MANIFEST)) -> Mani
             source.get("base").optional(str),  # missing in older manifests
             source.get("base_revision").optional(str),
             source.get("architecture").optional(str),
+            _license(source.get("license")),
         ),
         task=root["task"].read(Task).value,
         files=_records(root["files"]),
@@ -77,6 +78,10 @@ def parse_manifest(data: Mapping[str, Any], file: Path = Path(MANIFEST)) -> Mani
         problem = f"chooses {manifest.tuned.artifact}, which is not the artifact that was measured"
         raise root["tuned"].error(problem, "remove the key from the manifest, and tune the bundle again")
     return manifest
+
+
+def _license(node: _Node) -> dict[str, str] | None:
+    return None if node.value is None else {key: value.typed(str) for key, value in node.values().items()}
 
 
 @dataclasses.dataclass(frozen=True)

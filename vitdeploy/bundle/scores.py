@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vitdeploy.bundle.labels import class_names
 from vitdeploy.errors import CheckpointError, shown
-from vitdeploy.specs import Task, TextEnum
+from vitdeploy.specs import ZERO_SHOT, Task, TextEnum
 
 
 class ProblemType(TextEnum):
@@ -19,12 +19,26 @@ class ProblemType(TextEnum):
     SINGLE_LABEL = "single_label_classification"
     MULTI_LABEL = "multi_label_classification"
     REGRESSION = "regression"
+    PAIRWISE = "pairwise_sigmoid"  # not transformers': multi_label_classification with `zero_shot`
+
+    @property
+    def ranked(self) -> bool:
+        """True if the class with the largest logit is the image's: a single-label head, and pairs of image and text.
+
+        SigLIP (arXiv:2303.15343) scores each pair by itself, with a sigmoid; its best class is the prediction.
+        """
+        return self in (ProblemType.SINGLE_LABEL, ProblemType.PAIRWISE)
+
+    @property
+    def in_config(self) -> str:
+        """`problem_type` in a `config.json`."""
+        return str(ProblemType.MULTI_LABEL if self is ProblemType.PAIRWISE else self)
 
     def scores(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits (N, num_labels) -> scores of the same shape, as in transformers' image-classification pipeline.
 
-        Softmax over the classes of a single-label head, a sigmoid per output of a multi-label head; a regression's
-        outputs are unchanged.
+        Softmax over the classes of a single-label head, a sigmoid per output of a multi-label or pairwise head; a
+        regression's outputs are unchanged.
         """
         if self is ProblemType.REGRESSION:
             return logits
@@ -32,19 +46,27 @@ class ProblemType(TextEnum):
 
 
 def stated_problem_type(config: Mapping[str, Any]) -> ProblemType | None:
-    """`problem_type` in a `config.json`, if any; CheckpointError if it is unknown or does not fit one label."""
+    """`problem_type` in a `config.json`, if any, PAIRWISE for a multi-label zero-shot classifier of several classes.
+
+    CheckpointError if it is unknown or does not fit the head.
+    """
     stated = config.get("problem_type")
     if stated is None:
         return None
-    problem, known = None, [kind.value for kind in ProblemType]
+    problem, known = None, list(dict.fromkeys(kind.in_config for kind in ProblemType))
+    zero_shot = bool(config.get(ZERO_SHOT))
     if not isinstance(stated, str) or stated not in known:
         problem, hint = f"unknown problem_type {shown(stated)}", f"use one of {', '.join(known)}, or null"
     elif stated == ProblemType.SINGLE_LABEL and len(class_names(config)) == 1:  # transformers refuses it too
         problem = f"problem_type {stated} needs two labels or more, id2label has one"
         hint = f"set problem_type to {ProblemType.REGRESSION} or {ProblemType.MULTI_LABEL}"
+    elif stated == ProblemType.REGRESSION and zero_shot:
+        problem, hint = f"a zero-shot classifier is no {stated}", "export the bundle again"
     if problem is not None:
         message = f"config.json: {problem}"
         raise CheckpointError(message, what="problem_type", where="config.json", found=stated, hint=hint)
+    if zero_shot and stated == ProblemType.MULTI_LABEL and len(class_names(config)) > 1:
+        return ProblemType.PAIRWISE
     return ProblemType(stated)
 
 

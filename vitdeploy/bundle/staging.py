@@ -12,7 +12,7 @@ from vitdeploy.bundle.kept_files import KeptFiles
 from vitdeploy.bundle.manifest import MANIFEST, NOT_RECORDED, TUNING, Artifact, Manifest
 from vitdeploy.errors import BundleError, UsageError, first_line
 from vitdeploy.files.atomic import replace_folder, sync
-from vitdeploy.files.file_kinds import PROCESSOR_CONFIGS
+from vitdeploy.files.file_kinds import PROCESSOR_CONFIGS, is_license_name
 from vitdeploy.files.locks import locked
 
 
@@ -93,7 +93,8 @@ def check_same_model(old: Bundle, files: Mapping[str, str], task: str) -> None:
     old_files = old.manifest.model_files
     if not any(name in old.manifest.weights for name in files):
         old_files = {name: digest for name, digest in old_files.items() if name not in old.manifest.weights}
-    changed = {name for name in {**old_files, **files} if old_files.get(name) != files.get(name)}
+    names = {**old_files, **files}  # a license changes no model
+    changed = {name for name in names if old_files.get(name) != files.get(name) and not is_license_name(name)}
     if changed and changed <= set(PROCESSOR_CONFIGS):
         processor = old.manifest.processor or NOT_RECORDED
         raise UsageError(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vitdeploy.cli.command import command, option
-from vitdeploy.cli.number_options import BATCH_SIZE
+from vitdeploy.cli.number_options import BATCH_SIZE, NEIGHBOURS
 from vitdeploy.cli.output import (
     PATH,
     backends_option,
@@ -42,14 +42,22 @@ rule = functools.partial(option, group="Rules")
     "--data",
     required=True,
     type=PATH,
-    help="Labelled images, as for `vitdeploy evaluate`; a folder of images for a model without classes.",
+    help="Labelled images, as for `vitdeploy evaluate`; a folder of images for a model without classes, unless a rule "
+    "is about kNN accuracy or recall.",
 )
 @option("--baseline", type=PATH, help="JSON file of an accepted evaluation of the same images.")
 @option("--update", is_flag=True, help="Write a new baseline if all other checks pass.")
 @rule("--rules", type=PATH, help="TOML file with these rules, such as min_accuracy = 0.98; flags override it.")
 @rule("--min-accuracy", metavar="SHARE", help="Smallest top-1 accuracy on the images, such as 98%.")
-@rule("--max-drop", metavar="SHARE", help="Largest loss of top-1 accuracy against the baseline. Default: "
-              "the smallest drop that the images can detect.")  # fmt: skip
+@rule("--max-drop", metavar="SHARE", help="Largest loss of top-1 accuracy (or kNN accuracy) against the baseline. "
+              "Default: the smallest drop that the images can detect.")  # fmt: skip
+@rule("--min-knn-accuracy", metavar="SHARE", help="Smallest accuracy of the nearest neighbours' vote (feature "
+              "extractors, on labelled images).")  # fmt: skip
+@rule("--min-recall-at-1", metavar="SHARE", help="Smallest share of images whose nearest neighbour has their class.")
+@rule("--min-recall-at-5", metavar="SHARE", help="The same for one of the five nearest neighbours.")
+@rule("--min-recall-at-10", metavar="SHARE", help="The same for one of the ten nearest neighbours.")
+@rule("--max-recall-drop", metavar="SHARE", help="Largest loss of these recalls against the baseline. Default: as for "
+              "--max-drop.")  # fmt: skip
 @rule("--min-agreement", metavar="SHARE", help="Smallest share of images with the reference's top-1 class.")
 @rule("--min-cosine", metavar="SHARE", help="Smallest cosine similarity with the reference (5th percentile "
               "over the images), such as 0.99.")  # fmt: skip
@@ -62,6 +70,8 @@ rule = functools.partial(option, group="Rules")
 @rule("--max-latency-ratio", metavar="RATIO", help="Largest median latency per image, relative to --latency-against.")
 @rule("--latency-against", metavar="BACKEND:PRECISION", help="Latency reference. Default: torch:fp32.")
 @rule("--max-size", metavar="BYTES", help='Largest size of an artifact\'s files, such as "12.5 MB".')
+@option("--gallery", type=PATH, help="Labelled images to search for neighbours, as for `vitdeploy evaluate`.")
+@option("--neighbours", type=NEIGHBOURS, help="Nearest neighbours that vote. Default: the baseline's, or 5.")
 @backends_option("Default: the reference (torch) and every artifact.")
 @option("--batch-size", default=32, show_default=True, type=BATCH_SIZE, help="Images per batch.")
 @device_option
@@ -74,6 +84,8 @@ def gate(
     baseline: str | None,
     update: bool,
     rules: str | None,
+    gallery: str | None,
+    neighbours: int | None,
     backends: tuple[str, ...] | None,
     batch_size: int,
     device: str,
@@ -100,7 +112,7 @@ def gate(
         with CommandProgress("images") as progress:
             result = gate_bundle(
                 bundle, data=data, baseline=baseline, rules=held, update=update, backends=backends,
-                batch_size=batch_size, device=device, progress=progress,
+                gallery=gallery, neighbours=neighbours, batch_size=batch_size, device=device, progress=progress,
             )  # fmt: skip
     except UsageError as exc:
         raise as_typed(exc, {name: f"--{name.replace('_', '-')}" for name in given}) from exc

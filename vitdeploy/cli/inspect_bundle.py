@@ -117,6 +117,8 @@ def _bundle_rows(manifest: Manifest, inspections: list[Inspection]) -> list[tupl
         rows += [("merged into", source.base + (f" @ {source.base_revision}" if source.base_revision else ""))]
     if source.architecture is not None:
         rows += [("architecture", source.architecture)]
+    if source.license is not None:
+        rows += [("license", source.license.get("license_name", source.license.get("license", "")))]
     rows += [("weights from", f"{file.path}  sha256 {file.sha256[:16]}…") for file in source.weights]
     rows += [("task", manifest.task), ("processor", manifest.processor or NOT_RECORDED)]
     if manifest.tuned is not None:

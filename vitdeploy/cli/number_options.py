@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vitdeploy.errors import UsageError
-from vitdeploy.specs import MOST_A_BATCH
+from vitdeploy.specs import MOST_A_BATCH, MOST_NEIGHBOURS
 from vitdeploy.system.shares import read_slowdown, read_tolerance
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ else:
 COUNT = click.IntRange(1, 2**31 - 1)  # of images, classes, runs
 TURNS = click.IntRange(1, 100_000)  # timed one by one
 BATCH_SIZE = click.IntRange(1, MOST_A_BATCH)
+NEIGHBOURS = click.IntRange(1, MOST_NEIGHBOURS)
 SEED = click.IntRange(0, 2**63 - 1)
 
 

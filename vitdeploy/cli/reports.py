@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 # Names of command arguments for inputs and output files; a baseline is either.
-_INPUTS = ("data", "images", "rules", "golden", "after")
+_INPUTS = ("data", "gallery", "images", "rules", "golden", "after")
 _OUTPUTS = ("resume", "save_golden")
 _REPORTS = {
     "html": ("vitdeploy.assess.report.page:write_html", "Write a self-contained HTML page."),

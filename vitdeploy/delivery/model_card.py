@@ -8,9 +8,13 @@ from typing import Any
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import NOT_RECORDED, Artifact, Source
 from vitdeploy.exporters import EXPORTERS
-from vitdeploy.specs import QUANTIZED, Task
+from vitdeploy.specs import QUANTIZED, ZERO_SHOT, Task
 
 CARD = "README.md"
+_ZERO_SHOT = (
+    "- Zero-shot: the vectors of the classes are `zero_shot.weight` in `model.safetensors`; transformers reads the "
+    "image encoder alone."
+)
 _PIPELINE_TAGS = (Task.CLASSIFICATION, Task.FEATURES)  # tasks known to the Hub
 
 
@@ -30,6 +34,7 @@ def model_card(bundle: Bundle, name: str) -> str:
         *(table if manifest.artifacts else []),
         f"- Task: {manifest.task}",
         *([f"- Classes: {len(labels)}"] if labels else []),
+        *([_ZERO_SHOT] if bundle.read_config().model.get(ZERO_SHOT) else []),
         f"- Image processor: {_code(manifest.processor or NOT_RECORDED)}",
         *(f"- Weights: {_code(file.path)}, SHA-256 `{file.sha256}`" for file in manifest.source.weights),
         *([] if manifest.has_reference else ["- Packed without the weights of the reference."]),
@@ -53,6 +58,7 @@ def _metadata(bundle: Bundle) -> dict[str, Any]:
     }
     if manifest.task in _PIPELINE_TAGS:
         data["pipeline_tag"] = manifest.task
+    data |= manifest.source.license or {}
     if manifest.source.revision is not None:  # it is a Hub id
         data["base_model"] = manifest.source.id
         if any(artifact.precision in QUANTIZED for artifact in manifest.artifacts):

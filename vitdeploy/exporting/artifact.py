@@ -6,13 +6,14 @@ import dataclasses
 import gc
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vitdeploy._version import __version__
 from vitdeploy.assess.data.folder_listing import list_images
-from vitdeploy.assess.evaluate.backend_run import BESIDE_OTHERS
+from vitdeploy.assess.evaluate.open_run import BESIDE_OTHERS
 from vitdeploy.assess.metrics.cosine_bound import COSINE_BOUNDS, LOOSE_BOUND, CosineBound
 from vitdeploy.assess.metrics.outputs import default_tolerance
 from vitdeploy.bundle.bundle import Bundle
@@ -31,7 +32,6 @@ from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from pathlib import Path
 
     from vitdeploy.exporting.graph_options import GraphOptions
     from vitdeploy.exporting.options import Quantization, SourceOptions, ValidationOptions
@@ -70,8 +70,10 @@ class ArtifactRequest:
 
     def read(self) -> Checkpoint:
         """Read the checkpoint and the reference; see `vitdeploy.sources.read`."""
+        from vitdeploy.sources.class_embeddings import ClassEmbeddings
         from vitdeploy.sources.embedding import with_embedding
         from vitdeploy.sources.read import random_checkpoint, read_checkpoint
+        from vitdeploy.sources.zero_shot import zero_shot
 
         source, task = self.source, None if self.source.task is None else Task(self.source.task)
         settings: dict[str, Any] = {
@@ -82,6 +84,10 @@ class ArtifactRequest:
             "cache_dir": source.cache_dir,
             "offline": source.offline,
         }
+        if self.model is not None and source.class_embeddings is not None:
+            classes = ClassEmbeddings.read(Path(source.class_embeddings))  # before anything is downloaded
+            checkpoint = read_checkpoint(self.model, Task.FEATURES, revision=source.revision, **settings)
+            return zero_shot(checkpoint, classes, self.graph.pool)
         if self.model is not None:
             checkpoint = read_checkpoint(self.model, task, revision=source.revision, **settings)
         else:

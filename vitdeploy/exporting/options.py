@@ -226,6 +226,11 @@ class SourceOptions:
     task: Task | str | None = option(
         None, "Task.", choices=tuple(task.value for task in Task), unset="the checkpoint's task"
     )
+    class_embeddings: PathLike | None = option(
+        None,
+        "An .npz file of class embeddings, which make a zero-shot classifier of the model's image embeddings.",
+        path=True,
+    )
     random_weights: str | None = option(
         None, "Architecture with random weights, such as vit-base-patch16-224, instead of a model.", metavar="PRESET"
     )
@@ -262,6 +267,16 @@ class SourceOptions:
             raise UsageError(
                 "random_weights and weights exclude each other",
                 what="weights", found=self.weights.path, hint="leave one out",
+            )  # fmt: skip
+        if self.class_embeddings is not None and self.task not in (None, Task.CLASSIFICATION):
+            raise UsageError(
+                f"class_embeddings make a classifier, and the task is {self.task}",
+                what="task", expected=Task.CLASSIFICATION, found=self.task, hint="leave one of them out",
+            )  # fmt: skip
+        if self.class_embeddings is not None and self.random_weights is not None:
+            raise UsageError(
+                "class_embeddings apply to the model that they were made with, not to random_weights",
+                what="class_embeddings", found=self.class_embeddings, hint="give a model",
             )  # fmt: skip
 
 

@@ -181,7 +181,7 @@ def validate(
         )  # fmt: skip
     if cosine is not None:
         for difference, error in itertools.chain.from_iterable(measured):
-            of_values = difference.output == LOGITS and problem_type is not ProblemType.SINGLE_LABEL
+            of_values = difference.output == LOGITS and not problem_type.ranked
             cosine.check_difference(name, difference, error, of_values=of_values)
     if tolerance is not None and not worst.within(tolerance):
         raise CheckFailedError(
@@ -215,7 +215,7 @@ def _differences(
     outputs = run_batches(runtime, [{name: array[rows] for name, array in arrays.items()} for rows in batches])
     rows = list(itertools.chain(*batches))
     wanted = {name: value[rows] for name, value in expected.items()}
-    ranked = problem_type is ProblemType.SINGLE_LABEL
+    ranked = problem_type.ranked
     return [
         (item, relative_error(wanted[item.output], outputs[item.output], of_classes=ranked and item.output == LOGITS))
         for item in compare_outputs(wanted, outputs, problem_type=problem_type)

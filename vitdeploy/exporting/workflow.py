@@ -100,6 +100,7 @@ def export(
             "images": validation.images,
             "calibration_data": None if calibration is None else calibration.images,
             "accuracy_data": None if quantization is None else quantization.accuracy_data,
+            "class_embeddings": source.class_embeddings,
             "the image processor": None if source.processor is None else source.processor.source,
         },
         bundle=output,

@@ -13,6 +13,8 @@ from vitdeploy.system.typed_lines import typed_line
 
 SETTINGS_FILE, NESTED_FILE = PROCESSOR_CONFIGS = ("preprocessor_config.json", "processor_config.json")
 
+# Files in a repository's root that have its license: LICENSE, LICENSE.md, NOTICE.txt ...
+_LICENSE = re.compile(r"(?:LICEN[CS]E|COPYING|NOTICE)(?:[_-][\w-]+)?(?:\.(?:md|txt|rst))?", re.IGNORECASE)
 _POINTER = b"version https://git-lfs.github.com/spec/v1"  # git-lfs/docs/spec.md: the first line of every pointer
 _MOST_POINTER_BYTES = 1024  # the same page: a pointer is smaller
 _MOST_NAMES = 10_000  # bytes read for recognition
@@ -130,6 +132,11 @@ def file_advice(path: Path) -> str:
     if kind == _ONNX:
         noun = "an ONNX model"
     return f"{path} is {noun}, no checkpoint: {_ANSWERS[kind]}"
+
+
+def is_license_name(name: str) -> bool:
+    """True for the name of a license file."""
+    return _LICENSE.fullmatch(name) is not None
 
 
 def folder_names(folder: Path) -> list[str]:

@@ -18,12 +18,14 @@ from vitdeploy.models.layers.encoder import AttentionKind
 from vitdeploy.models.names import disk_name, our_names, part_names
 from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.models.weights import read_weights, write_weights
-from vitdeploy.specs import Task
+from vitdeploy.specs import ZERO_SHOT, Task
 from vitdeploy.system.forks import with_threads
 
 # Weights that only one task needs; a checkpoint may have those of tasks other than the loaded one.
 _HEADS = {
-    Task.CLASSIFICATION: re.compile(r"head\.((cls_|distillation_)?classifier|pooler\.layernorm)\.(weight|bias)"),
+    Task.CLASSIFICATION: re.compile(
+        r"head\.((cls_|distillation_)?classifier|zero_shot|pooler\.layernorm)\.(weight|bias)"
+    ),
     Task.FEATURES: re.compile(
         r"head\.(pooler\.(dense|layernorm|attention\.[qkvo]_proj|mlp\.fc[12])|visual_projection)\.(weight|bias)"
         r"|head\.pooler\.probe"
@@ -44,7 +46,12 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def task_of(config: Mapping[str, object]) -> Task:
-    """The task in the `architectures` of a `config.json`; CheckpointError if none is known."""
+    """The task in the `architectures` of a `config.json`, a zero-shot classifier's if it says so.
+
+    CheckpointError if none is known.
+    """
+    if config.get(ZERO_SHOT):  # its architecture is its encoder's
+        return Task.CLASSIFICATION
     model_type = str(config.get("model_type"))
     families = [FAMILIES[model_type]] if model_type in FAMILIES else FAMILIES.values()
     known = {name: task for family in families for name, task in family.architectures.items()}
@@ -61,8 +68,9 @@ def task_of(config: Mapping[str, object]) -> Task:
 
 
 def architecture_of(model: VisionTransformer) -> str:
-    """Name of transformers' class for a model."""
-    names = [name for name, task in model.config.family.architectures.items() if task is model.task]
+    """Name of transformers' class for a model; of a zero-shot classifier, for its encoder."""
+    wanted = Task.FEATURES if model.config.zero_shot else model.task
+    names = [name for name, task in model.config.family.architectures.items() if task is wanted]
     suffixes = {"WithTeacher": model.teacher, "WithProjection": model.config.projection_size is not None}
     fitting = (name for name in names if all(name.endswith(suffix) == has for suffix, has in suffixes.items()))
     return next(fitting, names[0])
@@ -100,13 +108,14 @@ def make_model(
     Raises:
         CheckpointError: If the family does not support the task, or names or shapes differ from the model's.
     """
-    tasks = tuple(dict.fromkeys(config.family.architectures.values()))
+    zero_shot = (Task.CLASSIFICATION,) if config.zero_shot else ()
+    tasks = tuple(dict.fromkeys((*config.family.architectures.values(), *zero_shot)))
     if task not in tasks:
         message = f"a {config.model_type} model has no task {task}, only: {', '.join(tasks)}"
         raise CheckpointError(message, what="task", expected=tasks, found=task)
     tensors: dict[str, Tensor] = {}
     spelling: dict[str, str] = {}
-    for name, ours in our_names(config.family, weights, task).items():
+    for name, ours in our_names(config.family, weights, projects=config.projection_size is not None).items():
         if weights[name].numel() == 0:  # transformers writes the registers of a model that has none
             continue
         if ours in tensors:
@@ -159,7 +168,8 @@ def is_saved(model: VisionTransformer, path: Path) -> bool:
 
 def _on_disk(model: VisionTransformer) -> dict[str, Tensor]:
     """The model's weights as `disk_tensors`."""
-    return disk_tensors(model.config.family, model.state_dict(), beside_a_head=model.task is not Task.FEATURES)
+    beside_a_head = model.task is not Task.FEATURES and not model.config.zero_shot
+    return disk_tensors(model.config.family, model.state_dict(), beside_a_head=beside_a_head)
 
 
 def disk_tensors(family: Family, tensors: Mapping[str, Tensor], *, beside_a_head: bool) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from vitdeploy.models.config_keys import check_keys
 from vitdeploy.models.families import FAMILIES, Family
 from vitdeploy.models.rotary import Rotary
 from vitdeploy.models.unsupported import UNSUPPORTED
-from vitdeploy.specs import EMBEDDING_KEYS, POOLS, Pool, Task
+from vitdeploy.specs import EMBEDDING_KEYS, POOLS, ZERO_SHOT, Pool, Task
 
 Pooler = Literal["cls", "cls+norm", "mean", "mean+norm", "cls+mean", "dense", "attention"]
 POOLERS: tuple[str, ...] = get_args(Pooler)
@@ -28,7 +28,7 @@ _KEYS = (
     "patch_size", "num_channels", "qkv_bias", "head_dim", "encoder_stride", "pooler_output_size", "pooler_act",
 )  # fmt: skip
 # Keys that transformers does not have.
-_OURS = ("position_antialias", "relative_position_interpolation", *EMBEDDING_KEYS)
+_OURS = ("position_antialias", "relative_position_interpolation", *EMBEDDING_KEYS, ZERO_SHOT)
 _CLASS_TOKEN_POOLERS = ("cls", "cls+norm", "cls+mean", "dense")
 # Larger than any real model; below, the element count of every weight fits 64 bits.
 _MAX_SIZE = 2**15
@@ -54,7 +54,7 @@ _RANGES = {
     **dict.fromkeys(("num_hidden_layers", "num_register_tokens"), _COUNT),
     **dict.fromkeys(("qkv_bias", "position_antialias", "projection_bias", "embedding_norm", "class_token"), _FLAG),
     **dict.fromkeys(("absolute_positions", "layer_scale", "swiglu", "attention_norm", "mlp_norm", "final_norm"), _FLAG),
-    "normalize_embedding": _FLAG,
+    **dict.fromkeys(("normalize_embedding", "zero_shot"), _FLAG),
 }
 
 
@@ -114,6 +114,8 @@ class ViTConfig:
         embedding_pool: Pooling of the output `image_embeds`; see `vitdeploy.models.layers.embedding`. None for
             transformers' outputs.
         normalize_embedding: True if the pooled vector is divided by its L2 norm.
+        zero_shot: True for a classifier of `image_embeds` by vectors of its classes; see
+            `vitdeploy.models.layers.heads.ZeroShotHead`.
         projection_size: Width of `image_embeds`, the pooled features through a linear layer; None without them.
         embeds_bias: True if that layer has a bias.
         vocab_size: Number of visual tokens that masked image modeling predicts; None if it reconstructs pixels.
@@ -177,6 +179,7 @@ class ViTConfig:
     default_pool: Literal["cls", "mean"] = "cls"
     embedding_pool: Pool | None = None
     normalize_embedding: bool = False
+    zero_shot: bool = False
     projection_size: int | None = None
     embeds_bias: bool = False
     vocab_size: int | None = None
@@ -197,6 +200,8 @@ class ViTConfig:
             wrong["relative_position_interpolation"] = "bilinear or geometric"
         if self.embedding_pool not in (None, *POOLS):
             wrong["embedding_pool"] = f"one of {', '.join(POOLS)}"
+        if self.zero_shot and self.embedding_pool is None:
+            wrong["embedding_pool"] = f"one of {', '.join(POOLS)}, which a zero-shot classifier needs"
         for name in ("hidden_act", "pooler_act"):
             if not isinstance(values[name], str):
                 wrong[name] = "the name of an activation"
@@ -286,9 +291,10 @@ class ViTConfig:
                 check_keys(family.tower.model_type, encoder)
             derived = {} if family.derive is None else family.derive(encoder)
             fields = {**family.sets, **values, **derived}
-            return cls(
-                model_type=model_type, **fields, labels=class_names(data), problem_type=stated_problem_type(data)
-            )
+            labels = class_names(data)
+            if fields.get(ZERO_SHOT) and not labels:
+                raise UsageError("a zero-shot classifier needs labels", what="id2label", found=labels)
+            return cls(model_type=model_type, **fields, labels=labels, problem_type=stated_problem_type(data))
         except UsageError as exc:
             raise exc.at("config.json").as_type(CheckpointError) from exc
 
@@ -311,7 +317,9 @@ class ViTConfig:
         data["label2id"] = {name: index for index, name in enumerate(self.labels)}
         if self.embedding_pool is not None:
             data |= {"embedding_pool": self.embedding_pool, "normalize_embedding": self.normalize_embedding}
-        data["problem_type"] = None if self.problem_type is None else str(self.problem_type)
+        data["problem_type"] = None if self.problem_type is None else self.problem_type.in_config
+        if self.zero_shot:
+            data[ZERO_SHOT] = True
         for name in ("image_size", "patch_size"):
             data[name] = json_size(data[name])
         for name in ("initializer_range", "layer_norm_eps"):

@@ -43,11 +43,13 @@ ENCODER = _rules(
     (_APPLIED, "how positions are resized: keys of vitdeploy's own", """position_antialias
         relative_position_interpolation"""),
     (_APPLIED, "the output image_embeds: keys of vitdeploy's own", "embedding_pool normalize_embedding"),
+    (_APPLIED, "a head of class embeddings: a key of vitdeploy's own", "zero_shot"),
 )  # fmt: skip
 COMMON = _rules(
     (_APPLIED, "the family, the class of the model and with it the task", "model_type architectures"),
     (_APPLIED, "the names of the outputs", "id2label num_labels"),
     (_APPLIED, "the scores of a classifier", "problem_type"),
+    (_CARRIED, "for readers: what a zero-shot classifier is", "zero_shot_note"),
     (_CARRIED, "the inverse of id2label", "label2id"),
     (_CARRIED, "read by the pipeline only where a model has no labels", "function_to_apply"),
     (_CARRIED, "weights are read as float32, whatever their type", "dtype torch_dtype use_bfloat16"),

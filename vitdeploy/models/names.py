@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable, Mapping
 
 from vitdeploy.models.families import Family
-from vitdeploy.specs import Task
 
 _LAYER = re.compile(r"layers\.(\d+)\.(.+)")
 _HEADS = (
@@ -17,25 +16,26 @@ _HEADS = (
     "decoder",
     "lm_head",
     "visual_projection",
+    "zero_shot",
 )
 # In the oldest checkpoints.
 _LEGACY = ((re.compile(r"(layernorm\w*)\.gamma$"), r"\1.weight"), (re.compile(r"(layernorm\w*)\.beta$"), r"\1.bias"))
 
 
-def our_names(family: Family, names: Iterable[str], task: Task | None = None) -> dict[str, str]:
+def our_names(family: Family, names: Iterable[str], *, projects: bool = False) -> dict[str, str]:
     """Map a checkpoint's `names` to module names here; unknown names stay the same.
 
     Args:
         family: The model's family.
         names: Names on disk.
-        task: The model's task, for a family that names a classifier and a projection alike.
+        projects: True for a model with a projection, for a family that names a classifier and a projection alike.
     """
     names = tuple(names)
     beside_a_head = any(name.startswith(family.prefix) for name in names)
     tables = family.layer_names, family.other_names
     of_layers, others = ({on_disk: ours for ours, on_disk in table.items()} for table in tables)
     if family.head_name is not None:
-        others[family.head_name] = "head.classifier" if task is Task.CLASSIFICATION else "head.visual_projection"
+        others[family.head_name] = "head.visual_projection" if projects else "head.classifier"
     layer = re.compile(rf"(?:{re.escape(family.layers)}|layers)\.(\d+)\.(.+)")
     found = {}
     for name in names:

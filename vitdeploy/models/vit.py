@@ -167,7 +167,7 @@ class VisionTransformer(nn.Module):
         Raises:
             UsageError: If the model has another task, or lacks what the pooling reads.
         """
-        if not isinstance(self.head, FeatureHead):
+        if self.task is not Task.FEATURES or not isinstance(self.head, FeatureHead):
             what = "normalize" if pool is None else "pool"
             raise UsageError(
                 f"{what} needs the task {Task.FEATURES}, the model's is {self.task}", what=what,

@@ -8,10 +8,18 @@ from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, NamedTuple
 
 from vitdeploy.errors import CheckpointError
-from vitdeploy.files.file_kinds import PROCESSOR_CONFIGS, folder_names, is_lfs_pointer, lfs_advice, names_advice
+from vitdeploy.files.file_kinds import (
+    PROCESSOR_CONFIGS,
+    folder_names,
+    is_lfs_pointer,
+    is_license_name,
+    lfs_advice,
+    names_advice,
+)
 from vitdeploy.files.regular_file import read_regular
 from vitdeploy.models.config import family_of, read_json
 from vitdeploy.sources.layouts.timm_parts import is_timm
+from vitdeploy.sources.license_files import CARD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -73,11 +81,19 @@ class Choice(NamedTuple):
 
 
 def choose_checkpoint(files: Files) -> Choice:
-    """Locate the configurations, an adapter, and the preferred form of weights.
+    """Locate the configurations, an adapter, the preferred form of weights, and the license.
 
     Raises:
         CheckpointError: If a file is missing, or an index is malformed.
     """
+    choice = _choose_weights(files)
+    for name in (CARD, *sorted(filter(is_license_name, files.names()))):
+        files.locate(name)
+    return choice
+
+
+def _choose_weights(files: Files) -> Choice:
+    """Everything that `choose_checkpoint` locates but the license."""
     config = files.get(CONFIG)
     adapter = _adapter(files)
     if config is None and not adapter:

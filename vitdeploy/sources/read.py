@@ -22,8 +22,9 @@ from vitdeploy.sources.architectures.weights_options import WeightsFile
 from vitdeploy.sources.hub import CheckpointFiles, resolve
 from vitdeploy.sources.layouts.lookup import layout_of
 from vitdeploy.sources.layouts.npz_layout import read_npz
+from vitdeploy.sources.license_files import read_licenses, stated_license
 from vitdeploy.sources.processor_source import find_processor, preset_processor
-from vitdeploy.specs import MODES, Task
+from vitdeploy.specs import MODES, ZERO_SHOT, ZERO_SHOT_NOTE, Task
 from vitdeploy.system.forks import with_threads
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Checkpoint:
         source: Origin of the model.
         model: The reference.
         processor: Image processor for its input.
-        files: JSON files of the model repository, by name.
+        files: JSON and license files of the model repository, by name.
     """
 
     source: Source
@@ -113,6 +114,9 @@ def read_checkpoint(
         adapter = Adapter.find(checkpoint, hub_options) if checkpoint.adapter else None
         content = _read(checkpoint if adapter is None else adapter.base, adapter, task)
     base = checkpoint if adapter is None else adapter.base
+    if task is Task.FEATURES:  # of a zero-shot classifier, too
+        for key in (ZERO_SHOT, ZERO_SHOT_NOTE):
+            content.config.pop(key, None)
     ViTConfig.from_dict(content.config)  # before its architectures are read
     task = task or task_of(content.config)
     data = image_tower(content.config, task)
@@ -155,7 +159,9 @@ def read_checkpoint(
     )
     if adapter is not None:
         source = dataclasses.replace(source, base=base.model_id, base_revision=base.revision)
-    files = image_processor.files | {"config.json": _json(data)}
+    licenses, stated = _licenses(checkpoint, base)
+    source = dataclasses.replace(source, license=stated)
+    files = licenses | image_processor.files | {"config.json": _json(data)}
     return Checkpoint(source, reference, image_processor.processor, files)
 
 
@@ -190,6 +196,26 @@ def random_checkpoint(
     files = {"config.json": _json({**config.to_dict(), "architectures": [architecture_of(model)]})}
     source = Source(name, processor=image_processor.origin)
     return Checkpoint(source, model, image_processor.processor, files | image_processor.files)
+
+
+def _licenses(checkpoint: CheckpointFiles, base: CheckpointFiles) -> tuple[dict[str, bytes], dict[str, str] | None]:
+    """License files of the weights and of an adapter, and what the weights' model card states.
+
+    A single file of weights has neither: the files beside it may be of others.
+    """
+    if base.architecture is not None or base.weights[0].suffix == ".npz":
+        return {}, None
+    licenses = read_licenses(base.folder)
+    if checkpoint.folder != base.folder:
+        found = read_licenses(checkpoint.folder).items()
+        licenses |= {_of_adapter(name) if name in licenses else name: content for name, content in found}
+    return licenses, stated_license(base.folder)
+
+
+def _of_adapter(name: str) -> str:
+    """Name of an adapter's license file, if its base has one of the same name."""
+    stem, dot, ending = name.partition(".")
+    return f"{stem}-adapter{dot}{ending}"
 
 
 @with_threads

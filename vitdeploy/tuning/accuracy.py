@@ -10,7 +10,7 @@ import numpy as np
 
 from vitdeploy.assess.benchmark.tuning import BoundedAccuracy
 from vitdeploy.assess.data.images import feeds
-from vitdeploy.assess.evaluate.backend_run import BESIDE_OTHERS
+from vitdeploy.assess.evaluate.open_run import BESIDE_OTHERS
 from vitdeploy.assess.metrics.features import LOGITS, percentile
 from vitdeploy.assess.runs.targets import reference_backend
 from vitdeploy.exporting.options import MinCosine

@@ -197,7 +197,6 @@ def test_other_images_are_not_those_of_the_baseline(bundle: Bundle, images: Path
         (19, {"min_neighbour_agreement": 1}, None),
         (19, {"min_accuracy": 0.5}, "classes"),
         (19, {"min_agreement": 0.5}, "classes"),
-        (19, {"max_drop": "50%"}, "classes"),
     ],
     ids=str,
 )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from vitdeploy.assess.metrics.accuracy import Accuracy, Predictions, best_classes, calibration
+from vitdeploy.bundle.scores import ProblemType
 
 
 def test_an_accuracy_reads_well_and_travels_as_json() -> None:
@@ -40,6 +41,13 @@ def test_a_row_that_is_not_finite_has_no_class(bad: float) -> None:
 def test_large_logits_do_not_overflow() -> None:
     _, scores = best_classes(np.array([[1e4, 0, 0], [-1e30, 1e30, 0]], np.float32))
     assert scores.tolist() == [1.0, 1.0]
+
+
+def test_the_score_of_a_pair_is_its_own_sigmoid() -> None:
+    logits = np.array([[-3, -1, -2], [2, 0, np.nan]], np.float32)
+    classes, scores = best_classes(logits, 1, ProblemType.PAIRWISE)
+    assert classes.tolist() == [[1], [-1]]
+    np.testing.assert_allclose(scores, [1 / (1 + np.e), np.nan], rtol=1e-6)
 
 
 def test_calibration_of_a_sample_made_by_hand() -> None:

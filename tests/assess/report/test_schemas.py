@@ -15,6 +15,7 @@ from written_results import (
     BENCHMARK,
     BENCHMARK_COMPARISON,
     COMPARISON,
+    EMBEDDINGS,
     EVALUATION,
     LAYERS,
     OFFLINE_RUN,
@@ -37,6 +38,7 @@ RESULTS = [
     ("compare", BISECTION),
     ("compare", SENSITIVITY),
     ("evaluate", EVALUATION),
+    ("evaluate_embeddings", EMBEDDINGS),
     ("benchmark", BENCHMARK),
     ("benchmark_comparison", BENCHMARK_COMPARISON),
     ("benchmark_scenario", STREAM),
@@ -65,7 +67,8 @@ def objects(value: Any, name: str = "") -> Iterator[dict[str, Any]]:
 
 def test_they_are_schemas_of_the_draft_that_they_name() -> None:
     names = [path.stem for path in sorted(FOLDER.iterdir())]
-    assert names == ["benchmark", "benchmark_comparison", "benchmark_scenario", "compare", "evaluate", "gate", "tune"]
+    evaluations = ["evaluate", "evaluate_embeddings"]
+    assert names == ["benchmark", "benchmark_comparison", "benchmark_scenario", "compare", *evaluations, "gate", "tune"]
     for name in names:
         assert schema(name)["$schema"] == "https://json-schema.org/draft/2020-12/schema"
         assert schema(name)["$id"].endswith(f":{name}")

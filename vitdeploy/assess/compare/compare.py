@@ -25,7 +25,6 @@ from vitdeploy.assess.runs.targets import Selected, artifacts, no_artifact
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.output_paths import check_outputs
 from vitdeploy.bundle.retry import retry_if_changed
-from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.errors import UnavailableError, UsageError
 from vitdeploy.files.output_files import check_writable
 from vitdeploy.predictor import check_batch_size
@@ -171,7 +170,7 @@ def _result(
     """Run an artifact, and judge it by cosine or tolerance; search neighbours among the images if requested."""
     config = runtimes.bundle.read_config()
     with_classes = runtimes.bundle.manifest.task == Task.CLASSIFICATION
-    ranked = config.problem_type is ProblemType.SINGLE_LABEL
+    ranked = config.problem_type.ranked
     with runtimes.open(selected) as runtime:
         wanted = {spec.name: expected[spec.name] for spec in artifact.outputs}
         given = run_batches(runtime, batches.feeds(runtime))

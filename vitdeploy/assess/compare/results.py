@@ -142,7 +142,7 @@ class Comparison(ByResult, ImageAssessment):
     @property
     def note(self) -> str:
         """A remark about figures that do not apply to the model; empty if all apply."""
-        if self.problem_type is ProblemType.SINGLE_LABEL:
+        if self.problem_type.ranked:
             return ""
         if self.problem_type is ProblemType.REGRESSION:
             return "regression: each value is compared by itself, relative to its own largest one; the worst is shown"

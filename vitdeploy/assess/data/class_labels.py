@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 BY_NAME, BY_SYNONYM, BY_INDEX, BY_POSITION = "by name", "by synonym", "by index", "by position"
 BY_WORDNET_ID, BY_ILSVRC_ORDER = "by WordNet id", "by WordNet id, in the order of ILSVRC"
 BY_NUMBER = "by number"
+OWN = "its own"  # a data set's labels, for a model without classes
 _NUMBERED = re.compile(r"(?P<name>.+?)[ _-]?[(]?[0-9]+[)]?")  # "crane2", "crane (2)"
 _NUMBER = re.compile(r"[0-9]+(?:[.]0+)?(?![.]?[0-9])")  # "3", and "3.0" in a column of floats
 _INSTEAD = "rename it, or list the images in a CSV file with class indices"

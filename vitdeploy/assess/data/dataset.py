@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitdeploy.assess.data.class_labels import BY_INDEX, Classes
+from vitdeploy.assess.data.class_labels import BY_INDEX, OWN, Classes
 from vitdeploy.assess.data.folder_listing import list_folder, with_images
 from vitdeploy.errors import ImageError, InputError, check_count, first_line, readable
 from vitdeploy.files.label_tables import SEPARATORS, TABLE_ENDINGS, table_rows
@@ -40,11 +40,12 @@ class LabelledData:
         source: Folder or file.
         kind: "folder", "csv", "tsv" or "parquet".
         matched: Rule that matched labels with the model's classes, such as "by name"; see
-            `vitdeploy.assess.data.class_labels`.
+            `vitdeploy.assess.data.class_labels`. For classes of the data set's own, "its own".
         names: Unique image names, with forward slashes.
         targets: Class index of each image, (N,) int32.
         load: Returns the encoded image at a position from 0 to N - 1; thread-safe.
         left_out: Files of the folder that are not among the images; None if no folder was listed.
+        classes: Class names, which the targets index: the model's, or the data set's own.
     """
 
     source: str
@@ -54,6 +55,7 @@ class LabelledData:
     targets: NDArray[np.int32]
     load: Callable[[int], bytes]
     left_out: LeftOut | None = None
+    classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -85,8 +87,11 @@ def chosen_names(names: Sequence[str], limit: int | None, seed: int) -> list[int
     return list(range(len(names))) if limit is None else sorted(sorted(range(len(names)), key=rank)[:limit])
 
 
-def open_data(path: str | os.PathLike[str], labels: Sequence[str]) -> LabelledData:
+def open_data(path: str | os.PathLike[str], labels: Sequence[str] | None) -> LabelledData:
     """Read the names and labels of a data set, and match them with the model's classes by the rules of `Classes`.
+
+    Without model classes, the classes are the data set's own labels: of a folder, the names of its subfolders; sorted,
+    except for those that a parquet file lists.
 
     1. A folder with one subfolder per class, named by class name or WordNet id; or by index, if no subfolder is named
        like a class, all are numbers, and the classes are not numbered otherwise. A file is one image: a link that gives
@@ -101,13 +106,13 @@ def open_data(path: str | os.PathLike[str], labels: Sequence[str]) -> LabelledDa
 
     Args:
         path: Folder or file.
-        labels: The model's class names, in the order of the logits.
+        labels: The model's class names, in the order of the logits; None for a model without classes.
 
     Raises:
         InputError: If there are no images, a label does not match exactly one class, or a file is damaged.
         MissingDependencyError: If pyarrow is not installed, for parquet files.
     """
-    source, classes = Path(path), Classes(labels)
+    source, classes = Path(path), None if labels is None else Classes(labels)
     kind = source.suffix.lower()
     with readable(source, "a folder, or a .csv, .tsv or .parquet file"):
         is_folder = source.is_dir()
@@ -121,18 +126,30 @@ def open_data(path: str | os.PathLike[str], labels: Sequence[str]) -> LabelledDa
     return _from_parquet(source, None, classes)
 
 
-def _from_folder(root: Path, listing: FolderListing, classes: Classes) -> LabelledData:
+def _from_folder(root: Path, listing: FolderListing, classes: Classes | None) -> LabelledData:
     paths = with_images(root, listing).files
     relative = [path.relative_to(root) for path in paths]
     _check_each_once(root, paths)
     label_of = functools.cache(functools.partial(_label, root, classes))
     labels = [label_of(path.parent.parts) for path in relative]
-    index_of, matched = classes.match_any(list(dict.fromkeys(labels)), str(root))
     names = tuple(path.as_posix() for path in relative)
-    targets = np.array([index_of[label] for label in labels], np.int32)
+    own, targets, matched = _matched(classes, labels, str(root))
     return LabelledData(
-        str(root), "folder", matched, names, targets, functools.partial(read_image, paths), listing.left_out
+        str(root), "folder", matched, names, targets, functools.partial(read_image, paths), listing.left_out, own
     )
+
+
+def _matched(
+    classes: Classes | None, labels: Sequence[str], source: str
+) -> tuple[tuple[str, ...], NDArray[np.int32], str]:
+    """Class names, the class of each image (N,), and the rule that matched them."""
+    distinct = list(dict.fromkeys(labels))
+    if classes is None:
+        names, matched = tuple(sorted(distinct)), OWN
+        index_of = {name: index for index, name in enumerate(names)}
+    else:
+        names, (index_of, matched) = classes.names, classes.match_any(distinct, source)
+    return names, np.array([index_of[label] for label in labels], np.int32), matched
 
 
 def _check_each_once(root: Path, paths: Sequence[Path]) -> None:
@@ -156,7 +173,7 @@ def _check_each_once(root: Path, paths: Sequence[Path]) -> None:
         seen[place] = path
 
 
-def _label(root: Path, classes: Classes, folders: tuple[str, ...]) -> str:
+def _label(root: Path, classes: Classes | None, folders: tuple[str, ...]) -> str:
     """The label of the images in folders below `root`: the first folder, or the first ones for a class such as "a/b".
 
     InputError if there is none, or the folders name several classes.
@@ -166,6 +183,8 @@ def _label(root: Path, classes: Classes, folders: tuple[str, ...]) -> str:
             f"{root} has images outside class folders",
             where=root, what="folder", hint="move each into a folder with the name of its class, or list them in a CSV",
         )  # fmt: skip
+    if classes is None:
+        return folders[0]
     joined = ["/".join(folders[:count]) for count in range(1, len(folders) + 1)]
     indices_of = {label: classes.find(label) for label in (*joined, *folders[1:])}
     named = [label for label, indices in indices_of.items() if indices]
@@ -185,12 +204,11 @@ def _label(root: Path, classes: Classes, folders: tuple[str, ...]) -> str:
     return named[0]
 
 
-def _from_csv(path: Path, classes: Classes, ending: str) -> LabelledData:
+def _from_csv(path: Path, classes: Classes | None, ending: str) -> LabelledData:
     names, labels = read_csv(path)
-    index_of, matched = classes.match_any(list(dict.fromkeys(labels)), str(path))
-    targets = np.array([index_of[label] for label in labels], np.int32)
+    own, targets, matched = _matched(classes, labels, str(path))
     load = functools.partial(read_image, [path.parent / name for name in names])
-    return LabelledData(str(path), ending[1:], matched, names, targets, load)
+    return LabelledData(str(path), ending[1:], matched, names, targets, load, classes=own)
 
 
 def read_csv(path: Path, *, labelled: bool = True) -> tuple[tuple[str, ...], list[str]]:
@@ -262,21 +280,23 @@ def _column(path: Path, header: list[str], names: Sequence[str]) -> int:
     return columns[0]
 
 
-def _from_parquet(source: Path, listing: FolderListing | None, classes: Classes) -> LabelledData:
+def _from_parquet(source: Path, listing: FolderListing | None, classes: Classes | None) -> LabelledData:
     content = read_parquet(source, listing)
     if content.class_names is not None:
-        indices, matched = classes.match_list(content.class_names, str(source))
+        of_data = Classes(content.class_names)
+        own = of_data if classes is None else classes
+        indices, matched = own.match_list(content.class_names, str(source))
         labels = np.asarray(content.labels, np.int64)
-        Classes(content.class_names).check_indices(np.unique(labels).tolist(), str(source))
-        targets = np.array(indices, np.int32)[labels]
-    elif isinstance(content.labels, np.ndarray):
+        of_data.check_indices(np.unique(labels).tolist(), str(source))
+        names, targets = own.names, np.array(indices, np.int32)[labels]
+        matched = OWN if classes is None else matched
+    elif isinstance(content.labels, np.ndarray) and classes is not None:
         classes.match_indices(np.unique(content.labels).tolist(), str(source))
-        matched, targets = BY_INDEX, content.labels.astype(np.int32)
+        names, matched, targets = classes.names, BY_INDEX, content.labels.astype(np.int32)
     else:
-        index_of, matched = classes.match_any(list(dict.fromkeys(content.labels)), str(source))
-        targets = np.array([index_of[label] for label in content.labels], np.int32)
+        names, targets, matched = _matched(classes, [str(label) for label in content.labels], str(source))
     left_out = None if listing is None else listing.left_out
-    return LabelledData(str(source), "parquet", matched, content.names, targets, content.load, left_out)
+    return LabelledData(str(source), "parquet", matched, content.names, targets, content.load, left_out, names)
 
 
 def read_parquet(source: Path, listing: FolderListing | None, *, labelled: bool = True) -> ParquetData:

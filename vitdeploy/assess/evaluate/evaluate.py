@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 import os
@@ -12,21 +11,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitdeploy.assess.data.dataset import LabelledData, open_data
-from vitdeploy.assess.data.folder_listing import left_out_dict
-from vitdeploy.assess.evaluate.backend_run import BESIDE_OTHERS, BackendRun
+from vitdeploy.assess.evaluate.backend_run import BackendRun
+from vitdeploy.assess.evaluate.labelled import LabelledAssessment, check_ran
 from vitdeploy.assess.evaluate.loop import header, run_all
+from vitdeploy.assess.evaluate.open_run import BESIDE_OTHERS
 from vitdeploy.assess.evaluate.resume_file import WorkFile, check_work_file
 from vitdeploy.assess.metrics.accuracy import Accuracy, Calibration, Predictions, calibration
-from vitdeploy.assess.metrics.status import Assessment, counted
 from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
-from vitdeploy.assess.runs.targets import REFERENCE, select
+from vitdeploy.assess.runs.targets import select
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.output_paths import check_outputs
 from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.errors import UsageError, check_count
 from vitdeploy.predictor import check_batch_size
-from vitdeploy.specs import SEEDS, Precision
+from vitdeploy.specs import SEEDS
 from vitdeploy.system.argument_types import typed
 from vitdeploy.system.progress import SILENT, Progress
 from vitdeploy.system.typed_lines import typed_line
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Evaluation(Assessment):
+class Evaluation(LabelledAssessment[Predictions]):
     """Predictions of every backend on a labelled data set.
 
     Attributes:
@@ -49,132 +48,33 @@ class Evaluation(Assessment):
         settings: Selection of images, label matching, and run settings.
     """
 
-    data: str
-    labels: tuple[str, ...]
-    images: tuple[str, ...]
-    targets: NDArray[np.int32]
-    data_sha256: str
-    results: tuple[Predictions, ...]
-    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-    @property
-    def brief(self) -> str:
-        """The result in a few words."""
-        statuses = ["passed" if result.skipped is None else "skipped" for result in self.results]
-        return f"{len(self.images)} images; {counted(statuses, 'backend')}"
-
-    @property
-    def status(self) -> str:
-        """Outcome, "skipped" if a backend was skipped or none ran; else "passed"."""
-        ran = [result.skipped is None for result in self.results]
-        return "passed" if ran and all(ran) else "skipped"
-
-    @property
-    def reference(self) -> Predictions | None:
-        """The reference's predictions, if it ran; those in float32 if it ran in several precisions."""
-        references = [result for result in self.results if result.artifact == REFERENCE and result.skipped is None]
-        return min(references, key=lambda result: result.precision != Precision.FP32, default=None)
+    def best(self, result: Predictions) -> NDArray[np.int32]:
+        """The top-1 class of each image, (N,); -1 for non-finite logits."""
+        check_ran(result)
+        return result.classes[:, 0]
 
     def top1(self, result: Predictions) -> Accuracy:
         """Images whose top-1 class is their label."""
-        return self._accuracy(self._best(result) == self.targets)
+        return self.accuracy(self.best(result) == self.targets)
 
     def top5(self, result: Predictions) -> Accuracy:
         """Images whose label is among the top-5 classes."""
-        self._best(result)
-        return self._accuracy((result.classes == self.targets[:, None]).any(axis=1))
-
-    def per_class(self, result: Predictions) -> dict[str, Accuracy]:
-        """Top-1 accuracy by label, for labels with images; a name shared by two classes ends in its index."""
-        correct = self._best(result) == self.targets
-        accuracies = {}
-        for index, name in enumerate(self.class_names):
-            members = np.flatnonzero(self.targets == index)
-            if len(members):
-                wrong = tuple(self.images[image] for image in members[~correct[members]])
-                accuracies[name] = Accuracy(len(members) - len(wrong), len(members), wrong)
-        return accuracies
-
-    def confusion(self, result: Predictions) -> NDArray[np.int64]:
-        """(C, C) counts of images by label (row) and top-1 class (column); finite logits only."""
-        best, classes = self._best(result), len(self.labels)
-        finite = best >= 0
-        cells = self.targets[finite].astype(np.int64) * classes + best[finite]
-        return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
-
-    def confused(self, result: Predictions) -> list[tuple[str, str, int]]:
-        """Confusions as label, top-1 class and image count, the most frequent first."""
-        pairs = zip(self.targets.tolist(), self._best(result).tolist(), strict=True)
-        counts = collections.Counter((label, best) for label, best in pairs if best not in (label, -1))
-        ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-        names = self.class_names
-        return [(names[label], names[best], count) for (label, best), count in ordered]
+        check_ran(result)
+        return self.accuracy((result.classes == self.targets[:, None]).any(axis=1))
 
     def calibration(self, result: Predictions) -> Calibration:
         """Calibration of the scores, in 15 bins of equal width."""
-        return calibration(result.scores, self._best(result) == self.targets)
+        return calibration(result.scores, self.best(result) == self.targets)
 
-    def agreement(self, result: Predictions, with_: Predictions) -> Accuracy:
-        """Images with the same top-1 class in both; two non-finite ones do not agree."""
-        first, second = self._best(result), self._best(with_)
-        return self._accuracy((first == second) & (first >= 0))
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """`labels` made unique, with the index after a name that two classes share, such as ImageNet's cranes."""
-        names = self.labels
-        while len(counts := collections.Counter(names)) < len(names):  # a third class may have the name "crane (0)"
-            names = tuple(name if counts[name] == 1 else f"{name} ({index})" for index, name in enumerate(names))
-        return names
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "status": self.status,
-            "bundle": self.bundle,
-            "processor": self.processor,
-            "data": self.data,
-            "data_sha256": self.data_sha256,
-            "images": len(self.images),
-            "labels": list(self.labels),
-            "settings": self.settings,
-            "left_out": left_out_dict(self.left_out),
-            "results": [self._result_dict(result) for result in self.results],
-        }
-
-    def _result_dict(self, result: Predictions) -> dict[str, Any]:
-        head = {
-            "artifact": result.artifact,
-            "backend": result.backend,
-            "precision": result.precision,
-            "status": "passed" if result.skipped is None else "skipped",
-            "skipped": result.skipped,
-            "details": result.details,
-        }
-        if result.skipped is not None:
-            return head
-        per_class = {name: accuracy.to_dict() for name, accuracy in self.per_class(result).items()}
+    def figures(self, result: Predictions) -> dict[str, Any]:
         reference = self.reference
         return {
-            **head,
             "top1": self.top1(result).to_dict(),
             "top5": self.top5(result).to_dict(),
             "agreement": None if reference is None else self.agreement(result, reference).to_dict(),
             "not_finite": result.not_finite,
             "calibration": self.calibration(result).to_dict(),
-            "per_class": {name: {key: row[key] for key in row if key != "wrong"} for name, row in per_class.items()},
-            "confused": [
-                {"label": label, "predicted": best, "images": count} for label, best, count in self.confused(result)
-            ],
         }
-
-    def _best(self, result: Predictions) -> NDArray[np.int32]:
-        if result.skipped is not None:
-            raise UsageError(f"{result.name} was skipped: {result.skipped}", what=result.name, found=result.skipped)
-        return result.classes[:, 0]
-
-    def _accuracy(self, correct: NDArray[np.bool_]) -> Accuracy:
-        wrong = tuple(self.images[image] for image in np.flatnonzero(~correct))
-        return Accuracy(len(correct) - len(wrong), len(correct), wrong)
 
 
 @typed
@@ -285,7 +185,7 @@ def single_labels(bundle: Bundle, command: str) -> tuple[str, ...]:
     if not labels:
         hint = "export it as image-classification"
         raise UsageError(f"{command} needs a model with classes", what="task", found=bundle.manifest.task, hint=hint)
-    if problem_type is not ProblemType.SINGLE_LABEL:
+    if not problem_type.ranked:
         if problem_type is ProblemType.REGRESSION:
             head = "is a regression"
         else:

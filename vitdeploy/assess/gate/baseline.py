@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy._version import __version__
+from vitdeploy.assess.gate.retrieval import FIGURE_TEXTS, RETRIEVAL_FIGURES, AcceptedRetrieval
 from vitdeploy.bundle.manifest import CONFIG
 from vitdeploy.errors import InputError
 from vitdeploy.files.json_text import strict_json
@@ -18,9 +19,10 @@ from vitdeploy.files.regular_file import read_regular
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from vitdeploy.assess.compare.vector_run import VectorRun
+    from vitdeploy.assess.evaluate.embeddings import EmbeddingEvaluation
     from vitdeploy.assess.evaluate.evaluate import Evaluation
     from vitdeploy.assess.metrics.features import Nearness
     from vitdeploy.bundle.bundle import Bundle
@@ -45,6 +47,7 @@ class Baseline:
         wrong: Misclassified images by backend ("onnxruntime fp32"), sorted.
         tools: Versions of the tools that ran, by name.
         nearness: Measured figures of `vitdeploy.assess.metrics.features.Nearness`, by backend and output.
+        retrieval: The neighbours' classes; None for a classifier, or images without labels.
     """
 
     images: int
@@ -55,6 +58,17 @@ class Baseline:
     wrong: Mapping[str, tuple[str, ...]]
     tools: Mapping[str, str]
     nearness: Mapping[str, Mapping[str, Mapping[str, float]]] = dataclasses.field(default_factory=dict)
+    retrieval: AcceptedRetrieval | None = None
+
+    @classmethod
+    def of_embeddings(cls, bundle: Bundle, evaluation: EmbeddingEvaluation, runs: Iterable[VectorRun]) -> Baseline:
+        """The baseline of a model without classes on labelled images; skipped backends are omitted."""
+        measured = cls.of_vectors(bundle, evaluation.data_sha256, len(evaluation.images), runs)
+        ran = [result for result in evaluation.results if result.skipped is None]
+        tools = {result.name: str(result.details["engine"]) for result in ran if "engine" in result.details}
+        return dataclasses.replace(
+            measured, tools={**tools, **measured.tools}, retrieval=AcceptedRetrieval.of(evaluation)
+        )
 
     @classmethod
     def of_vectors(cls, bundle: Bundle, data_sha256: str, images: int, runs: Iterable[VectorRun]) -> Baseline:
@@ -73,7 +87,7 @@ class Baseline:
     @property
     def subjects(self) -> list[str]:
         """Its backends, sorted."""
-        return sorted({*self.wrong, *self.nearness})
+        return sorted({*self.wrong, *self.nearness, *(self.retrieval.wrong if self.retrieval else ())})
 
     @classmethod
     def of(cls, bundle: Bundle, evaluation: Evaluation) -> Baseline:
@@ -111,6 +125,9 @@ class Baseline:
                     str(name): {str(output): _cosines(row) for output, row in of.items()}
                     for name, of in data.get("nearness", {}).items()
                 },
+                retrieval=(
+                    AcceptedRetrieval.from_dict(data["retrieval"], images, _wrong) if "retrieval" in data else None
+                ),
             )
         except FileNotFoundError as exc:
             raise InputError(f"{file} not found", what="baseline", where=file, hint="create it with --update") from exc
@@ -142,6 +159,7 @@ class Baseline:
             },
             "tools": dict(self.tools),
             **({"nearness": {name: dict(of) for name, of in self.nearness.items()}} if self.nearness else {}),
+            **({"retrieval": self.retrieval.to_dict(self.images)} if self.retrieval else {}),
         }
 
     def disagreement(self, first: str, second: str) -> float:
@@ -152,7 +170,9 @@ class Baseline:
 
     def check_images(self, images: Collection[str], file: str | os.PathLike[str]) -> None:
         """Raise InputError if it names an image outside these, as a hand-edited file may."""
-        for backend, names in self.wrong.items():
+        figures = self.retrieval.wrong if self.retrieval else {}
+        listed = [*self.wrong.items(), *((name, names) for name, of in figures.items() for names in of.values())]
+        for backend, names in listed:
             unknown = sorted(set(names).difference(images))
             if unknown:
                 raise InputError(
@@ -174,8 +194,18 @@ class Baseline:
                 old, now = (values.get(name, "none") for values in (old_values, new_values))
                 if old != now:
                     lines.append(f"{what}: {name}: {_short(old)} -> {_short(now)}")
-        for name in sorted({*self.wrong, *new.wrong}):
-            lines.extend(self._changes_of(name, new))
+        lines += _changes_of(self.wrong, new.wrong, (self.images, new.images))
+        if self.retrieval is not None and new.retrieval is not None:
+            if self.retrieval.neighbours != new.retrieval.neighbours:
+                lines.append(f"neighbours: {self.retrieval.neighbours} -> {new.retrieval.neighbours}")
+            for figure in RETRIEVAL_FIGURES:
+                old, now = (
+                    {name: figures[figure] for name, figures in of.wrong.items()}
+                    for of in (self.retrieval, new.retrieval)
+                )
+                lines += _changes_of(old, now, (self.images, new.images), f", {FIGURE_TEXTS[figure]}")
+        elif (self.retrieval is None) != (new.retrieval is None):
+            lines.append(f"kNN accuracy and recall: {'no longer ' if self.retrieval else ''}measured")
         for name in sorted({*self.nearness, *new.nearness}):
             lines.extend(self._changes_of_vectors(name, new))
         return tuple(lines)
@@ -193,18 +223,24 @@ class Baseline:
             ]
         return lines
 
-    def _changes_of(self, name: str, new: Baseline) -> list[str]:
-        if name not in new.wrong or name not in self.wrong:
-            return [f"{name}: {'removed' if name in self.wrong else 'added'}"]
-        old, now = {*self.wrong[name]}, {*new.wrong[name]}
+
+def _changes_of(
+    before: Mapping[str, tuple[str, ...]], after: Mapping[str, tuple[str, ...]], images: tuple[int, int], what: str = ""
+) -> Iterator[str]:
+    """Changes of the images that each backend has wrong, one line each; `images` are the numbers before and after."""
+    for name in sorted({*before, *after}):
+        if name not in after or name not in before:
+            yield f"{name}{what}: {'removed' if name in before else 'added'}"
+            continue
+        old, now = {*before[name]}, {*after[name]}
         if old == now:
-            return []
-        line = f"{name}: {self.images - len(old)} -> {new.images - len(now)} correct"
+            continue
+        line = f"{name}{what}: {images[0] - len(old)} -> {images[1] - len(now)} correct"
         for word, names in (("now wrong", sorted(now - old)), ("now right", sorted(old - now))):
             if names:
                 more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
                 line += f"; {word}: {', '.join(names[:_MOST_NAMED])}{more}"
-        return [line]
+        yield line
 
 
 def labels_sha256(bundle: Bundle) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from vitdeploy.assess.gate.baseline import labels_sha256, processor_sha256
 from vitdeploy.assess.gate.plan import ALPHA, Planned, subject_of
+from vitdeploy.assess.gate.retrieval import DROPS, FIGURE_TEXTS, FLOORS, figure_of
 from vitdeploy.assess.metrics.accuracy import Accuracy
 from vitdeploy.assess.metrics.cosine_bound import COSINE_BOUNDS, too_long
 from vitdeploy.assess.metrics.features import FEWEST_SEARCHED, Nearness, shown
@@ -16,9 +17,12 @@ from vitdeploy.assess.metrics.shares import images_needed, mcnemar
 from vitdeploy.errors import UnavailableError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from vitdeploy.assess.compare.results import BackendComparison
     from vitdeploy.assess.compare.vector_run import VectorRun
     from vitdeploy.assess.debug.layer_results import ArtifactLayers
+    from vitdeploy.assess.evaluate.embedding_run import Neighbours
     from vitdeploy.assess.gate.measured import Measured
     from vitdeploy.assess.runs.targets import Selected
 
@@ -67,8 +71,9 @@ def _judged(planned: Planned, measured: Measured) -> Check:
     return Check(planned.rule, planned.subject, None, planned.bound, "skipped", f"it could not run: {reason}")
 
 
-_R = TypeVar("_R", "VectorRun", "BackendComparison", "ArtifactLayers")
+_R = TypeVar("_R", "VectorRun", "BackendComparison", "ArtifactLayers", "Neighbours")
 _Outcome = tuple[float | None, str, str]
+_NOT_ACCEPTED: _Outcome = (None, "new", "not in the baseline; run with --update to accept it")
 
 
 def _word(passed: bool) -> str:
@@ -179,13 +184,38 @@ def _share(planned: Planned, accuracy: Accuracy, what: str) -> _Outcome:
     return 100 * accuracy.value, _word(passed), f"{what} {accuracy}, at least {planned.bound:.15g} % required"
 
 
+def _min_retrieval(planned: Planned, measured: Measured, selected: Selected) -> _Outcome:
+    figure = FLOORS[planned.rule]
+    accuracy = figure_of(measured.searched, _ran(measured.neighbours[selected]), figure)
+    return _share(planned, accuracy, FIGURE_TEXTS[figure])
+
+
 def _max_drop(planned: Planned, measured: Measured, selected: Selected) -> _Outcome:
+    if measured.embeddings is not None:
+        return _max_retrieval_drop(planned, measured, selected)
     if planned.subject not in measured.accepted.wrong:
-        return None, "new", "not in the baseline; run with --update to accept it"
-    old, new = (
-        {*measured.accepted.wrong[planned.subject]},
-        {*measured.classified.top1(measured.predictions[selected]).wrong},
-    )
+        return _NOT_ACCEPTED
+    wrong = measured.classified.top1(measured.predictions[selected]).wrong
+    return _drop(planned, measured, measured.accepted.wrong[planned.subject], wrong)
+
+
+def _max_retrieval_drop(planned: Planned, measured: Measured, selected: Selected) -> _Outcome:
+    """The figure with the worst status and the largest drop."""
+    accepted = measured.accepted_retrieval.wrong.get(planned.subject)
+    if accepted is None:
+        return _NOT_ACCEPTED
+    outcomes, neighbours = [], _ran(measured.neighbours[selected])
+    for figure in DROPS[planned.rule]:
+        wrong = figure_of(measured.searched, neighbours, figure).wrong
+        drop, status, message = _drop(planned, measured, accepted[figure], wrong)
+        outcomes.append((drop, status, f"{FIGURE_TEXTS[figure]}: {message}"))
+    order = ("passed", "skipped", "failed")
+    return max(outcomes, key=lambda outcome: (order.index(outcome[1]), outcome[0]))
+
+
+def _drop(planned: Planned, measured: Measured, before: Iterable[str], after: Iterable[str]) -> tuple[float, str, str]:
+    """Judge a drop by the images that were wrong before and are now."""
+    old, new = {*before}, {*after}
     lost, gained, images = len(new - old), len(old - new), measured.accepted.images
     drop, p = 100 * (lost - gained) / images, mcnemar(lost, gained)
     message = f"{drop:+.2f} points of drop ({lost} lost and {gained} gained of {images}, McNemar p = {p:.2g}), "
@@ -241,6 +271,8 @@ _OF_BACKEND = {
     "finite": _finite,
     "min_accuracy": _min_accuracy,
     "max_drop": _max_drop,
+    **dict.fromkeys(FLOORS, _min_retrieval),
+    "max_recall_drop": _max_retrieval_drop,
     "min_agreement": _min_agreement,
     "min_cosine": _min_cosine,
     "min_neighbour_agreement": _min_neighbour_agreement,

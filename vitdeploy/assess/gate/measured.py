@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     from vitdeploy.assess.data.dataset import LabelledData
     from vitdeploy.assess.data.image_set import ImageSet
     from vitdeploy.assess.debug.layer_results import ArtifactLayers
+    from vitdeploy.assess.evaluate.embedding_run import Neighbours
+    from vitdeploy.assess.evaluate.embeddings import EmbeddingEvaluation
     from vitdeploy.assess.evaluate.evaluate import Evaluation
     from vitdeploy.assess.gate.baseline import Baseline
     from vitdeploy.assess.gate.plan import Planned
+    from vitdeploy.assess.gate.retrieval import AcceptedRetrieval
     from vitdeploy.assess.metrics.accuracy import Predictions
     from vitdeploy.bundle.bundle import Bundle
     from vitdeploy.system.progress import Progress
@@ -44,6 +47,7 @@ class Measured:
     planned: tuple[Planned, ...]
     progress: Progress
     batch_size: int
+    embeddings: EmbeddingEvaluation | None = None
 
     @property
     def bundle(self) -> Bundle:
@@ -58,6 +62,22 @@ class Measured:
     def classified(self) -> Evaluation:
         """The evaluation, for checks that are planned only for a model with classes."""
         return cast("Evaluation", self.evaluation)
+
+    @property
+    def searched(self) -> EmbeddingEvaluation:
+        """The neighbours of embeddings, for checks that are planned only with labels and without classes."""
+        return cast("EmbeddingEvaluation", self.embeddings)
+
+    @property
+    def accepted_retrieval(self) -> AcceptedRetrieval:
+        """The baseline's neighbours, for checks that are planned only with them."""
+        return cast("AcceptedRetrieval", self.accepted.retrieval)
+
+    @functools.cached_property
+    def neighbours(self) -> Mapping[Selected, Neighbours]:
+        """Neighbours by artifact and backend; empty without labels or for a classifier."""
+        results = () if self.embeddings is None else self.embeddings.results
+        return {Selected(result.artifact, result.backend, result.precision): result for result in results}
 
     @functools.cached_property
     def predictions(self) -> Mapping[Selected, Predictions]:

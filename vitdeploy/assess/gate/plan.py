@@ -7,6 +7,7 @@ import math
 from typing import TYPE_CHECKING
 
 from vitdeploy.assess.debug.layers import LAYER_TOLERANCES, SPLITTERS
+from vitdeploy.assess.gate.retrieval import DROPS, FLOORS
 from vitdeploy.assess.metrics.cosine_bound import COSINE_BOUNDS
 from vitdeploy.assess.metrics.features import PERCENTILE, searchable
 from vitdeploy.assess.metrics.outputs import default_tolerance
@@ -57,6 +58,7 @@ def plan(
     backends: Sequence[str] | None,
     *,
     update: bool = False,
+    labelled: bool = False,
 ) -> tuple[Planned, ...]:
     """The checks of a gate, in order: the bundle's, then each backend's.
 
@@ -67,6 +69,7 @@ def plan(
         images: Number of images.
         backends: As for `evaluate`.
         update: True to write the baseline: a drop is then not checked, but its bound must be valid later.
+        labelled: True if the images of a model without classes have labels.
 
     Raises:
         UsageError: If a rule applies to nothing in the bundle, requires a baseline, or is too fine for the number of
@@ -83,7 +86,10 @@ def plan(
             subjects = {subject_of(selected) for selected in selection}
             checks += [Planned("in_bundle", name, 0.0) for name in baseline.subjects if name not in subjects]
     for selected in selection:
-        checks += _of_artifact(bundle, selected, rules.of(selected.artifact), baseline, images, update)
+        held = rules.of(selected.artifact)
+        if labelled:
+            checks += _of_retrieval(selected, held, baseline, images, subject_of(select(bundle)[0]), update)
+        checks += _of_artifact(bundle, selected, held, baseline, images, update)
     _check_held(rules, checks, {selected.artifact for selected in selection}, update)
     return tuple(checks)
 
@@ -96,7 +102,7 @@ def _check_held(rules: GateRules, checks: Sequence[Planned], artifacts: set[str]
         if "latency_against" in given:
             given.add("max_latency_ratio")
         held = {check.rule for check in checks if check.selected and name in ("", check.selected.artifact)}
-        for rule in sorted(given - held - {"latency_against"} - ({"max_drop"} if update else set())):
+        for rule in sorted(given - held - {"latency_against"} - ({*DROPS} if update else set())):
             raise UsageError(
                 f"{rule} applies to nothing in {name or 'this bundle'}",
                 what=rule, where=name or None, hint="remove it, or choose another --backend",
@@ -115,19 +121,15 @@ def _of_artifact(
     if not with_classes and selected.artifact == REFERENCE:
         return []  # the baseline of every comparison
     checks = [planned("finite", 0.0)]
-    if not with_classes:
-        _check_no_classes(rules)
+    _check_classes(rules, with_classes=with_classes, features=bundle.manifest.task == Task.FEATURES)
     if rules.min_accuracy is not None:
         _check_share("min_accuracy", subject, in_percent(rules.min_accuracy), images)
         checks.append(planned("min_accuracy", in_percent(rules.min_accuracy)))
     if baseline is not None and with_classes:
         disagreement = baseline.disagreement(subject, subject_of(select(bundle)[0]))
-        checks.append(planned("max_drop", _allowed_drop(subject, rules.max_drop, images, disagreement)))
-    elif rules.max_drop is not None and update:
-        _allowed_drop(subject, rules.max_drop, images, 0.0)
-    elif rules.max_drop is not None:
-        hint = "name one with --baseline; --update creates it"
-        raise UsageError("max_drop needs a baseline", what="max_drop", found=rules.max_drop, hint=hint)
+        checks.append(planned("max_drop", _allowed_drop("max_drop", subject, rules.max_drop, images, disagreement)))
+    elif rules.max_drop is not None and with_classes:
+        _check_later_drop("max_drop", subject, rules.max_drop, images, update)
     if selected.artifact == REFERENCE:
         return checks
     if rules.min_agreement is not None:
@@ -170,11 +172,52 @@ def _check_share(rule: str, subject: str, percent: float, images: int) -> None:
         )  # fmt: skip
 
 
-def _check_no_classes(rules: Rules) -> None:
-    for rule in ("min_accuracy", "max_drop", "min_agreement"):
-        if getattr(rules, rule) is not None:
-            hint = "use min_cosine and min_neighbour_agreement"
-            raise UsageError(f"{rule} needs a model with classes", what=rule, hint=hint)
+def _of_retrieval(
+    selected: Selected, rules: Rules, baseline: Baseline | None, images: int, reference: str, update: bool
+) -> list[Planned]:
+    """Checks of the classes of an artifact's, or the reference's, nearest neighbours."""
+    subject, checks = subject_of(selected), []
+    for rule in FLOORS:
+        share = getattr(rules, rule)
+        if share is not None:
+            _check_share(rule, subject, in_percent(share), images)
+            checks.append(Planned(rule, subject, in_percent(share), selected))
+    accepted = None if baseline is None else baseline.retrieval
+    for rule, figures in DROPS.items():
+        share = getattr(rules, rule)
+        if accepted is not None:
+            disagreement = accepted.disagreement(subject, reference, figures, images)
+            checks.append(Planned(rule, subject, _allowed_drop(rule, subject, share, images, disagreement), selected))
+        elif share is not None and baseline is not None:
+            raise UsageError(
+                f"{rule} needs kNN accuracy and recall in the baseline, which has none", what=rule, found=share,
+                hint="create it again with --update",
+            )  # fmt: skip
+        elif share is not None:
+            _check_later_drop(rule, subject, share, images, update)
+    return checks
+
+
+def _check_later_drop(rule: str, subject: str, share: float, images: int, update: bool) -> None:
+    """Without a baseline, refuse a drop; with `update`, only one that could not be checked later."""
+    if not update:
+        hint = "name one with --baseline; --update creates it"
+        raise UsageError(f"{rule} needs a baseline", what=rule, found=share, hint=hint)
+    _allowed_drop(rule, subject, share, images, 0.0)
+
+
+def _check_classes(rules: Rules, *, with_classes: bool, features: bool) -> None:
+    """Refuse rules that need another kind of model."""
+    of_classes = ("min_accuracy", "min_agreement", *(() if features else ("max_drop",)))
+    of_features = () if features else (*FLOORS, "max_recall_drop")
+    for rule in of_features if with_classes else (*of_classes, *of_features):
+        if getattr(rules, rule) is None:
+            continue
+        if rule in of_features:
+            hint = "use min_accuracy and max_drop" if with_classes else "use min_cosine"
+            raise UsageError(f"{rule} needs a model that extracts features", what=rule, hint=hint)
+        hint = "use min_cosine and min_neighbour_agreement"
+        raise UsageError(f"{rule} needs a model with classes", what=rule, hint=hint)
 
 
 def _check_percentile(subject: str, cosine: float, images: int) -> None:
@@ -188,7 +231,7 @@ def _check_percentile(subject: str, cosine: float, images: int) -> None:
         )  # fmt: skip
 
 
-def _allowed_drop(subject: str, share: float | None, images: int, disagreement: float) -> float:
+def _allowed_drop(rule: str, subject: str, share: float | None, images: int, disagreement: float) -> float:
     """Largest drop that passes, in points. A drop of `SEEN` times the size must fail with probability `POWER`."""
     if share is None:
         return 100 * smallest_bound(images, SEEN, disagreement=disagreement, alpha=ALPHA, power=POWER)
@@ -198,9 +241,9 @@ def _allowed_drop(subject: str, share: float | None, images: int, disagreement: 
         needed = images_needed(drop, disagreement=differing, alpha=ALPHA, power=POWER, beyond=share)
         least = smallest_bound(images, SEEN, disagreement=disagreement, alpha=ALPHA, power=POWER)
         raise UsageError(
-            f"max_drop of {points:g} points for {subject} needs {needed} images, so that a drop of {100 * drop:g} is "
+            f"{rule} of {points:g} points for {subject} needs {needed} images, so that a drop of {100 * drop:g} is "
             f"seen (McNemar, p <= {ALPHA:g}, with {POWER:.0%} power); the data has {images}",
-            what="max_drop", where=subject, expected=needed, found=images,
+            what=rule, where=subject, expected=needed, found=images,
             hint=f"add images, or allow {math.ceil(1e4 * least) / 100:g} points",
         )  # fmt: skip
     return points

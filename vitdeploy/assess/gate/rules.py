@@ -74,6 +74,11 @@ def _bytes(value: Any, name: str) -> int:
 _READ: dict[str, Callable[[Any, str], Any]] = {
     "min_accuracy": read_share,
     "max_drop": _drop,
+    "min_knn_accuracy": read_share,
+    "min_recall_at_1": read_share,
+    "min_recall_at_5": read_share,
+    "min_recall_at_10": read_share,
+    "max_recall_drop": _drop,
     "min_agreement": read_share,
     "min_cosine": _cosine,
     "min_neighbour_agreement": read_share,
@@ -91,9 +96,14 @@ class Rules:
 
     Attributes:
         min_accuracy: Smallest top-1 accuracy, a share above 0 and up to 1.
-        max_drop: Largest loss of top-1 accuracy against the baseline, a share above 0 and below 1, such as 0.01 or
-            "1%"; from 0.1 up only with a percent sign. Default with a baseline: the smallest drop of which the images
-            detect twice the size.
+        max_drop: Largest loss of top-1 accuracy, or of embeddings' kNN accuracy, against the baseline, a share above 0
+            and below 1, such as 0.01 or "1%"; from 0.1 up only with a percent sign. Default with a baseline: the
+            smallest drop of which the images detect twice the size.
+        min_knn_accuracy: Smallest accuracy of the nearest neighbours' vote, for labelled images and a model that
+            extracts features; see `evaluate_embeddings`.
+        min_recall_at_1, min_recall_at_5, min_recall_at_10: Smallest share of images with an image of their class among
+            as many nearest neighbours.
+        max_recall_drop: Largest loss of any of these recalls against the baseline. Default: as for `max_drop`.
         min_agreement: Smallest share of images with the reference's top-1 class.
         min_cosine: Smallest 5th percentile, over images, of the cosine similarity with the reference, above 0 and below
             1: of pooled output and CLS token, or of a classifier's logits, see `vitdeploy.assess.metrics.features`.
@@ -111,6 +121,11 @@ class Rules:
 
     min_accuracy: float | None = None
     max_drop: float | None = None
+    min_knn_accuracy: float | None = None
+    min_recall_at_1: float | None = None
+    min_recall_at_5: float | None = None
+    min_recall_at_10: float | None = None
+    max_recall_drop: float | None = None
     min_agreement: float | None = None
     min_cosine: float | None = None
     min_neighbour_agreement: float | None = None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitdeploy.assess.metrics.shares import wilson
+from vitdeploy.bundle.scores import ProblemType
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -58,7 +59,8 @@ class Predictions:
         precision: Precision of the artifact.
         classes: Top-k classes of each image, best first, (N, k) int32, k = min(5, number of classes); -1 in a row with
             non-finite logits.
-        scores: Softmax score of the top-1 class, (N,) float32; NaN for non-finite logits.
+        scores: Score of the top-1 class (softmax, or sigmoid of a pairwise head), (N,) float32; NaN for non-finite
+            logits.
         details: Engine, device and settings that ran.
         skipped: Reason why it could not run, with empty `classes` and `scores`; None if it ran.
     """
@@ -81,12 +83,15 @@ class Predictions:
         return int((self.classes[:, 0] == NOT_FINITE).sum())
 
 
-def best_classes(logits: NDArray[Any], count: int = MOST_CLASSES) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Top classes of each image, and the softmax score of the top-1 class.
+def best_classes(
+    logits: NDArray[Any], count: int = MOST_CLASSES, problem_type: ProblemType = ProblemType.SINGLE_LABEL
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Top classes of each image, and the score of the top-1 class.
 
     Args:
         logits: Array (N, C) of any floating-point type.
         count: Number of classes; all C if there are fewer.
+        problem_type: A ranked one: the score is the softmax, or the sigmoid of a pairwise head.
 
     Returns:
         (N, min(count, C)) int32 and (N,) float32; -1 and NaN for a row with non-finite logits. Among equal logits, the
@@ -95,7 +100,11 @@ def best_classes(logits: NDArray[Any], count: int = MOST_CLASSES) -> tuple[NDArr
     finite = np.isfinite(logits).all(axis=1)  # (N,)
     values = np.where(finite[:, None], logits, 0).astype(np.float64)  # (N, C)
     classes = np.argsort(-values, axis=1, kind="stable")[:, :count].astype(np.int32)
-    scores = 1 / np.exp(values - values.max(axis=1, keepdims=True)).sum(axis=1)
+    best = values.max(axis=1, keepdims=True)  # (N, 1)
+    if problem_type is ProblemType.PAIRWISE:
+        scores = problem_type.scores(best)[:, 0]
+    else:
+        scores = 1 / np.exp(values - best).sum(axis=1)
     classes[~finite], scores[~finite] = NOT_FINITE, np.nan
     return classes, scores.astype(np.float32)
 

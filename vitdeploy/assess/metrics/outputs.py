@@ -197,7 +197,7 @@ def _compare_output(name: str, reference: np.ndarray, candidate: np.ndarray, pro
     if reference.size == 0:
         raise UsageError(f"output {name} of shape {reference.shape} is empty", what=name, found=reference.shape)
     if not has_own_scales(name, problem_type):
-        ranked = name == LOGITS and problem_type is ProblemType.SINGLE_LABEL
+        ranked = name == LOGITS and problem_type.ranked
         return _difference(name, reference, candidate, of_classes=ranked)
     columns = [slice(column, column + 1) for column in range(reference.shape[1])]
     values = [_difference(name, reference[:, column], candidate[:, column], of_classes=False) for column in columns]

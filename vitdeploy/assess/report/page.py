@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from vitdeploy.assess.metrics.neighbours import RECALLS
 from vitdeploy.assess.metrics.status import writable
 from vitdeploy.assess.report.page_data import (
     MOST_LAYERS,
@@ -70,6 +71,7 @@ def write_html(path: str | os.PathLike[str], result: Assessed | Report) -> None:
         report.layers,
         report.sensitivity,
         report.evaluation,
+        report.embeddings,
         report.benchmark,
         report.load,
         report.tuning,
@@ -99,6 +101,7 @@ def _render(report: Report) -> str:
         report=report,
         headlines=headlines(report),
         statuses=statuses(report),
+        recalls=RECALLS,
         **_layers(report),
         **_sensitivity(report),
         **_accuracy(report),

@@ -69,6 +69,7 @@ def statuses(report: Report) -> dict[str, str]:
     measured = {
         "Sensitivity": report.sensitivity,
         "Accuracy": report.evaluation,
+        "Embeddings": report.embeddings,
         "Latency": report.benchmark,
         "Load": report.load,
         "Tuning": report.tuning,
@@ -86,6 +87,7 @@ def headlines(report: Report) -> list[Headline]:
         *_of_layers(report),
         *_of_sensitivity(report),
         *_of_accuracy(report),
+        *_of_embeddings(report),
         *_of_latency(report),
         *_of_load(report),
         *_of_tuning(report),
@@ -197,6 +199,15 @@ def _of_accuracy(report: Report) -> Iterator[Headline]:
             accuracy = evaluation.top1(result)
             note = f"{accuracy.correct} of {accuracy.total} images"
             yield Headline(f"{result.artifact} on {result.backend}, accuracy", f"{accuracy.value:.2%}", note)
+
+
+def _of_embeddings(report: Report) -> Iterator[Headline]:
+    evaluation = report.embeddings
+    for result in evaluation.results if evaluation else ():
+        if evaluation is not None and result.skipped is None:
+            accuracy = evaluation.knn(result)
+            note = f"{accuracy.correct} of {accuracy.total} images, k = {evaluation.neighbours}"
+            yield Headline(f"{result.artifact} on {result.backend}, kNN accuracy", f"{accuracy.value:.2%}", note)
 
 
 def _of_latency(report: Report) -> Iterator[Headline]:

@@ -14,6 +14,7 @@ from vitdeploy.assess.compare.results import Comparison
 from vitdeploy.assess.debug.layer_results import LayerComparison
 from vitdeploy.assess.debug.sensitivity import Sensitivity
 from vitdeploy.assess.environment.machine import machine
+from vitdeploy.assess.evaluate.embeddings import EmbeddingEvaluation
 from vitdeploy.assess.evaluate.evaluate import Evaluation
 from vitdeploy.assess.gate.gate import GateResult
 from vitdeploy.assess.report.example_images import ExampleImage, furthest_images, worst_images
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Assessed: TypeAlias = (
-    "Comparison | LayerComparison | Sensitivity | Evaluation | Benchmark | ScenarioBenchmark | GateResult | Tuning"
+    "Comparison | LayerComparison | Sensitivity | Evaluation | EmbeddingEvaluation | Benchmark | ScenarioBenchmark | "
+    "GateResult | Tuning"
 )
 
 
@@ -42,6 +44,7 @@ class Report:
         layers: The same, part by part.
         sensitivity: Effect of each layer alone in a lower precision.
         evaluation: Accuracy on labelled images.
+        embeddings: The same for embeddings: kNN accuracy and recall.
         benchmark: Latencies; the first of each batch size is the baseline of the others.
         load: Figures under load.
         tuning: The fastest setting within an accuracy bound.
@@ -56,13 +59,16 @@ class Report:
     layers: LayerComparison | None = None
     sensitivity: Sensitivity | None = None
     evaluation: Evaluation | None = None
+    embeddings: EmbeddingEvaluation | None = None
     benchmark: Benchmark | None = None
     load: ScenarioBenchmark | None = None
     tuning: Tuning | None = None
     examples: Mapping[str, Sequence[ExampleImage]] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        names = ("gate", "comparison", "layers", "sensitivity", "evaluation", "benchmark", "load", "tuning")
+        names = (
+            "gate", "comparison", "layers", "sensitivity", "evaluation", "embeddings", "benchmark", "load", "tuning",
+        )  # fmt: skip
         parts = {name: getattr(self, name) for name in names}
         return {
             "title": self.title,
@@ -83,6 +89,7 @@ def report_of(result: Assessed) -> Report:
         LayerComparison: ("layers", "Comparison layer by layer"),
         Sensitivity: ("sensitivity", "Sensitivity"),
         Evaluation: ("evaluation", "Accuracy"),
+        EmbeddingEvaluation: ("embeddings", "Embeddings"),
         Benchmark: ("benchmark", "Latency"),
         ScenarioBenchmark: ("load", "Load"),
         GateResult: ("gate", "Gate"),
@@ -95,7 +102,7 @@ def report_of(result: Assessed) -> Report:
     part, title = kinds[type(result)]
     parts: dict[str, Any] = {part: result}
     if isinstance(result, GateResult):
-        parts |= {"evaluation": result.evaluation, "benchmark": result.benchmark}
+        parts |= {"evaluation": result.evaluation, "embeddings": result.embeddings, "benchmark": result.benchmark}
     evaluation, timed = parts.get("evaluation"), parts.get("benchmark") or parts.get("load") or parts.get("tuning")
     examples = {} if evaluation is None else worst_images(evaluation)
     if isinstance(result, Comparison):

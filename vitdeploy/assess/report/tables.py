@@ -10,12 +10,15 @@ from vitdeploy.assess.benchmark.result import Benchmark
 from vitdeploy.assess.benchmark.scenarios.results import ScenarioBenchmark
 from vitdeploy.assess.benchmark.tuning import Tuning
 from vitdeploy.assess.debug.sensitivity import Sensitivity
+from vitdeploy.assess.evaluate.embeddings import EmbeddingEvaluation
 from vitdeploy.assess.evaluate.evaluate import Evaluation
 from vitdeploy.assess.metrics.latency import PERCENTILES
+from vitdeploy.assess.metrics.neighbours import RECALLS
 from vitdeploy.assess.report.load_table import load_columns, load_row
 
 if TYPE_CHECKING:
     from vitdeploy.assess.benchmark.tuning import Candidate, TimedSetting
+    from vitdeploy.assess.evaluate.embedding_run import Neighbours
     from vitdeploy.assess.metrics.accuracy import Predictions
     from vitdeploy.assess.metrics.latency import Latency
 
@@ -46,7 +49,9 @@ _COLUMNS = (
     "load ms", "first run ms", "peak MB", "GPU MB", "steady",
 )  # fmt: skip
 
-Measured: TypeAlias = Evaluation | Benchmark | BenchmarkComparison | ScenarioBenchmark | Sensitivity | Tuning
+Measured: TypeAlias = (
+    Evaluation | EmbeddingEvaluation | Benchmark | BenchmarkComparison | ScenarioBenchmark | Sensitivity | Tuning
+)
 
 
 @functools.singledispatch
@@ -70,6 +75,22 @@ def _of_evaluation(result: Evaluation) -> tuple[Table, ...]:
     rows = tuple(_accuracies(result, run) for run in result.results)
     skipped = [run for run in result.results if run.skipped is not None]
     return (Table("", columns, rows, tuple(f"{run.name.strip()} was skipped: {run.skipped}" for run in skipped)),)
+
+
+@tables.register
+def _of_embeddings(result: EmbeddingEvaluation) -> tuple[Table, ...]:
+    """A row per backend."""
+    columns = (
+        "artifact",
+        "backend",
+        f"kNN, k = {result.neighbours} (95 % interval)",
+        *(f"recall@{count}" for count in RECALLS),
+        "agrees with the reference",
+        "not finite",
+    )
+    rows = tuple(_retrievals(result, run) for run in result.results)
+    notes = [f"{run.name.strip()} was skipped: {run.skipped}" for run in result.results if run.skipped is not None]
+    return (Table("", columns, rows, (*notes, *result.notes)),)
 
 
 @tables.register
@@ -190,6 +211,20 @@ def _accuracies(result: Evaluation, predictions: Predictions) -> tuple[str, ...]
         "" if reference is None else f"{result.agreement(predictions, reference).value:.2%}",
         str(predictions.not_finite),
         f"{result.calibration(predictions).ece:.4f}",
+    )
+
+
+def _retrievals(result: EmbeddingEvaluation, run: Neighbours) -> tuple[str, ...]:
+    head = (run.artifact, run.name.strip())
+    if run.skipped is not None:
+        return (*head, "skipped")
+    reference = result.reference
+    return (
+        *head,
+        str(result.knn(run)),
+        *(f"{result.recall(run, count).value:.2%}" for count in RECALLS),
+        "" if reference is None else f"{result.agreement(run, reference).value:.2%}",
+        str(run.not_finite),
     )
 
 

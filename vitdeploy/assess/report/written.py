@@ -18,6 +18,6 @@ def write_result(path: str | os.PathLike[str], content: bytes, *results: Any) ->
     UsageError for a file of a result's bundle, data or baseline; OutputError if it cannot be written.
     """
     for result in results:
-        inputs = {f"the {name}": getattr(result, name, None) for name in ("data", "baseline")}
+        inputs = {f"the {name}": getattr(result, name, None) for name in ("data", "gallery", "baseline")}
         check_outputs({"the report": path}, inputs, bundle=getattr(result, "bundle", None))
     write_output(Path(path), content)

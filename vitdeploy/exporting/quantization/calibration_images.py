@@ -155,7 +155,7 @@ class CalibrationImages:
             problem_type: The model's problem type; only a single-label classifier has a best class.
             one_by_one: True for batches of one image, if the artifact quantizes each batch with a single range.
         """
-        ranked = problem_type is ProblemType.SINGLE_LABEL
+        ranked = problem_type.ranked
         error = None if ranked else RelativeError(by_output=has_own_scales(LOGITS, problem_type))
         cosines: dict[str, list[float | None]] = {}
         same: dict[str, list[float]] = {}

@@ -156,7 +156,7 @@ def _check_model(bound: AccuracyBound, reference: Runtime, problem_type: Problem
             f"{bound} needs a model that gives {LOGITS} of each image; this one gives {', '.join(names)}",
             what="accuracy", expected=LOGITS, found=names, hint="leave it out, and see vitdeploy debug bisect",
         )  # fmt: skip
-    if problem_type is not ProblemType.SINGLE_LABEL:
+    if not problem_type.ranked:
         raise UsageError(
             f"{bound} counts images by their best class, which a {problem_type} model does not have",
             what="accuracy", found=problem_type, hint="leave it out, and bound the difference with --tolerance",

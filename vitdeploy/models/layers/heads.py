@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitdeploy.errors import UsageError
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.layers.activations import activation
 from vitdeploy.models.layers.dense import patch_map
@@ -218,6 +219,34 @@ class FeatureHead(nn.Module):
         return (*(pool for pool, module in own.items() if module is not None), *config.token_pools)
 
 
+class ZeroShotHead(FeatureHead):
+    """Tokens -> `logits` (N, num_labels): `image_embeds` times a vector for each class, plus a bias.
+
+    The vectors have the text encoder's direction and the length of its scale, so that a logit is a scaled cosine if the
+    embedding is normalized.
+    """
+
+    def __init__(self, config: ViTConfig, *, pooler: bool) -> None:
+        super().__init__(config, pooler=pooler)
+        if self.embedding is None:
+            message = "a zero-shot classifier needs an embedding_pool"
+            raise UsageError(message, what="embedding_pool", hint="name the pooling of its image embedding")
+        self.leading_tokens = self.embedding.leading_tokens
+        self.zero_shot = nn.Linear(self._width(config), len(config.labels))
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> dict[str, Tensor]:
+        embeds = super().forward(x, grid)[EMBEDS]  # float32 in every precision
+        return {"logits": self.zero_shot(embeds.to(self.zero_shot.weight.dtype))}
+
+    def _width(self, config: ViTConfig) -> int:
+        """Length of `image_embeds`."""
+        if config.embedding_pool == "projection" and config.projection_size is not None:
+            return config.projection_size
+        if config.embedding_pool == "pooler" and self.pooler is not None:
+            return self.pooler.width
+        return config.hidden_size * (2 if config.embedding_pool == "cls+mean" else 1)
+
+
 class ReconstructionHead(nn.Module):
     """Tokens -> `reconstruction` (N, C, gh * stride, gw * stride), as in SimMIM (arXiv:2111.09886)."""
 
@@ -250,11 +279,13 @@ class VisualTokenHead(nn.Module):
         return {"logits": self.lm_head(self.layernorm(x[:, self.num_prefix_tokens :]))}
 
 
-Head = ClassificationHead | TeacherHead | FeatureHead | ReconstructionHead | VisualTokenHead
+Head = ClassificationHead | TeacherHead | FeatureHead | ZeroShotHead | ReconstructionHead | VisualTokenHead
 
 
 def make_head(config: ViTConfig, task: Task, *, pooler: bool, teacher: bool) -> Head:
     """The head of a task, with the family's pooler for features and a distilled model's teacher if requested."""
+    if task is Task.CLASSIFICATION and config.zero_shot:
+        return ZeroShotHead(config, pooler=pooler)
     if task is Task.CLASSIFICATION:
         return TeacherHead(config) if teacher else ClassificationHead(config)
     if task is Task.FEATURES:

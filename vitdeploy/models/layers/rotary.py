@@ -25,6 +25,7 @@ class Rotation:
     def __init__(self, rotary: Rotary, grid: tuple[int, int], prefix: int, head_dim: int, like: Tensor) -> None:
         self.pairs = rotary.pairs
         self.prefix = prefix
+        self.exchanged = torch.tensor([channel ^ 1 for channel in range(head_dim)], device=like.device)
         dtype = torch.promote_types(like.dtype, torch.float32)
         down, across = (_coordinates(rotary, axis, grid[axis], like.device).to(dtype) for axis in (0, 1))
         of_rows, of_columns = (bands.to(dtype) for bands in _frequencies(rotary, head_dim, like.device))
@@ -49,7 +50,7 @@ class Rotation:
         if self.pairs == "halves":
             first, second = x.chunk(2, dim=-1)
             return torch.cat((second, first), dim=-1)
-        return torch.stack((x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)
+        return x.index_select(-1, self.exchanged)  # one node of an exported graph
 
 
 def _coordinates(rotary: Rotary, axis: int, count: int, device: torch.device) -> Tensor:

@@ -1,0 +1,72 @@
+"""Make a classifier of a feature extractor and class embeddings: no text tower is needed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING
+
+import torch
+
+from vitdeploy.errors import InputError
+from vitdeploy.models.checkpoint import architecture_of
+from vitdeploy.models.signature import output_specs
+from vitdeploy.models.zero_shot import with_classes
+from vitdeploy.sources.embedding import with_embedding
+from vitdeploy.specs import EMBEDS, ZERO_SHOT, ZERO_SHOT_NOTE
+
+if TYPE_CHECKING:
+    from vitdeploy.sources.class_embeddings import ClassEmbeddings
+    from vitdeploy.sources.read import Checkpoint
+    from vitdeploy.specs import Pool
+
+# Of a config.json, in the root of a bundle.
+_NOTE = (
+    "logits are the normalized image_embeds times zero_shot.weight plus zero_shot.bias, both in model.safetensors; "
+    "transformers reads the encoder alone"
+)
+
+
+def zero_shot(checkpoint: Checkpoint, classes: ClassEmbeddings, pool: Pool | None) -> Checkpoint:
+    """The checkpoint as a classifier of these classes.
+
+    Its logits are the cosines of the image embedding and the class embeddings, times the scale, plus the bias. The
+    classes' file is recorded beside the weights.
+
+    Args:
+        checkpoint: A feature-extraction model.
+        classes: The classes.
+        pool: Pooling of the image embedding; see `vitdeploy.sources.embedding.with_embedding`.
+
+    Raises:
+        InputError: If their vectors are not as long as the image embedding.
+        UsageError: If the model has no such pooling.
+    """
+    checkpoint = with_embedding(checkpoint, pool, normalize=True)
+    (spec,) = output_specs(checkpoint.model, (EMBEDS,))
+    width = spec.shape[-1]
+    if classes.width != width:
+        raise InputError(
+            f"{classes.path} has vectors of {classes.width} values, and the image embedding of "
+            f"{checkpoint.source.id} has {width}",
+            what="vectors", where=classes.path, expected=width, found=classes.width,
+            hint="make them with the text tower of this model, or choose another pooling",
+        )  # fmt: skip
+    weight, bias = torch.from_numpy(classes.weight), torch.from_numpy(classes.bias)
+    model = with_classes(checkpoint.model, classes.names, weight, bias, classes.problem_type)
+    data = json.loads(checkpoint.files["config.json"])
+    data |= {
+        "architectures": [architecture_of(model)],
+        "id2label": {str(index): name for index, name in enumerate(classes.names)},
+        "label2id": {name: index for index, name in enumerate(classes.names)},
+        "problem_type": classes.problem_type.in_config,
+        ZERO_SHOT: True,
+        ZERO_SHOT_NOTE: _NOTE,
+    }
+    data.pop("num_labels", None)
+    source = checkpoint.source
+    source = dataclasses.replace(source, weights=(*source.weights, classes.file))
+    content = (json.dumps(data, indent=2) + "\n").encode()
+    return dataclasses.replace(
+        checkpoint, source=source, model=model, files={**checkpoint.files, "config.json": content}
+    )
