@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 from bundles import CPU_BACKENDS, PORTABLE, tiny_model, write_checkpoint_of
+from environments import ROOT
 from raising import raises
 
 import vitdeploy
 from vitdeploy.assess.data.images import synthetic_images
 from vitdeploy.errors import CheckpointError, UsageError
 from vitdeploy.models.config import ViTConfig
+from vitdeploy.models.families import FAMILIES
 from vitdeploy.models.layers.embedding import l2_normalized
+from vitdeploy.models.layers.heads import FeatureHead
 from vitdeploy.models.layers.pooling import Pooling
 from vitdeploy.models.layers.pooling import l2_normalized as l2_normalized_outside
 from vitdeploy.models.signature import output_specs
-from vitdeploy.specs import EMBEDS, POOLS, Pool, Task
+from vitdeploy.specs import EMBEDS, POOLS, AxisRange, Pool, Task
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,6 +61,49 @@ def test_each_family_has_its_default(model_type: str) -> None:
     tokens = [spec for spec in specs if spec.name == "last_hidden_state"]
     assert Pooling.choose(config, specs).output == "pooler_output"
     assert Pooling.choose(config, tokens).pool == {"vit": "cls", "vit_mae": "mean"}[model_type]
+
+
+def test_the_documented_default_of_each_family_is_the_models() -> None:
+    text = (ROOT / "docs" / "reference" / "models.md").read_text(encoding="utf-8")
+    table = text.split("\n## Embeddings\n")[1].split("\n## ")[0]
+    documented = {
+        model_type: tuple(cell.strip().partition(":")[0] for cell in cells)
+        for line in table.split("|---|---|---|\n")[1].splitlines()
+        if line.startswith("|")
+        for names, *cells in [line.strip("|").split("|")]
+        for model_type in names.replace("`", "").replace(" ", "").split(",")
+    }
+    assert documented.keys() == FAMILIES.keys()
+    for model_type, (with_pooler, without) in documented.items():
+        config = ViTConfig.from_dict({"model_type": model_type})
+        if config.feature_pooler is not None:
+            with torch.device("meta"):
+                pools = FeatureHead(config, pooler=True).pools(config)
+            assert with_pooler.startswith(f"`{pools[0]}`"), model_type
+        assert without in ("", f"`{config.token_pools[0]}`"), model_type
+        assert without or config.feature_pooler is not None, model_type
+
+
+@pytest.mark.parametrize("pool", ["cls", "cls+mean"])
+def test_a_model_without_a_class_token_has_none_to_pool(pool: str) -> None:
+    with raises(CheckpointError, what="embedding_pool", found=pool):
+        ViTConfig.from_dict({"model_type": "ijepa", "embedding_pool": pool})
+
+
+def test_threads_share_a_predictor_and_an_engine_takes_its_largest_batch(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint_of(tiny_model(Task.FEATURES), tmp_path / "checkpoint")
+    with vitdeploy.load(vitdeploy.export(checkpoint, output=tmp_path / "out").path) as predictor:
+        expected = predictor.embed(IMAGES, normalize=True)
+        with ThreadPoolExecutor(4) as threads:
+            for vectors in threads.map(lambda _: predictor.embed(IMAGES, normalize=True), range(8)):
+                np.testing.assert_array_equal(vectors, expected)
+        predictor.runtime.axes = {"batch": AxisRange(1, 2, 2)}
+        np.testing.assert_allclose(predictor.embed(IMAGES, normalize=True, batch_size=3), expected, atol=1e-6)
+        assert predictor.embed([], pool="cls+mean").shape == (0, 48)
+        for name, value in (("batch_size", 0), ("normalize", 1)):
+            arguments: dict[str, Any] = {name: value}
+            with raises(UsageError, what=name, found=value):
+                predictor.embed(IMAGES, **arguments)
 
 
 def test_what_a_model_lacks_is_refused() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from families import HEADS, OF_TRANSFORMERS, Head, random_config
+from families import ALIASES, HEADS, OF_TRANSFORMERS, Head, random_config
 from raising import raises
 from torch import Tensor
 
@@ -53,10 +53,11 @@ NAMES = {
 
 
 def test_every_architecture_of_the_table_is_held_to_transformers() -> None:
-    assert {head.name for head in HEADS} == {
-        name for family in OF_TRANSFORMERS for name in FAMILIES[family].architectures
+    families = {*OF_TRANSFORMERS, *(head.family for head in ALIASES)}
+    assert {head.name for head in (*HEADS, *ALIASES)} == {
+        name for family in families for name in FAMILIES[family].architectures
     }
-    assert all(family.startswith("timm_") for family in FAMILIES.keys() - set(OF_TRANSFORMERS))
+    assert all(family.startswith("timm_") for family in FAMILIES.keys() - families)
 
 
 def wanted(checkpoint: Checkpoint, head: Head, peer: Any, pixels: Tensor, **options: Any) -> dict[str, Tensor]:
@@ -91,6 +92,30 @@ def test_every_output_is_that_of_transformers(
     assert_near(model(pixels, **mask, **asked(attention)), want, TOLERANCES[dtype])
     assert model(pixels, **mask).keys() == want.keys() & NAMES
     assert architecture_of(model) == head.exported_name
+
+
+@pytest.mark.parametrize("head", ALIASES, ids=str)
+def test_a_model_under_another_name_is_that_of_transformers(
+    write_checkpoint: WriteCheckpoint, head: Head, tmp_path: Path
+) -> None:
+    import transformers
+
+    checkpoint = write_checkpoint(head, random_config(head, 0))
+    pixels = images(2, 3, *checkpoint.config.image_size)
+    exported = head.exported(checkpoint.peer)
+    model = checkpoint.load()
+    assert_near(
+        model(pixels, output_hidden_states=True),
+        answers(exported, pixels, output_hidden_states=True),
+        TOLERANCES[torch.float32],
+    )
+    save_model(model, tmp_path / "model.safetensors")
+    config = image_tower(checkpoint.peer.config.to_dict(), head.task)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert architecture_of(model) == head.exported_name
+    architecture = getattr(transformers, head.exported_name)
+    _, report = architecture.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values()), report
 
 
 # Native, larger, smaller, not square, not a whole number of patches, one patch high.

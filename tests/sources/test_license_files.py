@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from command_line import run
 from hub_server import hub_server
 from raising import raises
 
@@ -60,6 +61,9 @@ def assert_licensed(bundle: Bundle) -> None:
 def test_a_folders_license_is_in_its_bundle(checkpoint: Path, tmp_path: Path) -> None:
     bundle = export(checkpoint, tmp_path / "out")
     assert_licensed(bundle)
+    run("pack", bundle.path, "--artifact", "torchscript-fp32", "-o", tmp_path / "packed")
+    assert_licensed(Bundle.open(tmp_path / "packed"))
+    assert "dinov3-license" in run("inspect", bundle.path).out
     card = model_card(bundle, "me/model")
     assert 'license: "other"\nlicense_name: "dinov3-license"' in card
 

@@ -38,6 +38,9 @@ _ENCODERS = {
     "ViTMAEForPreTraining": ("ViTMAEModel", "vit"),
     "SiglipModel": ("SiglipVisionModel", "vision_model"),
     "CLIPModel": ("CLIPVisionModelWithProjection", ""),
+    "MetaClip2Model": ("MetaClip2VisionModelWithProjection", ""),
+    "ChineseCLIPModel": ("CLIPVisionModelWithProjection", ""),
+    "AltCLIPModel": ("CLIPVisionModelWithProjection", ""),
 }
 # Of a text tower, which no test looks at.
 _TEXT = {
@@ -74,8 +77,8 @@ class Head:
         """The part of the class's model that is exported: the encoder for pretraining, the image tower of two."""
         if self.name not in _ENCODERS:
             return model
-        _, module = _ENCODERS[self.name]
-        return getattr(model, module) if module else _with_projection(model)
+        name, module = _ENCODERS[self.name]
+        return getattr(model, module) if module else _with_projection(model, name)
 
     @property
     def unused(self) -> str | None:
@@ -101,13 +104,13 @@ class Head:
         return self.family in ("beit", "dinov2", "dinov2_with_registers", "dinov3_vit")
 
 
-def _with_projection(model: Any) -> Any:
-    """The image tower of a CLIPModel with its projection, which no module of it holds together."""
+def _with_projection(model: Any, name: str) -> Any:
+    """The image tower with its projection, which no module of the model holds together, in the class `name`."""
     import transformers
 
     config = copy.deepcopy(model.config.vision_config)
     config.projection_dim = model.config.projection_dim
-    tower: Any = transformers.CLIPVisionModelWithProjection(config).eval().to(model.dtype)
+    tower: Any = getattr(transformers, name)(config).eval().to(model.dtype)
     tower.set_attn_implementation(model.config._attn_implementation)
     tower.load_state_dict({name: value for name, value in model.state_dict().items() if name in tower.state_dict()})
     return tower
@@ -147,6 +150,15 @@ HEADS = (
 )
 
 
+# CLIP under other names. One test holds each to transformers; what else is to be tested is CLIP's.
+ALIASES = (
+    Head("metaclip_2_vision_model", "MetaClip2VisionModelWithProjection", Task.FEATURES, "CLIPImageProcessor"),
+    Head("metaclip_2_vision_model", "MetaClip2VisionModel", Task.FEATURES, "CLIPImageProcessor"),
+    Head("metaclip_2", "MetaClip2ForImageClassification", Task.CLASSIFICATION, "CLIPImageProcessor"),
+    Head("metaclip_2", "MetaClip2Model", Task.FEATURES, "CLIPImageProcessor"),
+    Head("chinese_clip", "ChineseCLIPModel", Task.FEATURES, "ChineseCLIPImageProcessor"),
+    Head("altclip", "AltCLIPModel", Task.FEATURES, "CLIPImageProcessor"),
+)
 # Families of transformers; the others are timm's own, and have their results in tests/golden/timm.
 OF_TRANSFORMERS = tuple(dict.fromkeys(head.family for head in HEADS))
 # One head of each family, of both tasks in turn, for what a head has no part in.
@@ -184,7 +196,7 @@ def random_config(head: Head, seed: int) -> dict[str, Any]:
     }
     if head.family not in ("dinov2", "dinov2_with_registers"):
         config["intermediate_size"] = draw.choice((24, 40, 56))
-    if head.family not in ("beit", "clip_vision_model", "clip", "dinov3_vit", "siglip_vision_model", "siglip"):
+    if head.family not in ("beit", "dinov3_vit", "siglip_vision_model", "siglip") and "clip" not in head.family:
         config["qkv_bias"] = draw.random() < 0.7
     if head.task is Task.MASKED_IMAGE_MODELING:  # transformers takes a mask where one patch is decoded to one patch
         config["encoder_stride"] = patch
@@ -246,7 +258,7 @@ _OF_FAMILY: dict[str, Callable[[random.Random, int, Head], dict[str, Any]]] = {
     "dinov3_vit": _dinov3,
     "vit_mae": _mae,
     "clip_vision_model": _clip,
-    "clip": _clip,
+    **dict.fromkeys(("clip", *(head.family for head in ALIASES)), _clip),
     "siglip_vision_model": _siglip,
     "siglip": _siglip,
 }

@@ -223,6 +223,7 @@ _CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
     "BeitImageProcessor": {"resample": 3, "crop_size": 224},
     "BitImageProcessor": _BIT,
     "CLIPImageProcessor": _BIT,
+    "ChineseCLIPImageProcessor": _BIT,
     "SiglipImageProcessor": {
         "size": {"height": 224, "width": 224},
         "default_to_square": False,
@@ -265,6 +266,7 @@ CLASS_OF_MODEL = {
     "beit": "BeitImageProcessor",
     "dinov2": "BitImageProcessor",
     "dinov3_vit": "DINOv3ViTImageProcessor",
-    "clip": "CLIPImageProcessor",
+    "chinese_clip": "ChineseCLIPImageProcessor",
+    **dict.fromkeys(("clip", "metaclip_2", "altclip"), "CLIPImageProcessor"),
     "siglip": "SiglipImageProcessor",
 }

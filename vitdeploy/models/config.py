@@ -373,8 +373,9 @@ def family_of(data: Mapping[str, Any]) -> Family:
                 what="model_type", where="config.json", expected=tuple(FAMILIES), found=model_type,
                 hint=other.alternative,
             )  # fmt: skip
+        written = [name for name in FAMILIES if not name.startswith("timm_")]  # those are of our own bundles
         raise CheckpointError(
-            f"config.json: unknown model_type {shown(model_type)}; supported: {', '.join(FAMILIES)}",
+            f"config.json: unknown model_type {shown(model_type)}; supported: {', '.join(written)}",
             what="model_type", where="config.json", expected=tuple(FAMILIES), found=model_type,
         )  # fmt: skip
     return FAMILIES[model_type]

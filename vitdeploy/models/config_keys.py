@@ -117,6 +117,12 @@ _CLIP = _rules(
     (_CARRIED, "training", "attention_dropout dropout initializer_factor"),
     (_CARRIED, "the image encoder in a checkpoint of two encoders", "vision_config"),
 )
+_CLIP_TOWERS = _rules(
+    (_APPLIED, "the image tower: the keys of a clip_vision_model", "vision_config vision_config_dict"),
+    (_APPLIED, "the width of image_embeds", "projection_dim"),
+    (_CARRIED, "the text tower, which is not exported", "text_config text_config_dict"),
+    (_CARRIED, "training", "initializer_factor logit_scale_init_value"),
+)
 OF_FAMILY: dict[str, dict[str, KeyRule]] = {
     "vit": _rules(_MLP, _HEAD_DIM, _BIAS, _POOLER, _DECODED),
     "deit": _rules(_MLP, _HEAD_DIM, _BIAS, _POOLER, _DECODED),
@@ -166,12 +172,11 @@ OF_FAMILY: dict[str, dict[str, KeyRule]] = {
     "dinov2_with_registers": _DINOV2 | _rules((_APPLIED, "tokens", "num_register_tokens")),
     "clip_vision_model": _CLIP,
     "timm_clip": _CLIP,
-    "clip": _rules(
-        (_APPLIED, "the image tower: the keys of a clip_vision_model", "vision_config vision_config_dict"),
-        (_APPLIED, "the width of image_embeds", "projection_dim"),
-        (_CARRIED, "the text tower, which is not exported", "text_config text_config_dict"),
-        (_CARRIED, "training", "initializer_factor logit_scale_init_value"),
-    ),
+    "clip": _CLIP_TOWERS,
+    "metaclip_2_vision_model": _CLIP,
+    "metaclip_2": _CLIP_TOWERS,
+    "chinese_clip": _CLIP_TOWERS,
+    "altclip": _CLIP_TOWERS,
     "siglip_vision_model": _rules(
         _MLP,
         (_APPLIED, "whether features are pooled", "vision_use_head"),

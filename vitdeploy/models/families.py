@@ -185,9 +185,8 @@ def _dinov3(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _clip(config: Mapping[str, Any]) -> dict[str, Any]:
     named = config.get("architectures")
-    projected = not isinstance(named, list) or not {"CLIPVisionModel", "CLIPForImageClassification"} & set(
-        map(str, named)
-    )
+    without = ("VisionModel", "ForImageClassification")  # endings of classes without the projection
+    projected = not isinstance(named, list) or not any(str(name).endswith(without) for name in named)
     # transformers has no such keys here
     return {
         "qkv_bias": True,
@@ -429,6 +428,7 @@ FAMILIES: dict[str, Family] = {
         **_TIMM,
     ),
 }
+_CLIP_TOWER = Tower("clip_vision_model", ("vision_config_dict", "vision_config"), shared={"projection_dim": 512})
 # A CLIP with both towers. Its classifiers have the norm of the class token, too, but do not compute it.
 FAMILIES["clip"] = dataclasses.replace(
     FAMILIES["clip_vision_model"],
@@ -443,7 +443,26 @@ FAMILIES["clip"] = dataclasses.replace(
         **{ours: name for ours, name in FAMILIES["clip_vision_model"].other_names.items() if "pooler" not in ours},
         "layernorm": "post_layernorm",
     },
-    tower=Tower("clip_vision_model", ("vision_config_dict", "vision_config"), shared={"projection_dim": 512}),
+    tower=_CLIP_TOWER,
+)
+# MetaCLIP 2 is the same with classes of its own. Chinese CLIP and AltCLIP have CLIP's image tower beside another text
+# tower, without a class for the tower with its projection.
+FAMILIES["metaclip_2_vision_model"] = dataclasses.replace(
+    FAMILIES["clip_vision_model"],
+    architectures={"MetaClip2VisionModelWithProjection": Task.FEATURES, "MetaClip2VisionModel": Task.FEATURES},
+)
+FAMILIES["metaclip_2"] = dataclasses.replace(
+    FAMILIES["clip"],
+    architectures={"MetaClip2ForImageClassification": Task.CLASSIFICATION, "MetaClip2Model": Task.FEATURES},
+    tower=dataclasses.replace(_CLIP_TOWER, model_type="metaclip_2_vision_model"),
+)
+FAMILIES["chinese_clip"] = dataclasses.replace(
+    FAMILIES["clip"], architectures={"ChineseCLIPModel": Task.FEATURES}, tower=_CLIP_TOWER
+)
+FAMILIES["altclip"] = dataclasses.replace(
+    FAMILIES["clip"],
+    architectures={"AltCLIPModel": Task.FEATURES},
+    tower=dataclasses.replace(_CLIP_TOWER, shared={"projection_dim": 768}),
 )
 # Classifiers of timm's CLIP encoders, which transformers does not have.
 FAMILIES["timm_clip"] = dataclasses.replace(

@@ -36,7 +36,8 @@ def our_names(family: Family, names: Iterable[str], *, projects: bool = False) -
     of_layers, others = ({on_disk: ours for ours, on_disk in table.items()} for table in tables)
     if family.head_name is not None:
         others[family.head_name] = "head.visual_projection" if projects else "head.classifier"
-    layer = re.compile(rf"(?:{re.escape(family.layers)}|layers)\.(\d+)\.(.+)")
+    # transformers 5 writes AltCLIP's image layers as `layer`, and reads both
+    layer = re.compile(rf"(?:{re.escape(family.layers.removesuffix('s'))}s?|layers)\.(\d+)\.(.+)")
     found = {}
     for name in names:
         usual = name

@@ -74,7 +74,8 @@ def _types_by_part(graph: torch._C.Graph, nodes: list[torch._C.Node], inputs: li
         value.debugName(): getattr(torch, dtype)
         for value, dtype in zip(list(graph.inputs())[-len(inputs) :], inputs, strict=True)
     }
-    types |= {name: weight.dtype for name, weight in _weights(graph).items()}
+    # a scalar does not change the type of what it is combined with
+    types |= {name: weight.dtype for name, weight in _weights(graph).items() if weight.ndim}
     ends = [state.debugName() for state in hidden_states(graph)]
     layers = len(ends) - 1
     part = 0  # the embeddings, then the layers, then the head
@@ -135,10 +136,11 @@ def hidden_states(graph: torch._C.Graph) -> list[torch._C.Value]:
     """Input of the first layer, and output of each.
 
     A layer normalizes its state and adds the result of attention, then does the same with the MLP (Dosovitskiy et al.
-    2021, arXiv:2010.11929, equations 2 and 3). It ends with the sum that includes its second norm's input.
+    2021, arXiv:2010.11929, equations 2 and 3). It ends with the sum that includes its second norm's input. To a norm's
+    input before the first layer, nothing is added.
     """
-    first = next((node for node in graph.nodes() if node.kind() == "aten::layer_norm"), None)
-    state = None if first is None else next(first.inputs())
+    normalized = [next(node.inputs()) for node in graph.nodes() if node.kind() == "aten::layer_norm"]
+    state = next((value for value in normalized if _sum_with(value) is not None), None)
     states = []
     while state is not None:
         states.append(state)
