@@ -48,6 +48,25 @@ def test_what_a_family_adds_survives(write_checkpoint: WriteCheckpoint, tmp_path
     assert min(output["min_cosine"] for output in artifact.validation["outputs"]) > 0.98
 
 
+def test_attention_pooling_survives(write_checkpoint: WriteCheckpoint, tmp_path: Path) -> None:
+    """Measured on images like those of the calibration: the pooled token of noise is beyond the ranges of digits."""
+    head = next(head for head in HEADS if head.name == "SiglipVisionModel")
+    checkpoint = write_checkpoint(head, random_config(head, 1))
+    loose = ValidationOptions(tolerance=1)
+    bundle = vitdeploy.export(
+        checkpoint.folder, precision="int8", output=tmp_path / "tensorrt", quantization=FOR_TENSORRT, validation=loose
+    )
+    build_engine(bundle)
+    images = sorted(held_out_images().rglob("*.png"))[5::14]
+    for to in ("onnx", "openvino"):
+        bundle = vitdeploy.export(
+            checkpoint.folder, to=to, precision="int8", output=tmp_path / to, quantization=Quantization(IMAGES),
+            validation=loose,
+        )  # fmt: skip
+        (result,) = vitdeploy.compare(bundle, images=images, tolerance=1).results
+        assert min(vectors.min_cosine for vectors in result.nearness) > 0.99  # seen: 0.998
+
+
 # What encoders of images have beyond a ViT: no class token, rotary positions, a norm before the blocks, attention
 # pooling, gates with a norm. The others are above, and in fp16 in test_precision.py.
 ENCODERS = [head for head in ONE_A_FAMILY if head.family in ("ijepa", "dinov3_vit", "clip_vision_model", "siglip")]
