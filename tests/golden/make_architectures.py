@@ -36,7 +36,7 @@ OUT = Path(__file__).parent / "weights"
 MODULES = ("vision_transformer", "deit", "beit", "eva")
 # Other blocks, norms or positions than any supported family's; naming them would say no more than their absence.
 OTHERS = re.compile(
-    "aimv2|radio|sapiens2|lingbot|rope_|beit3|flexivit|test_|_18x2_|_rpn_|_xp_|_d?p?wee_|_dlittle_|intern"
+    "aimv2|radio|sapiens2|lingbot|rope_|beit3|flexivit|test_|_18x2_|_rpn_|_xp_|_dp?wee_|_pwee_|_dlittle_|intern"
 )
 TRANSFORM = ("input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
 

@@ -45,7 +45,8 @@ def load_torch(file: OpenedFile, *, training: bool = False) -> object:
             warnings.simplefilter("ignore")  # warnings about files that are refused below
             return torch.load(file.handle, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as exc:  # its message recommends opening the file without protection
-        raise unreadable(path, "it is corrupt, or holds more than tensors and could run code") from exc
+        hint = "where it was made, save its weights alone: torch.save(model.state_dict(), FILE)"
+        raise unreadable(path, "it is corrupt, or holds more than tensors and could run code", hint=hint) from exc
     except Exception as exc:  # a corrupt pickle raises almost anything: KeyError, struct.error, AssertionError ...
         check_exhaustion(exc, f"reading {path}")
         raise unreadable(path, _reason(file.named(str(exc)))) from exc

@@ -129,6 +129,16 @@ def test_another_image_size_is_given(tmp_path: Path, tiny: None, monkeypatch: py
     assert read_checkpoint(weights, image_size=(32, 32)).model.config.image_size == (32, 32)
 
 
+def test_a_norm_after_the_mean_tells_the_pooling(tmp_path: Path, tiny: None, caplog: pytest.LogCaptureFixture) -> None:
+    """As in fine-tuned MAE models, whose files say nothing of it."""
+    folder = GOLDEN.parent / "timm" / "mean_0"
+    path = saved(tmp_path / "w.pth", {"model": safetensors.torch.load_file(folder / "model.safetensors")})
+    checkpoint = read_checkpoint(WeightsFile(path, arch=NAME))
+    assert "global_pool avg" in caplog.text
+    pixels = np.random.default_rng(0).standard_normal((2, 3, 32, 32), np.float32)
+    np.testing.assert_array_equal(logits(checkpoint, pixels), logits(read_checkpoint(folder), pixels))
+
+
 def test_weights_without_a_head_give_features(tmp_path: Path, tiny: None) -> None:
     weights = {key: tensor for key, tensor in state().items() if not key.startswith("head.")}
     path = saved(tmp_path / "w.pth", weights)

@@ -14,6 +14,7 @@ import pytest
 import safetensors.torch
 import sklearn.datasets
 import torch
+from hub_server import hub_server, use_hub
 from PIL import Image
 from raising import raises
 
@@ -59,6 +60,15 @@ def test_the_older_file_is_read(tmp_path: Path) -> None:
         read_checkpoint(tmp_path)
     torch.save(read("plain")[1], tmp_path / "open_clip_pytorch_model.bin")
     assert_same(read_checkpoint(tmp_path), "plain")
+
+
+def test_a_hub_repository_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with hub_server({"org/clip": GOLDEN / "plain"}) as hub:
+        use_hub(hub.url, tmp_path / "hub", monkeypatch)
+        checkpoint = read_checkpoint("org/clip")
+        assert_same(checkpoint, "plain")
+        assert (checkpoint.source.id, checkpoint.source.weights[0].path) == ("org/clip", "open_clip_model.safetensors")
+        assert_same(read_checkpoint("org/clip", offline=True), "plain")
 
 
 def test_a_bundle_is_exported(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -9,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 from vitdeploy.errors import CheckpointError
 from vitdeploy.sources.architectures.timm_table import names_of_sizes, timm_config
 from vitdeploy.sources.layouts.timm_config import image_size as image_size_of
+from vitdeploy.sources.layouts.timm_parts import is_dinov3, is_eva
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 _PATCHES = "patch_embed.proj.weight"
 _CLASS_OFFSETS = 3  # relative positions to, from and at BEiT's class token
@@ -52,7 +56,21 @@ def timm_named(
             else "save the model as a folder with its configuration: timm.models.save_for_hf(model, FOLDER)",
         )  # fmt: skip
     stated.setdefault("in_chans", channels)
+    if _averages(config, tensors):
+        logger.warning("the weights have fc_norm: %s with global_pool avg, the mean of the patches", name)
+        stated["global_pool"] = "avg"
     return _with_size(config, name, tensors, (patch[0], patch[1]), image_size)
+
+
+def _averages(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bool:
+    """True for a ViT built with global_pool "avg": timm gives it fc_norm instead of norm, as MAE's code does."""
+    plain = config["architecture"].startswith(("vit_", "deit")) and not (is_eva(config) or is_dinov3(config))
+    return (
+        plain
+        and config["model_args"].keys().isdisjoint(("global_pool", "fc_norm"))
+        and "fc_norm.weight" in tensors
+        and "norm.weight" not in tensors
+    )
 
 
 def _with_size(
