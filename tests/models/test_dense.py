@@ -12,8 +12,8 @@ from raising import raises
 
 from models.parity import assert_near, images
 from vitdeploy.errors import UsageError
-from vitdeploy.models.dense import dense_features
 from vitdeploy.models.families import FAMILIES
+from vitdeploy.models.layers.dense import dense_features
 from vitdeploy.models.signature import Served, output_names
 from vitdeploy.specs import Task, TensorSpec
 
