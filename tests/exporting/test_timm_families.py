@@ -107,6 +107,24 @@ def test_a_bundle_is_read_again_compared_and_verified(encoder: Bundle, tmp_path:
         np.testing.assert_allclose(vectors, found["torch"], rtol=0, atol=1e-5 * np.abs(found["torch"]).max())
 
 
+def test_class_embeddings_make_a_classifier_of_the_projection(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).standard_normal((4, 512)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    classes = tmp_path / "classes.npz"
+    np.savez(classes, names=np.array(list("abcd")), vectors=vectors, logit_scale=np.float32(np.log(100)))
+    source = vitdeploy.SourceOptions(class_embeddings=classes)
+    bundle = vitdeploy.export(GOLDEN / "pe_core_0", to="torchscript", output=tmp_path / "out", source=source)
+    with np.load(GOLDEN / "pe_core_0" / "expected.npz") as expected:
+        seed, embeds = int(expected["seed"]), expected["32x32/image_embeds"]
+    want = 100 * embeds / np.linalg.norm(embeds, axis=1, keepdims=True) @ vectors.T
+    pixels = np.random.default_rng(seed).standard_normal((2, 3, 32, 32), np.float32)
+    again = vitdeploy.export(bundle.path, to="torchscript", output=tmp_path / "again")
+    for path in (bundle.path, again.path):
+        with open_runtime(Bundle.open(path), "torchscript") as runtime:
+            got = runtime.run({"pixel_values": pixels})["logits"]
+            np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
+
+
 def operators(bundle: Bundle) -> set[str]:
     graph = onnx.load(bundle.path / bundle.manifest.artifacts[0].files[0].path).graph
     return {node.op_type for node in graph.node}

@@ -72,6 +72,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "do_normalize": True, "do_resize": True, "resample": 3, "size": 256, **IMAGENET,
     },
     "beit defaults": {"image_processor_type": "BeitImageProcessor"},
+    "siglip defaults": {"image_processor_type": "SiglipImageProcessor"},
+    "siglip": {
+        "do_convert_rgb": None, "do_normalize": True, "do_rescale": True, "do_resize": True, "image_mean": [0.5] * 3,
+        "image_processor_type": "SiglipImageProcessor", "image_std": [0.5] * 3, "processor_class": "SiglipProcessor",
+        "resample": 2, "rescale_factor": 0.00392156862745098, "size": {"height": 256, "width": 256},
+    },
+    "siglip, one edge": {"image_processor_type": "SiglipImageProcessorFast", "size": 240},
     "beit crop": {
         "feature_extractor_type": "BeitFeatureExtractor", "crop_size": 224, "do_center_crop": True,
         "do_reduce_labels": True, "resample": 2, "size": 256,
@@ -168,7 +175,7 @@ def test_the_nested_settings_go_first(tmp_path: Path) -> None:
     assert ImageProcessor.from_pretrained(tmp_path).size == Size(224, 224)
 
 
-@pytest.mark.parametrize("model_type", ["vit", "vit_mae", "vit_msn", "ijepa", "deit", "beit", "dinov2"])
+@pytest.mark.parametrize("model_type", ["vit", "vit_mae", "vit_msn", "ijepa", "deit", "beit", "dinov2", "siglip"])
 def test_a_file_that_does_not_name_its_class(tmp_path: Path, model_type: str) -> None:
     write(tmp_path, {"size": 180, "crop_size": 160})
     write(tmp_path, {"model_type": model_type}, "config.json")
@@ -233,7 +240,7 @@ def test_the_class_is_that_of_transformers_or_both_refuse(
         np.testing.assert_array_equal(ImageProcessor.from_pretrained(tmp_path)(CHINA), expected)
 
 
-@pytest.mark.parametrize("base", ["ViT", "DeiT", "Beit", "Bit"])
+@pytest.mark.parametrize("base", ["ViT", "DeiT", "Beit", "Bit", "Siglip"])
 def test_class_names_of_all_times(base: str) -> None:
     processors = {
         ImageProcessor.from_dict({key: base + suffix})

@@ -42,6 +42,9 @@ _ENCODERS = {
     "ChineseCLIPModel": ("CLIPVisionModelWithProjection", ""),
     "AltCLIPModel": ("CLIPVisionModelWithProjection", ""),
 }
+_UNUSED = {
+    "SiglipForImageClassification": "vision_model.head.",
+}
 # Of a text tower, which no test looks at.
 _TEXT = {
     "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 16,
@@ -83,7 +86,7 @@ class Head:
     @property
     def unused(self) -> str | None:
         """Beginning of the names of weights that the class does not compute with."""
-        return "vision_model.head." if self.name == "SiglipForImageClassification" else None
+        return _UNUSED.get(self.name)
 
     def arguments(self, config: dict[str, Any]) -> dict[str, Any]:
         """Arguments of the class's configuration; a configuration of two towers nests those of an encoder."""
@@ -196,7 +199,7 @@ def random_config(head: Head, seed: int) -> dict[str, Any]:
     }
     if head.family not in ("dinov2", "dinov2_with_registers"):
         config["intermediate_size"] = draw.choice((24, 40, 56))
-    if head.family not in ("beit", "dinov3_vit", "siglip_vision_model", "siglip") and "clip" not in head.family:
+    if head.family not in ("beit", "dinov3_vit") and "clip" not in head.family:
         config["qkv_bias"] = draw.random() < 0.7
     if head.task is Task.MASKED_IMAGE_MODELING:  # transformers takes a mask where one patch is decoded to one patch
         config["encoder_stride"] = patch

@@ -66,6 +66,15 @@ def test_precision_by_layer(bundle: Bundle) -> None:
     assert half.layers["head"]["float16"] == single.layers["head"]["float32"] - 1
 
 
+def test_the_precision_of_clip(tmp_path: Path) -> None:
+    """Its norm before the layers, and the number in quick GELU, change no layer's."""
+    checkpoint = Path(__file__).parents[2] / "golden" / "timm" / "clip_0"
+    bundle = vitdeploy.export(checkpoint, to="torchscript", output=tmp_path / "out")
+    layers = read(bundle, "torchscript-fp32").layers
+    assert list(layers) == ["embeddings", "layers.0", "layers.1", "head"]
+    assert all(list(types) == ["float32"] for types in layers.values())
+
+
 def test_what_differs(bundle: Bundle) -> None:
     a, b = (inspect_artifact(bundle, artifact_named(bundle, f"torchscript-{name}")) for name in ("fp32", "fp16"))
     assert {"artifact", "file_bytes", "weight_bytes", "layers"} <= set(differences(a, b))
