@@ -19,7 +19,7 @@ from vitdeploy.errors import CheckFailedError
 from vitdeploy.exporters.graph.initializers import ROTARY
 from vitdeploy.exporters.graph.onnx_layers import name_layer, repeat_first_layer, repeat_nodes
 from vitdeploy.exporters.graph.passes import simplify
-from vitdeploy.models.dense import FEATURES, RAW_FEATURES, dense_features
+from vitdeploy.models.layers.dense import FEATURES, RAW_FEATURES, dense_features
 from vitdeploy.models.signature import Served, head_outputs
 from vitdeploy.specs import PixelFormat, PixelStage, TensorSpec
 from vitdeploy.system.forks import with_threads

@@ -23,6 +23,8 @@ _NEEDED = {
     CUDA: f"{_GPU_PACKAGE}, and the CUDA and cuDNN that it was built for",
     TENSORRT: f"{_GPU_PACKAGE}, and the CUDA and TensorRT that it was built for (pip install 'vitdeploy[tensorrt]')",
 }
+# It drops a Relu before QuantizeLinear to float8, whose lowest value is negative; measured with 1.32.0.
+_WRONG_RULES = ["ReluQuantRewrite"]
 
 
 if is_quiet():
@@ -76,7 +78,9 @@ def open_session(
         for name in (*providers, *beside)
     ]
     try:
-        session = ort.InferenceSession(file.handle, options, providers=requested, enable_fallback=False)
+        session = ort.InferenceSession(
+            file.handle, options, providers=requested, enable_fallback=False, disabled_optimizers=_WRONG_RULES
+        )
     except ort.capi.onnxruntime_pybind11_state.NotImplemented as exc:
         reason = file.named(first_line(exc))
         raise DeviceError(

@@ -184,7 +184,7 @@ FOLDERS = {
     "an exported model of the Hub": ("config.json onnx/model.onnx", "(onnx/model.onnx): it was exported already"),
     "parts of a model": ("config.json 1_Pooling/config.json tf_model.h5", "from_tf=True"),
     "a bundle without its weights": ("manifest.json config.json onnx/model.onnx", "vitdeploy bundle"),
-    "OpenCLIP": ("open_clip_config.json open_clip_pytorch_model.bin", "OpenCLIP"),
+    "OpenCLIP": ("open_clip_config.json open_clip_vocabulary.json", "OpenCLIP"),
     "OpenCLIP, weights alone": ("open_clip_model.safetensors", "OpenCLIP"),
     "TensorFlow": ("config.json tf_model.h5", "from_tf=True"),
     "TensorFlow, saved model": ("saved_model.pb variables/variables.index", "from_tf=True"),

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from bundles import tiny_model
+from environments import ROOT
 from families import HEADS, ONE_A_FAMILY, Head, random_config
 from raising import raises
 
 from models.parity import assert_near, images
 from vitdeploy.errors import UsageError
-from vitdeploy.models.dense import dense_features
 from vitdeploy.models.families import FAMILIES
+from vitdeploy.models.layers.dense import dense_features
 from vitdeploy.models.signature import Served, output_names
+from vitdeploy.sources.read import read_checkpoint
 from vitdeploy.specs import Task, TensorSpec
 
 if TYPE_CHECKING:
@@ -47,11 +49,15 @@ def test_maps_of_every_layer_are_those_of_the_backbone(
         assert_near(got, want, 1e-5)
 
 
-@pytest.mark.parametrize("head", WITHOUT, ids=str)
-def test_maps_of_other_families_are_their_hidden_states(write_checkpoint: WriteCheckpoint, head: Head) -> None:
-    config = random_config(head, 1) | {"patch_size": 5, "image_size": 20}
-    model = write_checkpoint(head, config).load()
-    depth, pixels = model.config.num_hidden_layers, images(2, 3, 15, 20)
+@pytest.mark.parametrize("source", [*WITHOUT, "vit_features_0", "eva02_0", "pe_core_0"], ids=str)
+def test_maps_of_other_families_are_their_hidden_states(write_checkpoint: WriteCheckpoint, source: Head | str) -> None:
+    if isinstance(source, str):
+        model = read_checkpoint(ROOT / "tests" / "golden" / "timm" / source).model
+    else:
+        config = random_config(source, 1) | {"patch_size": 5, "image_size": 20}
+        model = write_checkpoint(source, config).load()
+    (height, width), depth = model.config.patch_size, model.config.num_hidden_layers
+    pixels = images(2, 3, 3 * height, 4 * width)
     states = model(pixels, output_hidden_states=True, interpolate_pos_encoding=True)
     names = ["features", "raw_features", f"raw_features.{depth}", "features.0", "raw_features.1"]
     got = Served(model, names, dynamic_image_size=True)(pixels)

@@ -10,22 +10,26 @@ import pytest
 import torch
 from bundles import CPU_BACKENDS, PORTABLE, tiny_model, write_checkpoint_of
 from environments import ROOT
+from families import HEADS, Head, random_config
 from raising import raises
 
 import vitdeploy
+from models.parity import images
 from vitdeploy.assess.data.images import synthetic_images
 from vitdeploy.errors import CheckpointError, UsageError
-from vitdeploy.models.config import ViTConfig
+from vitdeploy.models.config import ViTConfig, image_tower, read_json
 from vitdeploy.models.families import FAMILIES
 from vitdeploy.models.layers.embedding import l2_normalized
 from vitdeploy.models.layers.heads import FeatureHead
 from vitdeploy.models.layers.pooling import Pooling
 from vitdeploy.models.layers.pooling import l2_normalized as l2_normalized_outside
 from vitdeploy.models.signature import output_specs
-from vitdeploy.specs import EMBEDS, POOLS, AxisRange, Pool, Task
+from vitdeploy.specs import EMBEDS, AxisRange, Task
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from conftest import WriteCheckpoint
 
 IMAGES = synthetic_images(3, 40, 50)
 # Vectors of length one, against the reference in float32: sums in another order.
@@ -40,18 +44,26 @@ def test_a_zero_vector_stays_zero_and_others_have_length_one() -> None:
     np.testing.assert_allclose(l2_normalized_outside(x), expected, atol=1e-7)
 
 
-@pytest.mark.parametrize("pool", [pool for pool in POOLS if pool != "projection"])
-def test_pooling_outside_equals_that_within(pool: Pool) -> None:
-    model = tiny_model(Task.FEATURES)
-    config, specs = model.config.to_dict(), output_specs(model)
+@pytest.mark.parametrize("head", [head for head in HEADS if head.task is Task.FEATURES], ids=str)
+def test_every_head_gives_its_own_pooling_by_default(write_checkpoint: WriteCheckpoint, head: Head) -> None:
+    """With the projection or the pooler that it has; and each other pooling is the same outside it."""
+    checkpoint = write_checkpoint(head, random_config(head, 1))
+    model = checkpoint.load()
+    config, specs = image_tower(read_json(checkpoint.folder / "config.json"), head.task), output_specs(model)
+    pixels = images(2, model.config.num_channels, *model.config.image_size)
     with torch.inference_mode():
-        outputs = {name: value.numpy() for name, value in model(torch.ones(2, 3, 32, 32)).items()}
+        outputs = {name: value.numpy() for name, value in model(pixels).items()}
+    assert isinstance(model.head, FeatureHead)
+    for pool in (None, *model.head.pools(model.config)):
         model.embed_by(pool, normalize=True)
-        within = model(torch.ones(2, 3, 32, 32))[EMBEDS].numpy()
-    pooling = Pooling.choose(config, specs, pool)
-    outside = pooling(outputs, normalize=True)
-    assert outside.shape == (2, pooling.width)
-    np.testing.assert_allclose(outside, within, atol=1e-6)
+        with torch.inference_mode():
+            within = model(pixels)[EMBEDS].numpy()
+        if pool == "pooler" and EMBEDS in outputs:  # transformers' class with a projection has no such output
+            with raises(UsageError, what="pool", found=pool):
+                Pooling.choose(config, specs, pool)
+            continue
+        outside = Pooling.choose(config, specs, pool)(outputs, normalize=True)
+        np.testing.assert_allclose(outside, within, atol=1e-6)
 
 
 @pytest.mark.parametrize("model_type", ["vit", "vit_mae"])

@@ -137,7 +137,7 @@ def embed(
     with Unfinished(target, job.header(), (len(image_set), pooling.width)) as unfinished:
         progress.step(f"embedding {len(image_set)} images")
         errors = job.run(unfinished, progress)
-        unfinished.save()
+        unfinished.finish()
         if len(errors) == len(image_set):
             unfinished.remove()
             raise ImageError(f"none of {len(errors)} images could be read; the first: {errors[0]}", what="images")

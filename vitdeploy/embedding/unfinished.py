@@ -82,6 +82,11 @@ class Unfinished:
         self._waiting.clear()
         self._synced = time.monotonic()
 
+    def finish(self) -> None:
+        """Save everything and close the vectors, which may then be moved."""
+        self.save()
+        self._file.close()
+
     def remove(self) -> None:
         """Remove the folder of a finished job."""
         self._stack.close()

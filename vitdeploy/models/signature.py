@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vitdeploy.errors import UsageError, shown
 from vitdeploy.models.config import ViTConfig
-from vitdeploy.models.dense import FEATURES, RAW_FEATURES, dense_features
+from vitdeploy.models.layers.dense import FEATURES, RAW_FEATURES, dense_features
 from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.specs import EMBEDS, AxisRange, PixelFormat, PixelStage, Precision, Task, TensorSpec
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vitdeploy.bundle.scores import ProblemType, default_problem_type
 from vitdeploy.errors import UsageError
 from vitdeploy.models.config import ViTConfig
-from vitdeploy.models.dense import DenseFeatures, patch_map
+from vitdeploy.models.layers.dense import DenseFeatures, patch_map
 from vitdeploy.models.layers.embeddings import Embeddings
 from vitdeploy.models.layers.encoder import Attention, AttentionKind, Layer, UnusedNorm, check_attention
 from vitdeploy.models.layers.heads import FeatureHead, make_head

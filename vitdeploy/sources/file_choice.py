@@ -139,10 +139,12 @@ def _incomplete(files: Files, problem: str, what: str) -> CheckpointError:
 
 def _open_clip(files: Files) -> Choice | None:
     """OpenCLIP's weights, with their configuration located; None without either."""
-    if files.get(OPEN_CLIP_CONFIG) is None:
+    names = files.names()
+    weights = next((name for name in OPEN_CLIP_WEIGHTS if name in names), None)
+    if weights is None or OPEN_CLIP_CONFIG not in names or files.get(OPEN_CLIP_CONFIG) is None:
         return None
-    weights = next((path for name in OPEN_CLIP_WEIGHTS if (path := files.get(name)) is not None), None)
-    return None if weights is None else Choice((weights,))
+    path = files.get(weights)
+    return None if path is None else Choice((path,))
 
 
 def _adapter(files: Files) -> tuple[Path, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import re
@@ -20,6 +21,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from bundles import FLOAT32_TOLERANCE, export_graph, make_feeds, reference, tiny_model, worst_difference
+from onnx import TensorProto, helper
 from raising import raises
 from small_graphs import graph_of
 
@@ -476,3 +478,23 @@ def test_a_good_session_says_nothing(model_file: Path, capfd: pytest.CaptureFixt
     with OnnxRuntime(model_file) as runtime:
         runtime.run(make_feeds(tiny_model(), 2))
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_relu_before_float8_stays(tmp_path: Path) -> None:
+    """ONNX Runtime 1.32 drops it, as if the lowest value of float8 were 0."""
+    value = functools.partial(helper.make_tensor_value_info, elem_type=TensorProto.FLOAT, shape=["batch", 4])
+    nodes = [
+        helper.make_node("Relu", ["x"], ["positive"]),
+        helper.make_node("QuantizeLinear", ["positive", "scale", "zero"], ["quantized"]),
+        helper.make_node("DequantizeLinear", ["quantized", "scale", "zero"], ["y"]),
+    ]
+    weights = [
+        helper.make_tensor("scale", TensorProto.FLOAT, [], [0.25]),
+        helper.make_tensor("zero", TensorProto.FLOAT8E4M3FN, [], [0.0]),
+    ]
+    graph = helper.make_graph(nodes, "relu", [value("x")], [value("y")], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    onnx.save(model, tmp_path / "relu.onnx")
+    with OnnxRuntime(tmp_path / "relu.onnx") as runtime:
+        y = runtime.run({"x": np.array([[-1, -0.5, 0.5, 1]], np.float32)})["y"]
+    assert y.tolist() == [[0, 0, 0.5, 1]]

@@ -90,7 +90,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     found, session = Asked(), ort.InferenceSession  # onnxruntime has no types
 
     class OnTheCpu(session):  # type: ignore[misc, valid-type]
-        def __init__(self, path: Path, options: Any, *, providers: Any, enable_fallback: bool) -> None:
+        def __init__(self, path: Path, options: Any, *, providers: Any, enable_fallback: bool, **rest: object) -> None:
             ((name, found.options),) = providers
             assert name == TENSORRT
             found.strict = options.get_session_config_entry("session.disable_cpu_ep_fallback")

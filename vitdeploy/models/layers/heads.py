@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from vitdeploy.errors import UsageError
 from vitdeploy.models.config import ViTConfig
-from vitdeploy.models.dense import patch_map
 from vitdeploy.models.layers.activations import activation
+from vitdeploy.models.layers.dense import patch_map
 from vitdeploy.models.layers.embedding import ImageEmbedding
 from vitdeploy.models.layers.encoder import Attention, Mlp
 from vitdeploy.specs import EMBEDS, Pool, Task
