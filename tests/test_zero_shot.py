@@ -144,8 +144,9 @@ def test_an_engine_is_built(towers: TwoTowers, classes: Path, tmp_path: Path) ->
     assert [spec.name for spec in made.artifact("tensorrt-rtx", "fp16").outputs] == ["logits"]
 
 
-@pytest.mark.parametrize("name", ["ViTModel", "Dinov2Model", "BeitModel", "ViTMAEModel"])
-@pytest.mark.parametrize("pool", [None, "mean"])
+@pytest.mark.parametrize(
+    ("name", "pool"), [("ViTModel", None), ("Dinov2Model", "mean"), ("BeitModel", "mean"), ("ViTMAEModel", None)]
+)
 def test_prototypes_of_any_encoder(name: str, pool: Any, write_checkpoint: WriteCheckpoint, tmp_path: Path) -> None:
     """Images of each class, as vectors, are its prototypes."""
     head = next(head for head in HEADS if head.name == name)

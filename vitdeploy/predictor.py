@@ -146,14 +146,15 @@ class Predictor:
     ) -> np.ndarray:
         """Compute one vector per image: (N, D) float32, in the order of the images.
 
-        The vectors are the artifact's `image_embeds` if it has them, else its `pooler_output`, else the family's
-        pooling of its `last_hidden_state`, which is computed here; see docs/reference/models.md.
+        The vectors are those that the bundle was exported with. Of one without a pooling, they are the artifact's
+        `image_embeds` if it has them, else its `pooler_output`, else the family's pooling of its `last_hidden_state`,
+        which is computed here; see docs/reference/models.md.
 
         Args:
             images: See `ImageProcessor`; an empty list gives (0, D).
             pool: Another pooling: "cls", "mean", "cls+mean", "pooler" or "projection".
-            normalize: Divide each vector by its L2 norm; a zero vector stays zero. An artifact exported with
-                `normalize` has normalized vectors in any case.
+            normalize: Divide each vector by its L2 norm; a zero vector stays zero. A bundle exported with `normalize`
+                has normalized vectors of its own pooling in any case.
             batch_size: Images per run, at least 1. Default: the attribute of that name.
 
         Raises:

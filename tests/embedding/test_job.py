@@ -19,13 +19,13 @@ from told import Told
 import vitdeploy
 from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.errors import ImageError, InputError, MissingDependencyError, NotFiniteError, UsageError
+from vitdeploy.predictor import Predictor
 from vitdeploy.specs import EMBEDS, Task
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vitdeploy.bundle.bundle import Bundle
-    from vitdeploy.predictor import Predictor
 
 FEATURES = vitdeploy.SourceOptions(task=Task.FEATURES)
 COUNT = 12
@@ -139,6 +139,20 @@ def test_an_image_that_cannot_be_read_keeps_its_row(bundle: Bundle, folder: Path
     assert "could not be read" in run("embed", bundle.path, folder, "-o", tmp_path / "emb.npy").out
 
 
+def test_a_link_keeps_the_table_beside_it_and_a_carriage_return_its_row(
+    predictor: Predictor, folder: Path, tmp_path: Path
+) -> None:
+    odd = shutil.copy(folder / "0" / "00.png", tmp_path / "a\rb.png")
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "data.csv").write_text("other work", encoding="utf-8")
+    (tmp_path / "emb.npy").symlink_to(tmp_path / "real" / "data.npy")
+    result = vitdeploy.embed(predictor, [odd, folder / "1"], tmp_path / "emb.npy")
+    assert (result.names, (tmp_path / "emb.npy").is_symlink()) == (str(tmp_path / "emb.csv"), True)
+    assert [row["path"] for row in rows(tmp_path / "emb.csv")] == [str(odd), *paths_of(folder / "1")]
+    assert len(np.load(tmp_path / "emb.npy")) == 1 + COUNT // 2
+    assert (tmp_path / "real" / "data.csv").read_text(encoding="utf-8") == "other work"
+
+
 def test_none_that_can_be_read_is_an_error(predictor: Predictor, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"")
     with raises(ImageError, what="images"):
@@ -177,6 +191,13 @@ def test_torn_vectors_and_other_work_are_refused(predictor: Predictor, folder: P
     assert vitdeploy.embed(predictor, folder, output, batch_size=3).resumed == 6
     np.testing.assert_array_equal(np.load(output), predictor.embed(paths_of(folder), batch_size=3))
     begin()
+    (unfinished / "notes.txt").touch()  # a file of others stays
+    assert vitdeploy.embed(predictor, folder, output, batch_size=3).resumed == 6
+    assert [path.name for path in unfinished.iterdir()] == ["notes.txt"]
+    begin()
+    parts = Predictor(predictor.processor, predictor.runtime, (), config=predictor.config)
+    with raises(InputError, what="model"):  # of parts, whose model is unknown
+        vitdeploy.embed(parts, folder, output, batch_size=3)
     with raises(InputError, what="embedding / normalize"):
         vitdeploy.embed(predictor, folder, output, batch_size=3, normalize=True)
     with raises(InputError, what="batch_size"):

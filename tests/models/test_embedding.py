@@ -139,8 +139,13 @@ def test_every_backend_gives_the_same_vectors(tmp_path: Path) -> None:
     with vitdeploy.load(plain.path) as predictor:
         expected = predictor.embed(IMAGES, pool="mean", normalize=True)
     np.testing.assert_allclose(np.linalg.norm(expected, axis=1), 1, atol=1e-6)
+    tokens = vitdeploy.GraphOptions(pool="mean", normalize=True, outputs=("last_hidden_state",))
+    vitdeploy.export(checkpoint, precision="fp16", output=tmp_path / "bundle", graph=tokens)
+    with vitdeploy.load(bundle.path, backend="onnxruntime", precision="fp16") as predictor:  # pooled outside
+        np.testing.assert_allclose(predictor.embed(IMAGES), expected, atol=1e-3)
+        assert np.linalg.norm(predictor.embed(IMAGES, pool="cls"), axis=1).min() > 2  # not the bundle's
     for backend in CPU_BACKENDS:
-        with vitdeploy.load(bundle.path, backend=backend) as predictor:
+        with vitdeploy.load(bundle.path, backend=backend, precision="fp32") as predictor:
             assert [spec.name for spec in predictor.runtime.outputs] == [EMBEDS]
             np.testing.assert_allclose(predictor.embed(IMAGES, batch_size=2), expected, atol=TOLERANCE)
     for artifact in bundle.manifest.artifacts:

@@ -104,7 +104,12 @@ def test_python_objects_are_not_loaded(tmp_path: Path) -> None:
         ClassEmbeddings.read(path)
 
 
-def test_an_array_in_two_places_is_refused(tmp_path: Path) -> None:
+def test_an_array_in_two_places_or_without_its_ending_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("logit_bias", b"")
+    with raises(InputError, what="logit_bias (not .npy)", where=path):
+        ClassEmbeddings.read(path)
     path = written(tmp_path)
     content = io.BytesIO()
     np.save(content, np.array(1.0))

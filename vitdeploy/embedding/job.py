@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import itertools
 import os
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -142,10 +143,10 @@ def embed(
             unfinished.remove()
             raise ImageError(f"none of {len(errors)} images could be read; the first: {errors[0]}", what="images")
         resumed = sum(batch["rows"] for batch in unfinished.batches)
-        put_in_place(unfinished.vectors, target, image_set.names, errors)
+        put_in_place(unfinished.vectors, target, names, image_set.names, errors)
         unfinished.remove()
     failed = tuple(FailedImage(row, image_set.names[row], error) for row, error in errors.items())
-    embedding = {"output": pooling.output, "pool": pooling.pool, "normalize": normalize}
+    embedding = {"output": pooling.output, "pool": pooling.pool, "normalize": normalize or pooling.normalize}
     table = None if names is None else str(names)
     return EmbeddedImages(str(output), table, len(image_set), pooling.width, embedding, failed, resumed, left_out)
 
@@ -166,7 +167,8 @@ class _Job:
         listing = "".join(f"{name}\0" for name in self.images.names)
         return {
             "format": "vitdeploy embeddings 1",
-            "model": self.predictor.fingerprint,
+            # The model of a predictor assembled from parts is unknown: another run does not continue.
+            "model": self.predictor.fingerprint or secrets.token_hex(),
             "backend": self.predictor.runtime.backend,
             "precision": self.predictor.runtime.precision,
             "details": that_counts(self.predictor.runtime.details),

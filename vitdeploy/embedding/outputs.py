@@ -42,12 +42,15 @@ def parquet_writer() -> Callable[..., None]:
     return writer
 
 
-def put_in_place(vectors: Path, output: Path, names: Sequence[str], errors: Mapping[int, str]) -> None:
+def put_in_place(
+    vectors: Path, output: Path, table: Path | None, names: Sequence[str], errors: Mapping[int, str]
+) -> None:
     """Write the output of a finished job; existing files are replaced atomically.
 
     Args:
         vectors: The vectors, (N, D) float32, in a `.npy` file, which is moved if that is the output.
         output: The file to write.
+        table: The table of paths; None to write parquet.
         names: Path of each of N images.
         errors: Why images could not be read, by row.
 
@@ -55,7 +58,6 @@ def put_in_place(vectors: Path, output: Path, names: Sequence[str], errors: Mapp
         OutputError: If a file cannot be written.
     """
     with writing(output):
-        table = names_file(output)
         if table is None:
             finished = vectors.with_suffix(PARQUET)
             parquet_writer()(vectors, finished, list(map(_as_utf_8, names)), errors)
@@ -68,7 +70,8 @@ def put_in_place(vectors: Path, output: Path, names: Sequence[str], errors: Mapp
 def _csv(names: Sequence[str], errors: Mapping[int, str]) -> bytes:
     """The table: a path and an error, mostly empty, for each row of the vectors. Paths keep their bytes."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    unquoted = any("\r" in name for name in names)  # Python before 3.13 does not quote it by itself
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if unquoted else csv.QUOTE_MINIMAL)
     writer.writerow(("path", "error"))
     writer.writerows((name, errors.get(row, "")) for row, name in enumerate(names))
     return text.getvalue().encode("utf-8", "surrogateescape")

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import io
 import os
-import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -15,6 +14,7 @@ import numpy as np
 
 from vitdeploy.assess.evaluate.resume_file import WorkFile
 from vitdeploy.errors import InputError, OutputError, first_line
+from vitdeploy.files.locks import locked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+_LOG = "log"
 _SAVE_S = 2.0  # between two waits for the disk, each of which can take longer than a batch
 
 
@@ -51,9 +52,10 @@ class Unfinished:
         self.vectors = self.path / "vectors.npy"
         self._width, self._synced = shape[1], time.monotonic()
         self._waiting: list[dict[str, Any]] = []
-        log = self.path / "log"
-        with writing(self.path), contextlib.ExitStack() as stack:
+        log = self.path / _LOG
+        with writing(self.path), contextlib.ExitStack() as stack, contextlib.ExitStack() as start:
             self.path.mkdir(parents=True, exist_ok=True)
+            start.enter_context(locked(self.path))
             if not self.vectors.exists():
                 log.unlink(missing_ok=True)  # of a run that was killed after it moved the vectors to their place
             self._log = stack.enter_context(WorkFile(log, header))
@@ -88,9 +90,12 @@ class Unfinished:
         self._file.close()
 
     def remove(self) -> None:
-        """Remove the folder of a finished job."""
+        """Remove the files of a finished job, and the folder unless it has others."""
         self._stack.close()
-        shutil.rmtree(self.path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            for file in (self.vectors, self.path / _LOG):
+                file.unlink(missing_ok=True)
+            self.path.rmdir()
 
     def __enter__(self) -> Self:
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import math
@@ -72,7 +73,7 @@ class ClassEmbeddings:
             InputError: If the file cannot be read, lacks an array or has an unknown one, or a value is invalid.
         """
         with _opened(path) as archive:
-            _check_names(path, [name.removesuffix(".npy") for name in archive.namelist()])
+            _check_names(path, archive.namelist())
             names = _class_names(path, _array(path, archive, _NAMES, ("U",)))
             vectors = _array(path, archive, _VECTORS, _FLOATS)
             scale = _number(path, archive, _SCALE)
@@ -111,7 +112,8 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
         yield archive
 
 
-def _check_names(path: Path, arrays: list[str]) -> None:
+def _check_names(path: Path, members: list[str]) -> None:
+    arrays = [name.removesuffix(".npy") if name.endswith(".npy") else f"{name} (not .npy)" for name in members]
     missing = [name for name in _REQUIRED if name not in arrays]
     if missing:
         raise InputError(
@@ -153,7 +155,7 @@ def _class_names(path: Path, array: NDArray[Any]) -> tuple[str, ...]:
     if wrong is not None:
         raise _invalid(path, _NAMES, f"{shown(wrong)} is not one line of text", wrong)
     if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = next(name for name, count in collections.Counter(names).items() if count > 1)
         raise _invalid(path, _NAMES, f"two classes are named {shown(twice)}", twice, "give each class its own name")
     return names
 

@@ -110,8 +110,11 @@ def test_images_without_another_of_their_class_and_images_in_both(features: Bund
     alone = evaluate_embeddings(features, data=tmp_path / "data", backends=["onnxruntime"])
     assert (alone.unmatched, alone.shared, len(alone.notes)) == (1, 0, 1)
     assert alone.recall(alone.results[0], 10).correct == 2
+    shutil.copy(images[2], tmp_path / "data" / "alone" / "copy.png")
+    copied = evaluate_embeddings(features, data=tmp_path / "data", backends=["onnxruntime"])
+    assert (copied.unmatched, copied.shared, len(copied.notes)) == (0, 2, 1)
     both = evaluate_embeddings(features, data=tmp_path / "data", gallery=tmp_path / "data", backends=["onnxruntime"])
-    assert (both.unmatched, both.shared) == (0, 3)
+    assert (both.unmatched, both.shared) == (0, 4)
     assert both.recall(both.results[0], 1).value == 1
 
 

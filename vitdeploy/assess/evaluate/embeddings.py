@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -55,7 +56,7 @@ class EmbeddingEvaluation(LabelledAssessment[Neighbours]):
         gallery: Folder or file of the images that are searched; None for leave-one-out.
         gallery_images: Number of images that each query is searched among.
         unmatched: Number of queries without another image of their class, which count as wrong.
-        shared: Number of queries whose file is in the gallery, too; 0 for leave-one-out.
+        shared: Number of queries whose file is in the gallery, too; with leave-one-out, more than once in the data.
     """
 
     gallery: str | None = None
@@ -80,7 +81,12 @@ class EmbeddingEvaluation(LabelledAssessment[Neighbours]):
         """Remarks on images whose figures mislead, one line each."""
         of = "the gallery" if self.gallery else "the data"
         alone = f"{self.unmatched} images have no other image of their class in {of}, and count as wrong"
-        shared = f"{self.shared} images are in the gallery, too: each finds itself"
+        where = (
+            "in the gallery, too: each finds itself"
+            if self.gallery
+            else "in the data more than once: each finds a copy"
+        )
+        shared = f"{self.shared} images are {where}"
         return tuple(text for text, count in ((alone, self.unmatched), (shared, self.shared)) if count)
 
     def best(self, result: Neighbours) -> NDArray[np.int32]:
@@ -209,7 +215,7 @@ def run_embedding_evaluation(
         progress.step("searching neighbours")
         others = None if searched is None else searched.targets
         results = tuple(run.neighbours(queries.targets, neighbours, others) for run in runs)
-    in_gallery = set() if searched is None else {*digests[1]}
+    copies, itself = collections.Counter(digests[-1]), int(searched is None)
     counts = np.bincount(queries.targets if others is None else others, minlength=len(queries.classes))
     return EmbeddingEvaluation(
         bundle=str(bundle.path),
@@ -233,8 +239,8 @@ def run_embedding_evaluation(
         left_out=queries.left_out,
         gallery=None if searched is None else searched.source,
         gallery_images=len(queries) - 1 if searched is None else len(searched),
-        unmatched=int((counts[queries.targets] < (2 if searched is None else 1)).sum()),
-        shared=len([digest for digest in digests[0] if digest in in_gallery]),
+        unmatched=int((counts[queries.targets] <= itself).sum()),
+        shared=sum(copies[digest] > itself for digest in digests[0]),
     )
 
 

@@ -28,12 +28,14 @@ class Pooling:
         pool: Pooling of `last_hidden_state`; None for an output that is one vector per image already.
         num_prefix_tokens: Tokens before the patches.
         width: Length of the vectors, D.
+        normalize: True if the vectors are divided by their L2 norms in any case, as the bundle's `image_embeds` are.
     """
 
     output: str
     pool: Pool | None
     num_prefix_tokens: int
     width: int
+    normalize: bool = False
 
     @classmethod
     def choose(cls, config: Mapping[str, Any], outputs: Sequence[TensorSpec], pool: str | None = None) -> Pooling:
@@ -42,7 +44,8 @@ class Pooling:
         Args:
             config: Content of the model's `config.json`.
             outputs: The artifact's outputs.
-            pool: Pooling. Default: `image_embeds` if there is one, else `pooler_output`, else the family's.
+            pool: Pooling. Default: the configuration's `embedding_pool`; without one, `image_embeds` if there is one,
+                else `pooler_output`, else the family's.
 
         Raises:
             UsageError: If the pooling is unknown, or the artifact lacks the output that it reads.
@@ -53,7 +56,8 @@ class Pooling:
             raise UsageError(message, what="pool", expected=POOLS, found=pool)
         if not config:
             raise UsageError("embeddings need the model's config.json", what="config", hint="load a bundle")
-        choices = _choices(ViTConfig.from_dict(config), outputs)
+        model = ViTConfig.from_dict(config)
+        choices, pool = _choices(model, outputs), pool or model.embedding_pool
         if not choices:
             names = [spec.name for spec in outputs]
             raise UsageError(
@@ -74,7 +78,7 @@ class Pooling:
         x = outputs[self.output].astype(np.float32, copy=False)
         if self.pool is not None:
             x = _POOLS[self.pool](x, self.num_prefix_tokens)
-        return l2_normalized(x) if normalize else x
+        return l2_normalized(x) if normalize or self.normalize else x
 
 
 def l2_normalized(x: np.ndarray) -> np.ndarray:
@@ -95,11 +99,15 @@ def _choices(model: ViTConfig, outputs: Sequence[TensorSpec]) -> dict[Pool, Pool
     widths = {spec.name: int(spec.shape[-1]) for spec in outputs if spec.name in (EMBEDS, _POOLER, _TOKENS)}
     prefix = model.num_prefix_tokens
     choices: dict[Pool, Pooling] = {}
+
+    def outside(pool: Pool) -> bool:
+        return model.normalize_embedding and pool == model.embedding_pool
+
     for name, pool in ((EMBEDS, model.embedding_pool or "projection"), (_POOLER, "pooler")):
         if name in widths:
-            choices.setdefault(pool, Pooling(name, None, prefix, widths[name]))
+            choices.setdefault(pool, Pooling(name, None, prefix, widths[name], outside(pool) and name != EMBEDS))
     if _TOKENS in widths:
         for pool in model.token_pools:
             width = widths[_TOKENS] * (2 if pool == "cls+mean" else 1)
-            choices.setdefault(pool, Pooling(_TOKENS, pool, prefix, width))
+            choices.setdefault(pool, Pooling(_TOKENS, pool, prefix, width, outside(pool)))
     return choices
