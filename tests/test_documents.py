@@ -17,7 +17,7 @@ from families import HEADS, TIMM_GRAPHS
 from hub_server import Hub, use_hub
 
 from vitdeploy.models.checkpoint import task_of
-from vitdeploy.sources.layouts.timm_layout import from_timm
+from vitdeploy.sources.timm_layouts.layout import from_timm
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitdeploy.sources.layouts import open_clip_layout, timm_layout, torchvision_layout
-from vitdeploy.sources.layouts.timm_config import takes_any_size
+from vitdeploy.sources.timm_layouts.config import takes_any_size
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
