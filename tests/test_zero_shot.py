@@ -25,7 +25,7 @@ from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.delivery.model_card import model_card
 from vitdeploy.errors import CheckpointError, InputError, UsageError
 from vitdeploy.models.config import ViTConfig
-from vitdeploy.specs import Task
+from vitdeploy.specs import AxisRange, Task
 
 FORMATS = ("torchscript", "onnx", "openvino")
 
@@ -132,6 +132,16 @@ def test_half_precision(towers: TwoTowers, classes: Path, tmp_path: Path, precis
     made = vitdeploy.export(towers.folder, precision=precision, output=tmp_path / "b", source=source)
     (output,) = made.artifact("onnx", precision).validation["outputs"]
     assert output["output"] == "logits"
+
+
+def test_an_engine_is_built(towers: TwoTowers, classes: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx has no wheel for this platform")
+    made = vitdeploy.export(
+        towers.folder, to="tensorrt-rtx", precision="fp16", output=tmp_path / "b",
+        source=vitdeploy.SourceOptions(class_embeddings=classes),
+        engine=vitdeploy.EngineOptions(batch=(AxisRange(1, 2, 7),)),
+    )  # fmt: skip
+    assert [spec.name for spec in made.artifact("tensorrt-rtx", "fp16").outputs] == ["logits"]
 
 
 @pytest.mark.parametrize("name", ["ViTModel", "Dinov2Model", "BeitModel", "ViTMAEModel"])

@@ -53,6 +53,7 @@ class Arguments:
         self._commands |= {f"debug {name}": command for name, command in group.commands.items()}
         self._right: dict[str, Callable[[], list[str]]] = {
             "predict": lambda: ["bundle", "image.png"],
+            "embed": lambda: ["bundle", "image.png", "--output", "vectors.npy"],
             "compare": lambda: ["bundle", "--backend", "onnxruntime", "--golden", str(base / "golden.npz")],
             "evaluate": lambda: ["bundle", "--data", "data", "--backend", "onnxruntime"],
             "gate": lambda: ["bundle", "--data", "data", "--backend", "onnxruntime"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from vitdeploy.assess.benchmark.benchmark import benchmark
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.models.normalization import fold_normalization
+from vitdeploy.models.presets import random_model
 from vitdeploy.specs import PixelFormat, PixelStage, Task
 
 PROCESSORS: list[dict[str, Any]] = [
@@ -52,6 +54,20 @@ def test_the_other_weights_are_shared() -> None:
         name for name, value in folded.named_parameters() if value.data_ptr() != model.get_parameter(name).data_ptr()
     }
     assert own == {f"embeddings.patch_embeddings.projection.{name}" for name in ("weight", "bias")}
+
+
+def test_a_projection_without_a_bias_gets_one() -> None:
+    """CLIP's."""
+    config = dataclasses.replace(tiny_model().config, projection_bias=False, embedding_norm=True)
+    model = random_model(config)
+    scale, offset = np.array([0.02, 0.03, 0.01]), np.array([-1.0, -2.0, 0.5])
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32)).astype(np.float32)
+    values = (pixels * scale[:, None, None] + offset[:, None, None]).astype(np.float32)
+    with torch.inference_mode():
+        want = model(torch.from_numpy(values))["logits"]
+        found = fold_normalization(model, scale, offset)(torch.from_numpy(pixels))["logits"]
+    assert (found - want).abs().max() <= FLOAT32_TOLERANCE * want.abs().max()
+    assert "embeddings.patch_embeddings.projection.bias" not in model.state_dict()
 
 
 def images() -> list[np.ndarray]:

@@ -469,13 +469,13 @@ def test_means_of_a_timm_model_of_other_channels_can_be_replaced(tmp_path: Path,
 
 
 def test_a_bad_file_is_not_needed_where_all_is_stated(lost: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (lost / SETTINGS).write_text(json.dumps({"image_processor_type": "CLIPImageProcessor"}))
-    with raises(InputError, what="image_processor_type", found="CLIPImageProcessor"):
+    (lost / SETTINGS).write_text(json.dumps({"image_processor_type": "DetrImageProcessor"}))
+    with raises(InputError, what="image_processor_type", found="DetrImageProcessor"):
         read_checkpoint(lost, processor=ProcessorOptions(image_mean=MEAN, image_std=STD))
     found = read_checkpoint(lost, processor=ProcessorOptions(**DEFINED))
     assert found.source.processor is not None
     assert found.source.processor.kind == "options"
-    assert "CLIPImageProcessor" in caplog.text
+    assert "DetrImageProcessor" in caplog.text
 
 
 @pytest.mark.parametrize("settings", [{"image_mean": (0.5,)}, {"image_std": (0.5,) * 4}])

@@ -6,6 +6,7 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import pytest
 import safetensors.numpy
 from bundles import export_all, sign_again
@@ -96,6 +97,25 @@ def test_a_fault_of_a_torchscript_artifact_is_found_in_its_layer(embedded: Bundl
         shutil.copy(other.path / path, spoilt.path / path)
     for name, found in by_artifact(sign_again(spoilt), backends=["torchscript"]).items():
         assert beyond(found, found.tolerance) == [f"layers.{layer}"], name
+
+
+def test_a_fault_of_attention_pooling_is_found_in_the_head(write_checkpoint: WriteCheckpoint, tmp_path: Path) -> None:
+    """The pool's query, which is a constant of the graph, with its heads in another order."""
+    head = next(head for head in HEADS if head.name == "SiglipVisionModel")
+    checkpoint = write_checkpoint(head, random_config(head, 1))
+    bundle = vitdeploy.export(checkpoint.folder, output=tmp_path / "out")
+    assert compare_layers(bundle).status == "passed"
+    path = bundle.path / bundle.manifest.artifacts[0].files[0].path
+    model = onnx.load(path)
+    products = {node.input[0] for node in model.graph.node if node.op_type == "MatMul"}
+    (query,) = (weight for weight in model.graph.initializer if weight.name in products)
+    other = onnx.numpy_helper.to_array(query)[:, ::-1]
+    query.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(other), query.name))
+    onnx.save(model, path)
+    (found,) = compare_layers(sign_again(bundle)).results
+    assert (found.status, found.first) == ("failed", "head")
+    failed = [difference.output for difference in found.parts[-1].differences if not difference.within(found.tolerance)]
+    assert failed == ["pooler_output"]
 
 
 def test_a_channel_of_large_values_hides_no_fault(tmp_path: Path) -> None:

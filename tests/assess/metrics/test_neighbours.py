@@ -25,7 +25,7 @@ def blobs(seed: int, count: int = COUNT) -> tuple[NDArray[np.float32], NDArray[n
     return (centres[targets] + 1.5 * random.normal(size=(count, 12))).astype(np.float32), targets
 
 
-@pytest.fixture(params=[(1024, 8192), (40, 31)], ids=["one block", "many blocks"], autouse=True)
+@pytest.fixture(params=[(512, 4096), (40, 31)], ids=["one block", "many blocks"], autouse=True)
 def _blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, columns = request.param
     monkeypatch.setattr(neighbours, "_ROWS", rows)

@@ -139,7 +139,8 @@ def evaluate_embeddings(
     Measured are the accuracy of a k-nearest-neighbours classifier, and recall at 1, 5 and 10: the share of images with
     an image of their class among as many nearest neighbours. See `vitdeploy.assess.metrics.neighbours` for ties.
 
-    The vectors of every backend are in memory, 4 N D bytes each; similarities are computed block by block.
+    The vectors of every backend are in memory, 4 N D bytes each, and as much again for the one that is searched;
+    similarities are computed in blocks of 16 MiB.
 
     Args:
         bundle: The bundle of a feature extractor, or its folder.

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 DEFAULT_NEIGHBOURS = 5
 RECALLS = (1, 5, 10)  # numbers of neighbours of recall at k
 NONE = -1
-# Similarities of a block take 64 MiB in float64, and as much again as sort keys, for any number of images.
-_ROWS, _COLUMNS = 1024, 8192
+# Similarities of a block take 16 MiB in float64, and a few times that as sort keys, for any number of images.
+_ROWS, _COLUMNS = 512, 4096
 # Cosines that round to the same multiple of this are equal: float64 sums of the same products differ by less, whatever
 # their order, and so by processor and number of threads.
 _STEP = 2.0**-30
