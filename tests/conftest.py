@@ -94,7 +94,8 @@ class Checkpoint:
 
     @property
     def config(self) -> ViTConfig:
-        from vitdeploy.models.config import ViTConfig, image_tower, read_json
+        from vitdeploy.models.config import ViTConfig, read_json
+        from vitdeploy.models.families.lookup import image_tower
 
         return ViTConfig.from_dict(image_tower(read_json(self.folder / "config.json"), self.task))
 

@@ -138,7 +138,9 @@ def test_the_backend_that_is_shown_passes_the_contract(tree: Path) -> None:
 
 
 def test_the_family_that_is_shown_is_here_by_that_change_alone(tree: Path) -> None:
-    code = "from vitdeploy.models.families import FAMILIES; print([name for name in FAMILIES if 'siglip' in name])"
+    code = (
+        "from vitdeploy.models.families.table import FAMILIES; print([name for name in FAMILIES if 'siglip' in name])"
+    )
     assert call(tree, sys.executable, "-c", code) == "['siglip_vision_model', 'siglip']\n"
     call(tree, "git", "apply", "-C1", "--reverse", text=documented_diff("Adding a family"))
     assert call(tree, sys.executable, "-c", code) == "[]\n"

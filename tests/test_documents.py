@@ -13,11 +13,11 @@ import safetensors.torch
 from bundles import CPU_BACKENDS
 from documents import RUN, add_checkpoint, add_images, add_weights, blocks, documents_hub
 from environments import ROOT
-from families import HEADS, TIMM_GRAPHS
+from families import ALIASES, HEADS, TIMM_GRAPHS
 from hub_server import Hub, use_hub
 
 from vitdeploy.models.checkpoint import task_of
-from vitdeploy.sources.layouts.timm_layout import from_timm
+from vitdeploy.sources.timm_layouts.layout import from_timm
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
@@ -85,4 +85,5 @@ def test_each_cell_of_the_table_of_models_is_held_by_a_test() -> None:
         config, _ = from_timm(json.loads((folder / "config.json").read_text(encoding="utf-8")), weights)
         tested.add((config["model_type"], "timm", task_of(config)))
     tested |= {("vit", ".npz", task) for task in (Task.CLASSIFICATION, Task.FEATURES)}
-    assert table_of_models() == {key: set(CPU_BACKENDS) for key in tested}
+    aliases = {(head.family, "transformers", head.task): {"torch"} for head in ALIASES}
+    assert table_of_models() == {key: set(CPU_BACKENDS) for key in tested} | aliases

@@ -10,7 +10,7 @@ import numpy as np
 from environments import environment, run
 
 import vitdeploy
-from vitdeploy.models.unsupported import OPTIMUM, UNSUPPORTED
+from vitdeploy.models.families.unsupported import OPTIMUM, UNSUPPORTED
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from fuzz.cases import DAMAGED, PASSED, UNAVAILABLE, Case, accept
 from fuzz.damage import choose, damaged, odd_json
 from fuzz.special_files import copy_tree, replace, rewrite
 from fuzz.weights import odd_safetensors
-from vitdeploy.models.config_keys import RULES, Effect
+from vitdeploy.models.families.config_keys import RULES, Effect
 from vitdeploy.sources.read import Checkpoint, read_checkpoint
 
 if TYPE_CHECKING:

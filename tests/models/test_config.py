@@ -13,7 +13,7 @@ from raising import raises
 
 from vitdeploy.errors import CheckpointError, UsageError
 from vitdeploy.models.config import ViTConfig
-from vitdeploy.models.families import FAMILIES
+from vitdeploy.models.families.table import FAMILIES
 
 NOT_SIZES: tuple[Any, ...] = (
     "768", 0, -1, 1.5, 768.0, True, [], [8], {}, "x\ny" * 99, 10**30, math.nan, math.inf, 2**15 + 1,

@@ -13,7 +13,7 @@ from raising import raises
 
 from models.parity import assert_near, images
 from vitdeploy.errors import UsageError
-from vitdeploy.models.families import FAMILIES
+from vitdeploy.models.families.table import FAMILIES
 from vitdeploy.models.layers.dense import dense_features
 from vitdeploy.models.signature import Served, output_names
 from vitdeploy.sources.read import read_checkpoint

@@ -17,8 +17,9 @@ import vitdeploy
 from models.parity import images
 from vitdeploy.assess.data.images import synthetic_images
 from vitdeploy.errors import CheckpointError, UsageError
-from vitdeploy.models.config import ViTConfig, image_tower, read_json
-from vitdeploy.models.families import FAMILIES
+from vitdeploy.models.config import ViTConfig, read_json
+from vitdeploy.models.families.lookup import image_tower
+from vitdeploy.models.families.table import FAMILIES
 from vitdeploy.models.layers.embedding import l2_normalized
 from vitdeploy.models.layers.heads import FeatureHead
 from vitdeploy.models.layers.pooling import Pooling

@@ -15,8 +15,9 @@ from torch import Tensor
 from models.parity import TOLERANCES, answers, assert_near, images, masks, peer_of
 from vitdeploy.errors import CheckpointError
 from vitdeploy.models.checkpoint import architecture_of, load_model, make_model, save_model, task_of
-from vitdeploy.models.config import ViTConfig, image_tower
-from vitdeploy.models.families import FAMILIES
+from vitdeploy.models.config import ViTConfig
+from vitdeploy.models.families.lookup import image_tower
+from vitdeploy.models.families.table import FAMILIES
 from vitdeploy.models.layers.encoder import AttentionKind
 from vitdeploy.specs import Task
 

@@ -9,7 +9,8 @@ import transformers
 from raising import raises
 
 from vitdeploy.errors import CheckpointError
-from vitdeploy.models.config import ViTConfig, image_tower
+from vitdeploy.models.config import ViTConfig
+from vitdeploy.models.families.lookup import image_tower
 from vitdeploy.specs import Task
 
 NESTED = {"hidden_size": 64, "num_attention_heads": 4, "image_size": 48, "patch_size": 16, "projection_dim": 9}

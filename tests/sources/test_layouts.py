@@ -129,9 +129,11 @@ def test_a_timm_model_gives_what_timm_computes(exported: Callable[[str], Path], 
 
 
 def test_a_timm_model_of_another_aspect_needs_an_image_size_that_timm_crops_alike(tmp_path: Path) -> None:
-    assert set(CASES) - set(SQUARE) == {"vit_1"}
-    with raises(CheckpointError, what="pretrained_cfg.crop_mode"):
-        vitdeploy.export(GOLDEN / "vit_1", output=tmp_path / "out")
+    others = set(CASES) - set(SQUARE)
+    assert "vit_1" in others
+    for case in others:
+        with raises(CheckpointError, what="pretrained_cfg.crop_mode"):
+            vitdeploy.export(GOLDEN / case, output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
     graph = vitdeploy.GraphOptions(image_size=36)
     vitdeploy.export(GOLDEN / "vit_1", to="torchscript", output=tmp_path / "out", graph=graph)

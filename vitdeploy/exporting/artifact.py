@@ -71,9 +71,8 @@ class ArtifactRequest:
     def read(self) -> Checkpoint:
         """Read the checkpoint and the reference; see `vitdeploy.sources.read`."""
         from vitdeploy.sources.class_embeddings import ClassEmbeddings
-        from vitdeploy.sources.embedding import with_embedding
+        from vitdeploy.sources.embeddings import with_embedding, zero_shot
         from vitdeploy.sources.read import random_checkpoint, read_checkpoint
-        from vitdeploy.sources.zero_shot import zero_shot
 
         source, task = self.source, None if self.source.task is None else Task(self.source.task)
         settings: dict[str, Any] = {

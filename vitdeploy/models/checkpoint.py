@@ -13,9 +13,10 @@ from torch import Tensor
 from vitdeploy.errors import CheckpointError, shown
 from vitdeploy.files.opened import OpenedFile
 from vitdeploy.models.config import ViTConfig
-from vitdeploy.models.families import FAMILIES, Family
+from vitdeploy.models.families.family import Family
+from vitdeploy.models.families.table import FAMILIES
+from vitdeploy.models.families.weight_names import disk_name, our_names, part_names
 from vitdeploy.models.layers.encoder import AttentionKind
-from vitdeploy.models.names import disk_name, our_names, part_names
 from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.models.weights import read_weights, write_weights
 from vitdeploy.specs import ZERO_SHOT, Task

@@ -13,11 +13,12 @@ from vitdeploy.bundle.scores import ProblemType, stated_problem_type
 from vitdeploy.errors import CheckpointError, UsageError, shown
 from vitdeploy.files.json_text import json_object
 from vitdeploy.files.regular_file import read_regular
-from vitdeploy.models.config_keys import check_keys
-from vitdeploy.models.families import FAMILIES, Family
+from vitdeploy.models.families.config_keys import check_keys
+from vitdeploy.models.families.family import Family
+from vitdeploy.models.families.lookup import encoder_keys, family_of
+from vitdeploy.models.families.table import FAMILIES
 from vitdeploy.models.rotary import Rotary
-from vitdeploy.models.unsupported import UNSUPPORTED
-from vitdeploy.specs import EMBEDDING_KEYS, POOLS, ZERO_SHOT, Pool, Task
+from vitdeploy.specs import EMBEDDING_KEYS, POOLS, ZERO_SHOT, Pool
 
 Pooler = Literal["cls", "cls+norm", "mean", "mean+norm", "cls+mean", "dense", "attention"]
 POOLERS: tuple[str, ...] = get_args(Pooler)
@@ -274,7 +275,7 @@ class ViTConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ViTConfig:
-        """Read a parsed `config.json`; see `vitdeploy.models.config_keys` for every key.
+        """Read a parsed `config.json`; see `vitdeploy.models.families.config_keys` for every key.
 
         Raises:
             CheckpointError: If the model type is unknown, a value is invalid, or a key requires an unsupported feature.
@@ -327,58 +328,10 @@ class ViTConfig:
         return {name: value for name, value in data.items() if value is not None}
 
 
-def encoder_keys(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of the encoder in a parsed `config.json`: nested in that of a model with an image and a text tower."""
-    tower = family_of(data).tower
-    if tower is None:
-        return data if isinstance(data, dict) else dict(data)
-    key = tower.key(data)
-    keys = {} if data.get(key) is None else data[key]
-    if not isinstance(keys, dict):
-        message = f"config.json: {key} is {shown(keys)}, expected an object"
-        raise CheckpointError(message, what=key, where="config.json", found=keys)
-    return keys
-
-
-def image_tower(data: Mapping[str, Any], task: Task) -> dict[str, Any]:
-    """The `config.json` of the image tower alone, for the features of a model with two towers; otherwise `data`.
-
-    A classifier keeps both, because transformers' class has the configuration of both.
-    """
-    tower = family_of(data).tower
-    if tower is None:
-        return dict(data)
-    keys = encoder_keys(data)
-    if task is Task.FEATURES:
-        own = ("architectures", "dtype", "torch_dtype", "transformers_version")
-        beside = {key: data.get(key, default) for key, default in tower.shared.items()}
-        return {**keys, **beside, **{key: data[key] for key in own if key in data}, "model_type": tower.model_type}
-    return {**data, tower.key(data): {**keys, **tower.of_classifier}}
-
-
 def json_size(size: tuple[int, int]) -> int | list[int]:
     """(height, width) in the form of `config.json`: one number for a square."""
     height, width = size
     return height if height == width else [height, width]
-
-
-def family_of(data: Mapping[str, Any]) -> Family:
-    """The family in a parsed `config.json`; CheckpointError unless it is one of `FAMILIES`."""
-    model_type = data.get("model_type")
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        other = UNSUPPORTED.get(model_type) if isinstance(model_type, str) else None
-        if other is not None:
-            raise CheckpointError(
-                f"config.json: {other}",
-                what="model_type", where="config.json", expected=tuple(FAMILIES), found=model_type,
-                hint=other.alternative,
-            )  # fmt: skip
-        written = [name for name in FAMILIES if not name.startswith("timm_")]  # those are of our own bundles
-        raise CheckpointError(
-            f"config.json: unknown model_type {shown(model_type)}; supported: {', '.join(written)}",
-            what="model_type", where="config.json", expected=tuple(FAMILIES), found=model_type,
-        )  # fmt: skip
-    return FAMILIES[model_type]
 
 
 def read_json(path: Path) -> dict[str, Any]:

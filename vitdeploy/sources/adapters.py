@@ -10,18 +10,19 @@ from vitdeploy.bundle.labels import class_names
 from vitdeploy.errors import CheckpointError, HubError, MissingDependencyError, UsageError
 from vitdeploy.models.checkpoint import task_of
 from vitdeploy.models.config import ViTConfig, read_json
-from vitdeploy.models.config_keys import RULES, Effect
-from vitdeploy.models.families import FAMILIES, Family
-from vitdeploy.models.names import our_names
+from vitdeploy.models.families.config_keys import RULES, Effect
+from vitdeploy.models.families.family import Family
+from vitdeploy.models.families.table import FAMILIES
+from vitdeploy.models.families.weight_names import our_names
 from vitdeploy.models.weights import read_weights
 from vitdeploy.sources.hub import CheckpointFiles, local_path, resolve
 from vitdeploy.sources.layouts.peft_adapter import merge
 from vitdeploy.sources.layouts.peft_config import LoraConfig
 from vitdeploy.sources.layouts.peft_merged import is_merged
-from vitdeploy.sources.layouts.timm_classes import LABEL_KEYS, num_classes
-from vitdeploy.sources.layouts.timm_layout import is_timm
-from vitdeploy.sources.layouts.timm_parts import mapping, model_args, pretrained_cfg, tables
-from vitdeploy.sources.layouts.timm_processor import PREPROCESSING
+from vitdeploy.sources.timm_layouts.classes import LABEL_KEYS, num_classes
+from vitdeploy.sources.timm_layouts.layout import is_timm
+from vitdeploy.sources.timm_layouts.parts import mapping, model_args, pretrained_cfg, tables
+from vitdeploy.sources.timm_layouts.processor import PREPROCESSING
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:

@@ -17,9 +17,10 @@ from vitdeploy.files.file_kinds import (
     names_advice,
 )
 from vitdeploy.files.regular_file import read_regular
-from vitdeploy.models.config import family_of, read_json
-from vitdeploy.sources.layouts.timm_parts import is_timm
+from vitdeploy.models.config import read_json
+from vitdeploy.models.families.lookup import family_of
 from vitdeploy.sources.license_files import CARD
+from vitdeploy.sources.timm_layouts.parts import is_timm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection

@@ -12,8 +12,9 @@ from vitdeploy.bundle.manifest import FileRecord, Source
 from vitdeploy.errors import CheckpointError, UsageError
 from vitdeploy.images.preprocessor_files import note_unknown_settings
 from vitdeploy.models.checkpoint import architecture_of, make_model, task_of
-from vitdeploy.models.config import ViTConfig, encoder_keys, image_tower, json_size, read_json
-from vitdeploy.models.config_keys import note_unknown_keys
+from vitdeploy.models.config import ViTConfig, json_size, read_json
+from vitdeploy.models.families.config_keys import note_unknown_keys
+from vitdeploy.models.families.lookup import encoder_keys, image_tower
 from vitdeploy.models.presets import preset_config, random_model
 from vitdeploy.models.weights import read_weights
 from vitdeploy.sources.adapters import Adapter

@@ -19,8 +19,8 @@ from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.models.config import read_json
 from vitdeploy.sources.hub import resolve_processor
 from vitdeploy.sources.layouts.lookup import Layout, layout_of
-from vitdeploy.sources.layouts.timm_layout import is_timm
-from vitdeploy.sources.layouts.timm_processor import states_processor
+from vitdeploy.sources.timm_layouts.layout import is_timm
+from vitdeploy.sources.timm_layouts.processor import states_processor
 
 if TYPE_CHECKING:
     from vitdeploy.models.config import ViTConfig

@@ -11,9 +11,9 @@ from raising import raises
 
 from vitdeploy.errors import CheckpointError
 from vitdeploy.sources.architectures.timm_table import is_timm_name, names_of_sizes, reader_of, timm_config, timm_names
-from vitdeploy.sources.layouts.timm_config import read_config
-from vitdeploy.sources.layouts.timm_layout import processor_config
-from vitdeploy.sources.layouts.timm_parts import is_dinov3, is_eva
+from vitdeploy.sources.timm_layouts.config import read_config
+from vitdeploy.sources.timm_layouts.layout import processor_config
+from vitdeploy.sources.timm_layouts.parts import is_dinov3, is_eva
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "timm"
 ARCHITECTURES: dict[str, Any] = json.loads((GOLDEN / "architectures.json").read_text())

@@ -23,8 +23,8 @@ from vitdeploy import WeightsFile
 from vitdeploy.errors import CheckpointError, UsageError
 from vitdeploy.sources.architectures import open_clip_table
 from vitdeploy.sources.layouts.open_clip_layout import from_open_clip, open_clip_processor
-from vitdeploy.sources.layouts.timm_layout import from_timm
 from vitdeploy.sources.read import Checkpoint, read_checkpoint
+from vitdeploy.sources.timm_layouts.layout import from_timm
 from vitdeploy.specs import Task
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "open_clip"

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy.errors import CheckpointError
 from vitdeploy.sources.architectures.timm_table import names_of_sizes, timm_config
-from vitdeploy.sources.layouts.timm_config import image_size as image_size_of
-from vitdeploy.sources.layouts.timm_parts import is_dinov3, is_eva
+from vitdeploy.sources.timm_layouts.config import image_size as image_size_of
+from vitdeploy.sources.timm_layouts.parts import is_dinov3, is_eva
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from vitdeploy.errors import CheckpointError
-from vitdeploy.sources.layouts.timm_config import read_config
-from vitdeploy.sources.layouts.timm_dinov3_config import read_dinov3_config
-from vitdeploy.sources.layouts.timm_eva_config import read_eva_config
-from vitdeploy.sources.layouts.timm_parts import is_dinov3, is_eva
+from vitdeploy.sources.timm_layouts.config import read_config
+from vitdeploy.sources.timm_layouts.dinov3_config import read_dinov3_config
+from vitdeploy.sources.timm_layouts.eva_config import read_eva_config
+from vitdeploy.sources.timm_layouts.parts import is_dinov3, is_eva
 
 # Arguments of timm's train.py that override the registry's transform (timm.data.resolve_data_config).
 _TRANSFORM_ARGUMENTS = ("interpolation", "crop_pct", "crop_mode", "mean", "std")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vitdeploy.sources.layouts import open_clip_layout, timm_layout, torchvision_layout
-from vitdeploy.sources.layouts.timm_config import takes_any_size
+from vitdeploy.sources.layouts import open_clip_layout, torchvision_layout
+from vitdeploy.sources.timm_layouts.config import takes_any_size
+from vitdeploy.sources.timm_layouts.layout import from_timm, is_timm, processor_config
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Layout(NamedTuple):
 
 
 _LAYOUTS = (
-    Layout("timm", timm_layout.is_timm, timm_layout.from_timm, timm_layout.processor_config, takes_any_size),
+    Layout("timm", is_timm, from_timm, processor_config, takes_any_size),
     Layout(
         "torchvision",
         torchvision_layout.is_torchvision,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vitdeploy.errors import CheckpointError
 from vitdeploy.images.preprocessor_config import FILTERS
 from vitdeploy.models.checkpoint import some
-from vitdeploy.sources.layouts.timm_layout import from_timm
+from vitdeploy.sources.timm_layouts.layout import from_timm
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from vitdeploy.errors import UsageError, shown
-from vitdeploy.models.families import FAMILIES
+from vitdeploy.models.families.table import FAMILIES
 
 logger = logging.getLogger(__name__)
 

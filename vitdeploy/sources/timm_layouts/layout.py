@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vitdeploy.sources.layouts.timm_clip import from_clip
-from vitdeploy.sources.layouts.timm_config import read_config
-from vitdeploy.sources.layouts.timm_dinov3 import from_dinov3
-from vitdeploy.sources.layouts.timm_eva import from_eva
-from vitdeploy.sources.layouts.timm_parts import is_dinov3, is_eva, is_timm, refuse, unsupported
-from vitdeploy.sources.layouts.timm_pooled import from_pooled, is_pooled
-from vitdeploy.sources.layouts.timm_processor import processor_config
-from vitdeploy.sources.layouts.timm_tensors import Source
+from vitdeploy.sources.timm_layouts.clip import from_clip
+from vitdeploy.sources.timm_layouts.config import read_config
+from vitdeploy.sources.timm_layouts.dinov3 import from_dinov3
+from vitdeploy.sources.timm_layouts.eva import from_eva
+from vitdeploy.sources.timm_layouts.parts import is_dinov3, is_eva, is_timm, refuse, unsupported
+from vitdeploy.sources.timm_layouts.pooled import from_pooled, is_pooled
+from vitdeploy.sources.timm_layouts.processor import processor_config
+from vitdeploy.sources.timm_layouts.tensors import Source
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from torch import Tensor
 import vitdeploy
 from vitdeploy.errors import CheckpointError
 from vitdeploy.models.config import ViTConfig
-from vitdeploy.sources.layouts.timm_layout import from_timm
 from vitdeploy.sources.read import read_checkpoint
+from vitdeploy.sources.timm_layouts.layout import from_timm
 from vitdeploy.specs import Task
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "timm"

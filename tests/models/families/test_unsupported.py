@@ -8,9 +8,9 @@ from transformers import CONFIG_MAPPING
 
 from vitdeploy.errors import CheckpointError
 from vitdeploy.models.config import ViTConfig
-from vitdeploy.models.families import FAMILIES
-from vitdeploy.models.unsupported import OPTIMUM, UNSUPPORTED, family_in
-from vitdeploy.sources.layouts.timm_config import read_config
+from vitdeploy.models.families.table import FAMILIES
+from vitdeploy.models.families.unsupported import OPTIMUM, UNSUPPORTED, family_in
+from vitdeploy.sources.timm_layouts.config import read_config
 
 
 def test_each_is_a_model_of_transformers_that_is_not_built() -> None:

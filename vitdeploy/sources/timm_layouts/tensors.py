@@ -8,16 +8,16 @@ import torch
 
 from vitdeploy.errors import CheckpointError
 from vitdeploy.models.checkpoint import some
-from vitdeploy.sources.layouts.timm_parts import MOST, pair, refuse
+from vitdeploy.sources.timm_layouts.parts import MOST, pair, refuse
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
-    from vitdeploy.sources.layouts.timm_config import TimmConfig
-    from vitdeploy.sources.layouts.timm_dinov3_config import DinoV3Config
-    from vitdeploy.sources.layouts.timm_eva_config import EvaConfig
+    from vitdeploy.sources.timm_layouts.config import TimmConfig
+    from vitdeploy.sources.timm_layouts.dinov3_config import DinoV3Config
+    from vitdeploy.sources.timm_layouts.eva_config import EvaConfig
 
 _EPS = 1e-6  # timm.layers.LayerNorm
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vitdeploy.sources.layouts.timm_eva_config import EvaConfig, read_eva_config
-from vitdeploy.sources.layouts.timm_parts import refuse
-from vitdeploy.sources.layouts.timm_tensors import Tensors
+from vitdeploy.sources.timm_layouts.eva_config import EvaConfig, read_eva_config
+from vitdeploy.sources.timm_layouts.parts import refuse
+from vitdeploy.sources.timm_layouts.tensors import Tensors
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _PREFIX_ROWS = 1  # of the class token
 def from_eva(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor], task: Task | None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Convert an EVA or a Perception Encoder; see `vitdeploy.sources.layouts.timm_layout.from_timm`.
+    """Convert an EVA or a Perception Encoder; see `vitdeploy.sources.timm_layouts.layout.from_timm`.
 
     A head that is a projection (see `read_eva_config`) is read as a classifier if `task` says so.
     """

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vitdeploy.sources.layouts.timm_parts import unsupported
+from vitdeploy.sources.timm_layouts.parts import unsupported
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vitdeploy.sources.layouts.timm_tensors import Source
+    from vitdeploy.sources.timm_layouts.tensors import Source
 
 _EPSILON = 1e-5
 _ENCODER = "vision_model"
 
 
 def from_clip(source: Source, task: Task | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Convert a CLIP image encoder; see `vitdeploy.sources.layouts.timm_layout.from_timm`.
+    """Convert a CLIP image encoder; see `vitdeploy.sources.timm_layouts.layout.from_timm`.
 
     timm's head is CLIP's projection if its bias is zero and no classes are named: the projection has no bias, for which
     timm writes zeros. Otherwise it is a classifier, or what `task` says.

@@ -30,8 +30,8 @@ from vitdeploy.errors import CheckpointError, InputError
 from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.models.checkpoint import make_model
 from vitdeploy.models.config import ViTConfig, json_size
-from vitdeploy.sources.layouts.timm_config import num_channels, read_config
-from vitdeploy.sources.layouts.timm_layout import from_timm, is_timm, processor_config
+from vitdeploy.sources.timm_layouts.config import num_channels, read_config
+from vitdeploy.sources.timm_layouts.layout import from_timm, is_timm, processor_config
 from vitdeploy.specs import Task
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "timm"

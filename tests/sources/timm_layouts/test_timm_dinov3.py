@@ -18,10 +18,10 @@ from raising import raises
 from torch import Tensor
 
 from vitdeploy.errors import CheckpointError
-from vitdeploy.sources.layouts.timm_config import takes_any_size
-from vitdeploy.sources.layouts.timm_dinov3_config import read_dinov3_config
-from vitdeploy.sources.layouts.timm_keys import DINOV3_ARGS, DINOV3_PLAIN
-from vitdeploy.sources.layouts.timm_layout import from_timm, processor_config
+from vitdeploy.sources.timm_layouts.config import takes_any_size
+from vitdeploy.sources.timm_layouts.dinov3_config import read_dinov3_config
+from vitdeploy.sources.timm_layouts.keys import DINOV3_ARGS, DINOV3_PLAIN
+from vitdeploy.sources.timm_layouts.layout import from_timm, processor_config
 from vitdeploy.specs import Task
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "timm"

@@ -24,8 +24,8 @@ from models.parity import TOLERANCES, answers, images, masks
 from vitdeploy.errors import CheckpointError
 from vitdeploy.models.checkpoint import make_model
 from vitdeploy.models.config import ViTConfig
-from vitdeploy.models.config_keys import COMMON, OF_FAMILY, RULES, Effect
-from vitdeploy.models.families import FAMILIES
+from vitdeploy.models.families.config_keys import COMMON, OF_FAMILY, RULES, Effect
+from vitdeploy.models.families.table import FAMILIES
 from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.models.weights import read_weights
 from vitdeploy.sources.read import read_checkpoint

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vitdeploy.assess.metrics.drift import trend
+from vitdeploy.assess.benchmark.notes import trend
 
 
 def test_a_rise_is_found_under_noise_and_offsets() -> None:

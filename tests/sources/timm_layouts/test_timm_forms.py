@@ -26,8 +26,9 @@ from vitdeploy import ProcessorOptions
 from vitdeploy.errors import CheckpointError, UsageError
 from vitdeploy.models.checkpoint import make_model
 from vitdeploy.models.config import ViTConfig
-from vitdeploy.sources.layouts.timm_config import read_config
-from vitdeploy.sources.layouts.timm_keys import (
+from vitdeploy.sources.read import read_checkpoint
+from vitdeploy.sources.timm_layouts.config import read_config
+from vitdeploy.sources.timm_layouts.keys import (
     CONFIG,
     EVA_ARGS,
     EVA_NULLABLE,
@@ -37,8 +38,7 @@ from vitdeploy.sources.layouts.timm_keys import (
     PLAIN,
     PRETRAINED_CFG,
 )
-from vitdeploy.sources.layouts.timm_layout import from_timm, processor_config
-from vitdeploy.sources.read import read_checkpoint
+from vitdeploy.sources.timm_layouts.layout import from_timm, processor_config
 from vitdeploy.specs import Task
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "timm"

@@ -22,10 +22,10 @@ from torch import Tensor
 from vitdeploy.errors import CheckpointError
 from vitdeploy.models.checkpoint import make_model, save_model
 from vitdeploy.models.config import ViTConfig
-from vitdeploy.models.config_keys import OF_FAMILY, RULES
+from vitdeploy.models.families.config_keys import OF_FAMILY, RULES
 from vitdeploy.models.weights import read_weights
-from vitdeploy.sources.layouts.timm_eva_config import eva_architecture, read_eva_config
-from vitdeploy.sources.layouts.timm_layout import from_timm, processor_config
+from vitdeploy.sources.timm_layouts.eva_config import eva_architecture, read_eva_config
+from vitdeploy.sources.timm_layouts.layout import from_timm, processor_config
 from vitdeploy.specs import Task
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "timm"

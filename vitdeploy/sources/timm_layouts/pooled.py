@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vitdeploy.models.checkpoint import disk_tensors
-from vitdeploy.models.families import FAMILIES
+from vitdeploy.models.families.table import FAMILIES
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vitdeploy.sources.layouts.timm_tensors import Source
+    from vitdeploy.sources.timm_layouts.tensors import Source
 
 # Pooler of `vitdeploy.models.layers.heads`, by timm's global_pool and whether a norm follows.
 _POOLINGS = {
@@ -43,7 +43,7 @@ def is_pooled(source: Source, *, features: bool) -> bool:
 
 
 def from_pooled(source: Source, *, features: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Convert the model; see `vitdeploy.sources.layouts.timm_layout.from_timm`."""
+    """Convert the model; see `vitdeploy.sources.timm_layouts.layout.from_timm`."""
     stated, width = source.stated, source.width
     registers = source.shape("reg_token", 3)[1] if source.has("reg_token") else 0
     scaled, biased = source.has("blocks.0.ls1.gamma"), source.has("blocks.0.attn.qkv.bias")

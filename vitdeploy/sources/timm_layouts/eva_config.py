@@ -7,10 +7,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from vitdeploy.sources.layouts.timm_classes import label_offset, labels, num_classes, problem_type
-from vitdeploy.sources.layouts.timm_config import global_pool, image_size, table_size
-from vitdeploy.sources.layouts.timm_keys import EVA_ARGS
-from vitdeploy.sources.layouts.timm_parts import (
+from vitdeploy.sources.timm_layouts.classes import label_offset, labels, num_classes, problem_type
+from vitdeploy.sources.timm_layouts.config import global_pool, image_size, table_size
+from vitdeploy.sources.timm_layouts.keys import EVA_ARGS
+from vitdeploy.sources.timm_layouts.parts import (
     count,
     flag,
     model_args,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vitdeploy.sources.layouts.timm_parts import MOST, count, first, is_wrapper, mapping, refuse, unsupported
+from vitdeploy.sources.timm_layouts.parts import MOST, count, first, is_wrapper, mapping, refuse, unsupported
 
 LABEL_KEYS = ("label_names", "labels", "label_descriptions", "id2label", "label2id", "num_classes", "num_labels")
 _DEFAULT_CLASSES = 1000  # of timm's PretrainedCfg

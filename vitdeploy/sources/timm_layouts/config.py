@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vitdeploy.errors import CheckpointError
-from vitdeploy.models.unsupported import OPTIMUM, family_in
-from vitdeploy.sources.layouts.timm_classes import label_offset, labels, num_classes, problem_type
-from vitdeploy.sources.layouts.timm_keys import MODEL_ARGS
-from vitdeploy.sources.layouts.timm_parts import (
+from vitdeploy.models.families.unsupported import OPTIMUM, family_in
+from vitdeploy.sources.timm_layouts.classes import label_offset, labels, num_classes, problem_type
+from vitdeploy.sources.timm_layouts.keys import MODEL_ARGS
+from vitdeploy.sources.timm_layouts.parts import (
     count,
     first,
     flag,

@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from vitdeploy.sources.layouts.timm_config import image_size, is_dynamic
-from vitdeploy.sources.layouts.timm_keys import DINOV3_ARGS
-from vitdeploy.sources.layouts.timm_parts import count, model_args, number, refuse, unsupported
+from vitdeploy.sources.timm_layouts.config import image_size, is_dynamic
+from vitdeploy.sources.timm_layouts.keys import DINOV3_ARGS
+from vitdeploy.sources.timm_layouts.parts import count, model_args, number, refuse, unsupported
 
 # Names in timm 1.0. No file stores the number of heads: timm's registry defines it by architecture name.
 _ARCHITECTURE = re.compile(r"vit_(tiny|small|small_plus|base|large|huge_plus|7b)_patch\d+_dinov3(?:_qkvb)?")

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vitdeploy.images.preprocessor_config import FILTERS
-from vitdeploy.sources.layouts.timm_config import image_size, num_channels
-from vitdeploy.sources.layouts.timm_parts import MOST, pretrained_cfg, refuse
+from vitdeploy.sources.timm_layouts.config import image_size, num_channels
+from vitdeploy.sources.timm_layouts.parts import MOST, pretrained_cfg, refuse
 
 # Keys of pretrained_cfg that define it.
 PREPROCESSING = ("input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")

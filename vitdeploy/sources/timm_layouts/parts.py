@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vitdeploy.errors import CheckpointError
-from vitdeploy.sources.layouts.timm_keys import (
+from vitdeploy.sources.timm_layouts.keys import (
     DINOV3_ARGS,
     DINOV3_PLAIN,
     EVA_ARGS,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from families import OF_TRANSFORMERS
 
-from vitdeploy.models.families import FAMILIES
-from vitdeploy.models.names import disk_name, our_names
+from vitdeploy.models.families.table import FAMILIES
+from vitdeploy.models.families.weight_names import disk_name, our_names
 
 # A name on disk, and ours.
 PAIRS = {

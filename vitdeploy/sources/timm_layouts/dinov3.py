@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vitdeploy.sources.layouts.timm_classes import num_classes
-from vitdeploy.sources.layouts.timm_config import global_pool
-from vitdeploy.sources.layouts.timm_dinov3_config import DinoV3Config, read_dinov3_config
-from vitdeploy.sources.layouts.timm_parts import MOST, model_args, pretrained_cfg, unsupported
-from vitdeploy.sources.layouts.timm_tensors import Tensors
+from vitdeploy.sources.timm_layouts.classes import num_classes
+from vitdeploy.sources.timm_layouts.config import global_pool
+from vitdeploy.sources.timm_layouts.dinov3_config import DinoV3Config, read_dinov3_config
+from vitdeploy.sources.timm_layouts.parts import MOST, model_args, pretrained_cfg, unsupported
+from vitdeploy.sources.timm_layouts.tensors import Tensors
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _EPS = 1e-5  # of every norm
 def from_dinov3(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor], task: Task | None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Convert a DINOv3; see `vitdeploy.sources.layouts.timm_layout.from_timm`.
+    """Convert a DINOv3; see `vitdeploy.sources.timm_layouts.layout.from_timm`.
 
     `pooler_output` is the class token, as in Meta's model and transformers', even if timm averages the patches
     (`global_pool` "avg", the default of its registry): a warning says so.

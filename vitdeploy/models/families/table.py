@@ -1,42 +1,32 @@
-"""Families of Vision Transformers in transformers and timm: differences from ViT, and weight names.
+"""The families that are built, of transformers and timm.
 
-CONTRIBUTING shows how to add a family to `FAMILIES`.
+CONTRIBUTING shows how to add one to `FAMILIES`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
 from typing import Any
 
-from vitdeploy.errors import UsageError, shown
-from vitdeploy.models.rotary import Rotary
+from vitdeploy.models.families import fields
+from vitdeploy.models.families.family import ATTENTION, VIT_LAYER, Family, Tower
 from vitdeploy.specs import Task
 
-# Names of a layer's parts here -> on disk. The Hub keeps transformers 4's names, which transformers 5 still writes; the
-# names here are transformers 5's module names, which are also read.
-_ATTENTION = {
-    "attention.q_proj": "attention.attention.query",
-    "attention.k_proj": "attention.attention.key",
-    "attention.v_proj": "attention.attention.value",
-    "attention.o_proj": "attention.output.dense",
-}
-_VIT_LAYER = {**_ATTENTION, "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense"}
 _BEIT_LAYER = {
-    **_VIT_LAYER,
+    **VIT_LAYER,
     "layer_scale1": "lambda_1",
     "layer_scale2": "lambda_2",
     "relative_position_bias": "attention.attention.relative_position_bias",
 }
 _DINOV2_LAYER = {
-    **_ATTENTION,
+    **ATTENTION,
     "layernorm_before": "norm1",
     "layernorm_after": "norm2",
     "layer_scale1": "layer_scale1.lambda1",
     "layer_scale2": "layer_scale2.lambda1",
 }
 _DINOV3_LAYER = {
-    **{name: on_disk for name, on_disk in _DINOV2_LAYER.items() if name not in _ATTENTION},
+    **{name: on_disk for name, on_disk in _DINOV2_LAYER.items() if name not in ATTENTION},
     "mlp.gate": "mlp.gate_proj",
     "mlp.fc1": "mlp.up_proj",
     "mlp.fc2": "mlp.down_proj",
@@ -73,157 +63,6 @@ _TIMM_KEYS = (
 )  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class Tower:
-    """The image tower of a model with two, whose `config.json` nests its keys beside those of a text tower.
-
-    Attributes:
-        model_type: Its own family.
-        nested_in: Keys with its keys; the first that is not null.
-        shared: Keys beside them that its own `config.json` has, with their defaults.
-        of_classifier: Nested keys of a classifier, which differ from those of the two towers.
-    """
-
-    model_type: str
-    nested_in: tuple[str, ...] = ("vision_config",)
-    shared: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    of_classifier: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    def key(self, config: Mapping[str, Any]) -> str:
-        """The key in a `config.json` with the tower's keys."""
-        return next((key for key in self.nested_in if config.get(key) is not None), self.nested_in[-1])
-
-
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """One `model_type`: of transformers, or our own for models that only timm has.
-
-    Attributes:
-        prefix: Name prefix of the encoder's weights in a model with a head.
-        architectures: Supported classes, with their tasks; the default class of a task first.
-        backbone: transformers' class without a head, if any, whose feature maps are the dense features here.
-        sets: Fields of `ViTConfig` that differ from ViT, or from ViT's defaults.
-        keys: Other keys of its `config.json` that are fields.
-        derive: Fields derived from other keys of its `config.json`.
-        layer_names: Names of a layer's parts here -> on disk.
-        other_names: The same for weights outside the layers.
-        layers: Name of the layers on disk, before their numbers.
-        stacked: Parts of names on disk of weights that are several here, stacked along the first axis -> the parts of
-            their names, from the top.
-        axes: Number of axes on disk of weights that have more here, with sizes of 1 before them; by their names here.
-        always_prefixed: True if weights have the prefix in a model without a head, too.
-        head_name: Name on disk of the last linear layer, if it is the same for a classifier and a projection.
-        head_norm: True if a head has its own norm, distinguished from the encoder's only by the missing prefix.
-        tower: The image tower of a model with two.
-    """
-
-    prefix: str
-    architectures: Mapping[str, Task]
-    backbone: str | None = None
-    sets: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    keys: tuple[str, ...] = ()
-    derive: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
-    layer_names: Mapping[str, str] = dataclasses.field(default_factory=lambda: _VIT_LAYER)
-    other_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    layers: str = "encoder.layer"
-    stacked: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    axes: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    always_prefixed: bool = False
-    head_name: str | None = None
-    head_norm: bool = False
-    tower: Tower | None = None
-
-
-def _beit(config: Mapping[str, Any]) -> dict[str, Any]:
-    mean = _flag(config, "use_mean_pooling", default=True)
-    return {
-        "qkv_bias": True,  # transformers has no such key here
-        "absolute_positions": _flag(config, "use_absolute_position_embeddings", default=False),
-        "relative_positions": _flag(config, "use_relative_position_bias", default=False),
-        "shared_relative_positions": _flag(config, "use_shared_relative_position_bias", default=False),
-        "layer_scale": _number(config, "layer_scale_init_value", default=0.1) > 0,
-        "final_norm": not mean,
-        "classification_pooler": "mean+norm" if mean else "cls",
-        "feature_pooler": "mean+norm" if mean else "cls",
-        "vocab_size": config.get("vocab_size", 8192),
-    }
-
-
-def _dinov2(config: Mapping[str, Any]) -> dict[str, Any]:
-    swiglu = _flag(config, "use_swiglu_ffn", default=False)
-    size = config.get("hidden_size", 768)
-    ratio = _number(config, "mlp_ratio", default=4)
-    if isinstance(size, bool) or not isinstance(size, int):
-        return {}  # ViTConfig reports the problem
-    width = int(size * ratio)
-    if swiglu:  # two thirds of the MLP's width, rounded up to a multiple of 8: transformers' Dinov2SwiGLUFFN
-        width = (int(width * 2 / 3) + 7) // 8 * 8
-    return {
-        "intermediate_size": width,
-        "swiglu": swiglu,
-        "mask_token": _flag(config, "use_mask_token", default=True),
-        "feature_norm": "all" if _flag(config, "apply_layernorm", default=True) else "none",
-    }
-
-
-def _registers(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {**_dinov2(config), "mask_token": True, "num_register_tokens": config.get("num_register_tokens", 4)}
-
-
-def _dinov3(config: Mapping[str, Any]) -> dict[str, Any]:
-    biases = {"query_bias": True, "key_bias": False, "value_bias": True, "proj_bias": True, "mlp_bias": True}
-    return {
-        "qkv_bias": True,  # one key for each
-        **{key: _flag(config, key, default=default) for key, default in biases.items()},
-        "head_dim": None,  # transformers ignores such a key here
-        "gated_mlp": _flag(config, "use_gated_mlp", default=False),
-        "num_register_tokens": config.get("num_register_tokens", 0),
-        "rotary": Rotary("centered", config.get("rope_theta", 100.0)),
-        "feature_norm": "all" if _flag(config, "apply_layernorm", default=True) else "last",
-    }
-
-
-def _clip(config: Mapping[str, Any]) -> dict[str, Any]:
-    named = config.get("architectures")
-    without = ("VisionModel", "ForImageClassification")  # endings of classes without the projection
-    projected = not isinstance(named, list) or not any(str(name).endswith(without) for name in named)
-    # transformers has no such keys here
-    return {
-        "qkv_bias": True,
-        "head_dim": None,
-        "projection_size": config.get("projection_dim", 512) if projected else None,
-    }
-
-
-def _siglip(config: Mapping[str, Any]) -> dict[str, Any]:
-    pools = _flag(config, "vision_use_head", default=True)
-    # transformers has no such keys as the first two here
-    return {"qkv_bias": True, "head_dim": None, "feature_pooler": "attention" if pools else None}
-
-
-def _timm(config: Mapping[str, Any]) -> dict[str, Any]:
-    pooling, rotary = config.get("pooling"), config.get("rotary")
-    return {
-        "classification_pooler": "mean" if pooling is None else pooling,
-        "feature_pooler": pooling,
-        "rotary": None if rotary is None else Rotary.from_dict(rotary),
-    }
-
-
-def _flag(config: Mapping[str, Any], key: str, *, default: bool) -> bool:
-    value = config.get(key, default)
-    if not isinstance(value, bool):
-        raise UsageError(f"{key} is {shown(value)}, expected true or false", what=key, found=value)
-    return value
-
-
-def _number(config: Mapping[str, Any], key: str, *, default: float) -> float:
-    value = config.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 2**15:
-        raise UsageError(f"{key} is {shown(value)}, expected a number from 0 to {2**15}", what=key, found=value)
-    return value
-
-
 _DINOV2_FIELDS: dict[str, Any] = {
     "layer_norm_eps": 1e-6,
     "layer_scale": True,
@@ -235,7 +74,7 @@ _DINOV2_FIELDS: dict[str, Any] = {
 
 _TIMM_FIELDS: dict[str, Any] = {"patch_size": (14, 14), "position_antialias": True, "embeds_bias": True}
 _TIMM: dict[str, Any] = {
-    "keys": _TIMM_KEYS, "derive": _timm, "layers": "blocks", "layer_names": _TIMM_LAYER, "head_name": "head",
+    "keys": _TIMM_KEYS, "derive": fields.timm, "layers": "blocks", "layer_names": _TIMM_LAYER, "head_name": "head",
 }  # fmt: skip
 
 FAMILIES: dict[str, Family] = {
@@ -266,7 +105,7 @@ FAMILIES: dict[str, Family] = {
         },
         backbone="BeitBackbone",
         sets={"key_bias": False, "any_image_size": True, "feature_norm": "none"},
-        derive=_beit,
+        derive=fields.beit,
         layer_names=_BEIT_LAYER,
         other_names={"shared_position_bias": "encoder.relative_position_bias"},
         head_norm=True,
@@ -291,7 +130,7 @@ FAMILIES: dict[str, Family] = {
         architectures={"Dinov2ForImageClassification": Task.CLASSIFICATION, "Dinov2Model": Task.FEATURES},
         backbone="Dinov2Backbone",
         sets={**_DINOV2_FIELDS, "patch_size": (14, 14)},
-        derive=_dinov2,
+        derive=fields.dinov2,
         layer_names=_DINOV2_LAYER,
         axes={"embeddings.mask_token": 2},
     ),
@@ -303,7 +142,7 @@ FAMILIES: dict[str, Family] = {
         },
         backbone="Dinov2WithRegistersBackbone",
         sets={**_DINOV2_FIELDS, "position_antialias": True},
-        derive=_registers,
+        derive=fields.registers,
         layer_names=_DINOV2_LAYER,
         axes={"embeddings.mask_token": 2},
     ),
@@ -323,7 +162,7 @@ FAMILIES: dict[str, Family] = {
             "absolute_positions": False,
             "mask_token": True,
         },
-        derive=_dinov3,
+        derive=fields.dinov3,
         layer_names=_DINOV3_LAYER,
         other_names={"embeddings.patch_embeddings.projection": "embeddings.patch_embeddings", "layernorm": "norm"},
         layers="layer",
@@ -340,7 +179,7 @@ FAMILIES: dict[str, Family] = {
             "final_norm": False,
             "feature_pooler": "cls+norm",
         },
-        derive=_clip,
+        derive=fields.clip,
         layers="encoder.layers",
         layer_names=_CLIP_LAYER,
         other_names={
@@ -362,7 +201,7 @@ FAMILIES: dict[str, Family] = {
             "class_token": False,
             "classification_pooler": "mean",
         },
-        derive=_siglip,
+        derive=fields.siglip,
         layers="encoder.layers",
         layer_names=_CLIP_LAYER,
         other_names={

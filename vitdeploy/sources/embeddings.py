@@ -1,4 +1,4 @@
-"""Make a classifier of a feature extractor and class embeddings: no text tower is needed."""
+"""Embeddings of a feature extractor, and a classifier of them and class embeddings: no text tower is needed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 
 from vitdeploy.errors import InputError
 from vitdeploy.models.checkpoint import architecture_of
+from vitdeploy.models.families.lookup import encoder_keys
 from vitdeploy.models.signature import output_specs
 from vitdeploy.models.zero_shot import with_classes
-from vitdeploy.sources.embedding import with_embedding
 from vitdeploy.specs import EMBEDS, ZERO_SHOT, ZERO_SHOT_NOTE
 
 if TYPE_CHECKING:
@@ -27,6 +27,25 @@ _NOTE = (
 )
 
 
+def with_embedding(checkpoint: Checkpoint, pool: Pool | None, *, normalize: bool) -> Checkpoint:
+    """The checkpoint with the output `image_embeds`, recorded in its `config.json`; its model is changed in place.
+
+    Args:
+        checkpoint: A feature-extraction model.
+        pool: Pooling. Default: that in its `config.json`, if it is a bundle exported with one; else the model's.
+        normalize: Divide the vectors by their L2 norms.
+
+    Raises:
+        UsageError: As `VisionTransformer.embed_by`.
+    """
+    model = checkpoint.model
+    model.embed_by(pool or model.config.embedding_pool, normalize=normalize)
+    data = json.loads(checkpoint.files["config.json"])
+    encoder_keys(data).update(embedding_pool=model.config.embedding_pool, normalize_embedding=normalize)
+    content = (json.dumps(data, indent=2) + "\n").encode()
+    return dataclasses.replace(checkpoint, files={**checkpoint.files, "config.json": content})
+
+
 def zero_shot(checkpoint: Checkpoint, classes: ClassEmbeddings, pool: Pool | None) -> Checkpoint:
     """The checkpoint as a classifier of these classes.
 
@@ -36,7 +55,7 @@ def zero_shot(checkpoint: Checkpoint, classes: ClassEmbeddings, pool: Pool | Non
     Args:
         checkpoint: A feature-extraction model.
         classes: The classes.
-        pool: Pooling of the image embedding; see `vitdeploy.sources.embedding.with_embedding`.
+        pool: Pooling of the image embedding; see `with_embedding`.
 
     Raises:
         InputError: If their vectors are not as long as the image embedding.

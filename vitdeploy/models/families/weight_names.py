@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from vitdeploy.models.families import Family
+from vitdeploy.models.families.family import Family
 
 _LAYER = re.compile(r"layers\.(\d+)\.(.+)")
 _HEADS = (

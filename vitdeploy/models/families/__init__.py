@@ -1,0 +1,1 @@
+"""Families of Vision Transformers: their differences from ViT, configuration keys and weight names."""

@@ -1,0 +1,1 @@
+"""Read timm's checkpoints: the same numbers under transformers' names, or under our own."""
