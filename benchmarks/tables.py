@@ -455,7 +455,7 @@ def tune(document: Document) -> str:
         f"({ratio['low']:.3f} to {ratio['high']:.3f})"
     )
     header = ("place", "setting", "ms an image", "time / the fastest's", "")
-    return f"{caption(document)}\n\n{markdown(header, rows)}\n\n{text}"
+    return f"{markdown(header, rows)}\n\n{text}"
 
 
 TABLES: dict[str, Callable[[Document], str]] = {

@@ -42,7 +42,11 @@ _MOST_ALIVE = 24
 
 def _arguments() -> argparse.Namespace:
     arguments = parser(__doc__)
-    arguments.add_argument("--model", help="folder of a model, or a preset with random weights; default: the embedded")
+    arguments.add_argument(
+        "--model",
+        type=_folder_or_preset,
+        help="folder of a model, or a preset with random weights; default: the embedded",
+    )
     arguments.add_argument("--data", type=Path, help="images; default: those of the embedded model")
     arguments.add_argument("--min-agreement", help="bound on the share of images with the same class")
     arguments.add_argument("--min-cosine", default="0.99", help="bound on the cosine, without the other")
@@ -53,6 +57,10 @@ def _arguments() -> argparse.Namespace:
     arguments.add_argument("--rounds", type=int, default=5, help="rounds of each")
     arguments.add_argument("--folder", type=Path, help="keep the bundle and the working folder here, and go on from it")
     return arguments.parse_args()
+
+
+def _folder_or_preset(name: str) -> Path | str:
+    return Path(name) if Path(name).exists() else name
 
 
 def main() -> None:
@@ -89,7 +97,7 @@ def main() -> None:
 
 def _bundle(arguments: argparse.Namespace, output: Path) -> Bundle:
     """The untuned bundle of the model."""
-    if arguments.model is not None and not Path(arguments.model).exists():
+    if isinstance(arguments.model, str):
         return vitdeploy.export(output=output, source=vitdeploy.SourceOptions(random_weights=arguments.model))
     return vitdeploy.export(arguments.model or default_checkpoint(), output=output)
 

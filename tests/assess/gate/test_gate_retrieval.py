@@ -139,7 +139,9 @@ def test_a_drop_fails_and_is_listed(bundle: Bundle, images: Path, baseline: Path
     ]  # fmt: skip
 
 
-def test_the_figure_with_the_largest_drop_is_stated(bundle: Bundle, images: Path, baseline: Path, tmp_path: Path) -> None:
+def test_the_figure_with_the_largest_drop_is_stated(
+    bundle: Bundle, images: Path, baseline: Path, tmp_path: Path
+) -> None:
     data = json.loads(baseline.read_text(encoding="utf-8"))
     held = data["retrieval"]["backends"]["onnxruntime fp32"]["recall_at_1"]
     dropped = len(held["wrong"])

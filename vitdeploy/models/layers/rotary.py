@@ -25,7 +25,7 @@ class Rotation:
     def __init__(self, rotary: Rotary, grid: tuple[int, int], prefix: int, head_dim: int, like: Tensor) -> None:
         self.pairs = rotary.pairs
         self.prefix = prefix
-        self.exchanged = torch.arange(head_dim, device=like.device).unflatten(0, (-1, 2)).flip(-1).flatten()
+        self.exchanged = torch.arange(head_dim, device=like.device).reshape(-1, 2).flip(-1).flatten()
         dtype = torch.promote_types(like.dtype, torch.float32)
         down, across = (_coordinates(rotary, axis, grid[axis], like.device).to(dtype) for axis in (0, 1))
         of_rows, of_columns = (bands.to(dtype) for bands in _frequencies(rotary, head_dim, like.device))
