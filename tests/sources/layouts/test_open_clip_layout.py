@@ -21,6 +21,8 @@ from raising import raises
 import vitdeploy
 from vitdeploy import WeightsFile
 from vitdeploy.errors import CheckpointError, UsageError
+from vitdeploy.models.checkpoint import make_model
+from vitdeploy.models.config import ViTConfig
 from vitdeploy.sources.architectures import open_clip_table
 from vitdeploy.sources.layouts.open_clip_layout import from_open_clip, open_clip_processor
 from vitdeploy.sources.read import Checkpoint, read_checkpoint
@@ -140,6 +142,14 @@ def test_encoders_without_an_equivalent_are_refused(change: Any, key: str) -> No
     change(config)
     with raises(CheckpointError, what=key):
         from_open_clip(config, tensors)
+
+
+@pytest.mark.parametrize("name", ["proj", "transformer.resblocks.0.attn.in_proj_weight"])
+def test_weights_without_axes_are_refused(name: str) -> None:
+    config, tensors = read("plain")
+    with raises(CheckpointError, what="weights"):
+        content, weights = from_open_clip(config, {**tensors, f"visual.{name}": torch.tensor(1.0)})
+        make_model(ViTConfig.from_dict(content), weights, Task.FEATURES, origin="here")
 
 
 @pytest.mark.parametrize(

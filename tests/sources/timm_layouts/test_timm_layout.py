@@ -386,6 +386,13 @@ REFUSED: list[tuple[str, Any, str | re.Pattern[str]]] = [
     ("mean_0", setting("architecture", value="vit_giant_patch14_dinov2"), re.compile(r"mlp\.fc2\.weight must be")),
     ("siglip_0", argument("class_token", True), re.compile("missing cls_token")),
     ("siglip_0", argument("fc_norm", True), "fc_norm"),
+    (
+        "siglip_0",
+        lambda config, _: config.update(global_pool="", model_args={"num_heads": 3, "fc_norm": True}),
+        "fc_norm",
+    ),
+    ("swiglu_0", argument("act_layer", "gelu"), "act_layer"),
+    ("swiglu_0", argument("act_layer", None), "act_layer"),
     ("siglip_0", dropping("attn_pool.kv.bias"), re.compile(r"missing attn_pool\.kv\.bias")),
     ("siglip_0", argument("reg_tokens", 4), "model_args.reg_tokens"),
     ("gap_0", setting("global_pool", value="map"), "global_pool"),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _VISUAL, _TRUNK = "visual.", "visual.trunk."
-_MOST = 1 << 20
+_MOST = 1 << 15  # as in ViTConfig
 _EPS = 1e-5  # torch.nn.LayerNorm
 # open_clip/constants.py, OPENAI_DATASET_MEAN and _STD: the defaults of PreprocessCfg.
 _MEAN, _STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
@@ -226,11 +226,12 @@ def _weights(sizes: Mapping[str, Any], visual: dict[str, Tensor]) -> dict[str, T
                 stem = part if part.endswith("_") else f"{part}."
                 move(f"transformer.resblocks.{index}.{stem}{leaf}", f"{place}.{leaf}")
                 if part.endswith("_") and f"{place}.{leaf}" in weights:
-                    thirds = weights.pop(f"{place}.{leaf}").chunk(3)
+                    fused = weights.pop(f"{place}.{leaf}")
+                    thirds = fused.chunk(3) if fused.ndim else ()
                     weights |= {
                         f"{place}.{name}_proj.{leaf}": third for name, third in zip("qkv", thirds, strict=False)
                     }
-    if "proj" in left:
+    if "proj" in left and left["proj"].ndim == 2:
         weights["visual_projection.weight"] = left.pop("proj").T.contiguous()
     kinds = {"missing": missing, "unexpected": [f"{_VISUAL}{name}" for name in left]}
     problems = "; ".join(f"{kind} {some(names)}" for kind, names in kinds.items() if names)

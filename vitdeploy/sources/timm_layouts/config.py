@@ -112,8 +112,10 @@ def read_config(config: Mapping[str, Any]) -> TimmConfig:
     nulls = null_args(config)  # timm's own default instead of the architecture's
     late_norm = pool == "avg" if "fc_norm" in nulls else _late_norm(name, pool)
     late_norm = flag(arguments, "use_fc_norm" if beit else "fc_norm", default=late_norm)
-    if late_norm and pool == "map":
-        raise unsupported("fc_norm", "attention pooling with a norm after it (fc_norm) is not supported")
+    if late_norm and (pool == "map" or not (pool or beit or name["clip"])):
+        raise unsupported("fc_norm", f"global_pool {pool!r} with a norm after it (fc_norm) is not supported")
+    if gated and "act_layer" in (*arguments, *nulls):
+        raise unsupported("act_layer", "a SwiGLU MLP takes SiLU alone; remove act_layer")
     class_token = flag(arguments, "class_token", default=not (name["siglip"] or name["gap"]))
     if not class_token and (beit or distilled or name["clip"] or pool == "token"):
         raise unsupported("class_token", "this architecture or its global_pool needs a class token")
@@ -253,6 +255,17 @@ def table_size(config: Mapping[str, Any]) -> tuple[int, int]:
     if "img_size" in arguments:
         return pair("image_size", arguments["img_size"])
     return (_DEFAULT_SIZE, _DEFAULT_SIZE) if is_dynamic(arguments) else image_size(config)
+
+
+# Pooler of `vitdeploy.models.layers.heads`, by timm's global_pool and whether a norm follows.
+POOLINGS = {
+    ("token", False): "cls",
+    ("token", True): "cls+norm",
+    ("avg", False): "mean",
+    ("avg", True): "mean+norm",
+    ("map", False): "attention",
+    ("", False): None,
+}
 
 
 def global_pool(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vitdeploy.sources.timm_layouts.config import POOLINGS
 from vitdeploy.sources.timm_layouts.eva_config import EvaConfig, read_eva_config
 from vitdeploy.sources.timm_layouts.parts import refuse
 from vitdeploy.sources.timm_layouts.tensors import Tensors
@@ -93,23 +94,12 @@ def from_eva(
         "mlp_norm": mlp_norm,
         "attention_norm": attention_norm,
         "final_norm": stated.final_norm,
-        "pooling": _POOLINGS[stated.global_pool, stated.late_norm],
+        "pooling": POOLINGS[stated.global_pool, stated.late_norm],
         "rotary": stated.rotary,
     }
     if pool_width is not None:
         content |= {"pooler_attention_heads": stated.pool_heads, "pooler_intermediate_size": pool_width}
     return content | ({"projection_size": stated.num_classes} if projects else {}), weights
-
-
-# Pooler of `vitdeploy.models.layers.heads`, by timm's global_pool and whether a norm follows.
-_POOLINGS = {
-    ("token", False): "cls",
-    ("token", True): "cls+norm",
-    ("avg", False): "mean",
-    ("avg", True): "mean+norm",
-    ("map", False): "attention",
-    ("", False): None,
-}
 
 
 def _query_bias(stated: EvaConfig, *, fused: bool) -> str:

@@ -83,14 +83,12 @@ def _check_norm(source: Source) -> None:
 def _check_pooling(source: Source, *, features: bool) -> None:
     """Refuse combinations of pooling and norm that neither transformers nor the reference has."""
     stated = source.stated
-    mean, late = stated.global_pool == "avg", stated.late_norm
-    if mean and not late and stated.beit:
+    if stated.beit and stated.global_pool == "avg" and not stated.late_norm:
         raise unsupported("use_fc_norm", "no BEiT of transformers has its norm before the mean (use_fc_norm false)")
-    if features and late and not mean and (stated.global_pool or not stated.beit):
+    if features and stated.late_norm and stated.global_pool == "token":
         raise unsupported(
             "global_pool",
-            f"no model of transformers gives tokens before the last norm beside what global_pool "
-            f"{stated.global_pool!r} makes of them after it",
+            "no BEiT of transformers gives tokens before the last norm beside the class token after it",
         )
 
 

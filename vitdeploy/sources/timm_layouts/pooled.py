@@ -12,21 +12,12 @@ import torch
 
 from vitdeploy.models.checkpoint import disk_tensors
 from vitdeploy.models.families.table import FAMILIES
+from vitdeploy.sources.timm_layouts.config import POOLINGS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from vitdeploy.sources.timm_layouts.tensors import Source
-
-# Pooler of `vitdeploy.models.layers.heads`, by timm's global_pool and whether a norm follows.
-_POOLINGS = {
-    ("token", False): "cls",
-    ("token", True): "cls+norm",
-    ("avg", False): "mean",
-    ("avg", True): "mean+norm",
-    ("map", False): "attention",
-    ("", False): None,
-}
 
 
 def is_pooled(source: Source, *, features: bool) -> bool:
@@ -47,7 +38,7 @@ def from_pooled(source: Source, *, features: bool) -> tuple[dict[str, Any], dict
     stated, width = source.stated, source.width
     registers = source.shape("reg_token", 3)[1] if source.has("reg_token") else 0
     scaled, biased = source.has("blocks.0.ls1.gamma"), source.has("blocks.0.attn.qkv.bias")
-    pooling = _POOLINGS[stated.global_pool, stated.late_norm]
+    pooling = POOLINGS[stated.global_pool, stated.late_norm]
     rows, weights = _embeddings(source, registers)
     for index in range(source.depth):
         weights |= _block(source, f"blocks.{index}", f"layers.{index}", biased=biased, scaled=scaled)
