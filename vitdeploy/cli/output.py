@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from vitdeploy.assess.report.tables import Table
 
 
-
 class _Path(click.Path):
     """A path. An empty one, as of an unset variable of a shell, would be the working directory."""
 

@@ -120,7 +120,7 @@ def open_all(paths: Sequence[str | os.PathLike[str]]) -> tuple[ImageSet, dict[st
         return parts[number](position - firsts[number])
 
     more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-    return ImageSet(f"{str(paths[0]):.400}{more}", tuple(names), load), left_out
+    return ImageSet(f"{paths[0]!s:.400}{more}", tuple(names), load), left_out
 
 
 def _of_parquet(source: Path, listing: FolderListing | None) -> ImageSet:

@@ -96,7 +96,9 @@ def _entry(path: Path, content: Mapping[Any, Any], name: str | None) -> tuple[st
     """Key of the entry with the weights, those of others if none was named, and the entry."""
     states = {key: value for key, value in content.items() if isinstance(key, str) and value and is_state(value)}
     # An averaged model in another form is not passed over for the last weights.
-    usual = [key for key in ENTRIES if content.get(key) and isinstance(content[key], Mapping)] if name is None else [name]
+    usual = (
+        [key for key in ENTRIES if content.get(key) and isinstance(content[key], Mapping)] if name is None else [name]
+    )
     chosen = usual[0] if usual else None
     if chosen is None or chosen not in states:
         named = name if name is not None else chosen
