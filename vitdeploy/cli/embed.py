@@ -6,21 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vitdeploy.cli import synonyms
 from vitdeploy.cli.command import Choice, command, option
 from vitdeploy.cli.number_options import BATCH_SIZE
+from vitdeploy.cli.opened_bundle import open_predictor, opening_options
 from vitdeploy.cli.output import (
     PATH,
     image_limit_option,
     json_option,
-    one_line,
     print_json,
     print_left_out,
     print_table,
-    read_device,
 )
 from vitdeploy.cli.progress import CommandProgress
-from vitdeploy.runtimes import BACKENDS
 from vitdeploy.specs import POOLS
 
 if TYPE_CHECKING:
@@ -54,20 +51,7 @@ _MOST_FAILED = 20  # printed
     "--on-error", type=Choice(("record", "stop")), default="record", show_default=True,
     help="For an image that cannot be read: record it, with NaN as its vector, or stop.",
 )  # fmt: skip
-@option(
-    "--backend",
-    type=click.Choice(list(BACKENDS)),
-    metavar="NAME",
-    help=f"One of {', '.join(BACKENDS)}. Default: the one that runs the artifact.",
-)
-@option(
-    "--precision",
-    callback=lambda _context, _option, name: synonyms.PRECISIONS.get(name, name),
-    help="Precision of the artifact. Default: the tuned choice, or the only one; of several, ONNX first, then fp32.",
-)
-@option("--device", callback=read_device, help="cpu, cuda or cuda:1. Default: cpu; cuda for an engine.")
-@option("--revision", group="Hub", help="Branch, tag or commit of a bundle on the Hub.")
-@option("--token", envvar="HF_TOKEN", group="Hub", help="Hub token, for a private or gated bundle.  [env: HF_TOKEN]")
+@opening_options
 @image_limit_option
 @json_option
 def embed(
@@ -90,20 +74,11 @@ def embed(
     After an interruption, the same command continues. Exits with 4 if an image could not be read; the file is still
     complete. Exits with 1 if the model returns NaN or infinite values.
     """
-    import warnings
-
-    from vitdeploy.delivery.loading import load
     from vitdeploy.embedding.job import embed as embed_images
     from vitdeploy.errors import ImageError
-    from vitdeploy.runtimes.choice import TunedElsewhereWarning
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", TunedElsewhereWarning)  # printed below, as one line
-        predictor = load(bundle, backend=backend, precision=precision, device=device, revision=revision, token=token)
-    tuned = predictor.details.get("tuned")
-    if tuned is not None and tuned["note"] is not None:
-        click.echo(f"Note: {one_line(bundle)}: {one_line(tuned['note'])}", err=True)
-    with predictor, CommandProgress("images") as progress:
+    opening = {"backend": backend, "precision": precision, "device": device, "revision": revision, "token": token}
+    with open_predictor(bundle, **opening) as predictor, CommandProgress("images") as progress:
         result = embed_images(predictor, images, output, progress=progress, **options)
     opened = predictor.details
     if as_json:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from vitdeploy.cli import synonyms
 from vitdeploy.cli.command import command, option
 from vitdeploy.cli.number_options import COUNT
-from vitdeploy.cli.output import PATH, image_limit_option, json_option, one_line, print_json, print_table, read_device
-from vitdeploy.runtimes import BACKENDS
+from vitdeploy.cli.opened_bundle import open_predictor, opening_options
+from vitdeploy.cli.output import PATH, image_limit_option, json_option, print_json, print_table
 
 
 @command(
@@ -20,33 +21,16 @@ from vitdeploy.runtimes import BACKENDS
 )
 @click.argument("bundle", type=PATH)
 @click.argument("images", nargs=-1, required=True, type=PATH)
-@option(
-    "--backend",
-    type=click.Choice(list(BACKENDS)),
-    metavar="NAME",
-    help=f"One of {', '.join(BACKENDS)}. Default: the one that runs the artifact.",
-)
-@option(
-    "--precision",
-    callback=lambda _context, _option, name: synonyms.PRECISIONS.get(name, name),
-    help="Precision of the artifact. Default: the tuned choice, or the only one; of several, ONNX first, then fp32.",
-)
-@option("--device", callback=read_device, help="cpu, cuda or cuda:1. Default: cpu; cuda for an engine.")
-@option("--revision", group="Hub", help="Branch, tag or commit of a bundle on the Hub.")
-@option("--token", envvar="HF_TOKEN", group="Hub", help="Hub token, for a private or gated bundle.  [env: HF_TOKEN]")
+@opening_options
 @option("-k", "--top-k", type=COUNT, help="Classes per image. Default: 5. Not for a regression.")
 @image_limit_option
 @json_option
 def predict(
     bundle: str,
     images: tuple[str, ...],
-    backend: str | None,
-    precision: str | None,
-    device: str | None,
-    revision: str | None,
-    token: str | None,
     top_k: int | None,
     as_json: bool,
+    **opening: Any,
 ) -> None:
     """Classify IMAGES with BUNDLE, or print the values of a regression model.
 
@@ -56,23 +40,13 @@ def predict(
     multi-label model. A regression model returns all values in the model's order. Exits with 1 if the model returns NaN
     or infinite values.
     """
-    import warnings
-
     from vitdeploy.bundle.scores import ProblemType
-    from vitdeploy.delivery.loading import load
-    from vitdeploy.runtimes.choice import TunedElsewhereWarning
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", TunedElsewhereWarning)  # printed below, as one line
-        opened_by = {"backend": backend, "precision": precision, "device": device, "revision": revision}
-        predictor = load(bundle, **opened_by, token=token)
-    with predictor:
+    with open_predictor(bundle, **opening) as predictor:
         results = predictor.predict(list(images), top_k=top_k)
         details, problem_type, opened = predictor.runtime.details, predictor.problem_type, predictor.details
     commit, backend, precision = opened.get("revision"), opened["backend"], opened["precision"]
     tuned = opened.get("tuned")
-    if tuned is not None and tuned["note"] is not None:
-        click.echo(f"Note: {one_line(bundle)}: {one_line(tuned['note'])}", err=True)
     if as_json:
         print_json(
             {

@@ -197,6 +197,10 @@ def test_what_does_not_fit_is_refused(
         evaluate_embeddings(features, data=folders[0], gallery=tmp_path / "gallery")
     with raises(UsageError, what="gallery"):
         evaluate_embeddings(features, data=open_data(folders[0], None), gallery=tmp_path / "gallery")
+    shutil.copytree(folders[0] / "0", tmp_path / "numbered" / "0")
+    shutil.copytree(folders[0] / "3", tmp_path / "named" / "three")
+    with raises(InputError, what="label", expected=("three",)):  # no index of it
+        evaluate_embeddings(features, data=tmp_path / "numbered", gallery=tmp_path / "named")
     one = tmp_path / "one" / "3"
     one.mkdir(parents=True)
     shutil.copy(next((folders[0] / "3").iterdir()), one)

@@ -11,7 +11,7 @@ from raising import raises
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 from vitdeploy.assess.metrics import neighbours
-from vitdeploy.assess.metrics.neighbours import RECALLS, neighbourhood
+from vitdeploy.assess.metrics.neighbours import RECALLS, neighbourhood, recalled
 from vitdeploy.errors import UsageError
 
 COUNT, CLASSES = 150, 7
@@ -52,7 +52,7 @@ def test_a_gallery_is_searched_as_by_sklearn(count: int) -> None:
     for recall in RECALLS:
         expected = (nearest[:, :recall] == targets[:, None]).any(axis=1)
         assert 0.3 < expected.mean() < 1
-        assert (found.found(recall) == expected).all()
+        assert (recalled(found.ranks, recall) == expected).all()
 
 
 def test_leave_one_out_is_that_of_sklearn() -> None:
@@ -65,7 +65,7 @@ def test_leave_one_out_is_that_of_sklearn() -> None:
     search = NearestNeighbors(n_neighbors=max(RECALLS), metric="cosine").fit(vectors.astype(np.float64))
     nearest = targets[search.kneighbors(return_distance=False)]  # without arguments, no point is its own neighbour
     for recall in RECALLS:
-        assert (found.found(recall) == (nearest[:, :recall] == targets[:, None]).any(axis=1)).all()
+        assert (recalled(found.ranks, recall) == (nearest[:, :recall] == targets[:, None]).any(axis=1)).all()
 
 
 def test_the_first_of_equal_cosines_is_the_nearest_whatever_the_lengths() -> None:

@@ -277,7 +277,8 @@ def test_files_that_hold_no_weights_are_refused(tmp_path: Path) -> None:
 def test_malformed_arguments_are_refused_or_without_effect(tmp_path: Path) -> None:
     good = content()
     for key, value in (("mean", "x"), ("model_kwargs", 3), ("input_size", [3]), ("img_size", "a"), ("gp", "max"),
-                       ("crop_pct", 99), ("in_chans", 2), ("model_kwargs", {"depth": "two"})):  # fmt: skip
+                       ("crop_pct", 99), ("in_chans", 2), ("model_kwargs", {"depth": "two"}), ("mean", torch.ones(3)),
+                       ("model_kwargs", {"patch_size": torch.ones(2)})):  # fmt: skip
         arguments = argparse.Namespace(**vars(good["args"]) | {key: value})
         path = saved(tmp_path / "w.pth", good | {"args": arguments})
         with pytest.raises(VitDeployError):

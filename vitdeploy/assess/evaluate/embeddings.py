@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitdeploy.assess.data.class_labels import BY_INDEX
 from vitdeploy.assess.data.dataset import LabelledData, open_data
 from vitdeploy.assess.data.loader import prepare
 from vitdeploy.assess.evaluate.embedding_run import EmbeddingRun, Neighbours
 from vitdeploy.assess.evaluate.labelled import LabelledAssessment, check_ran
+from vitdeploy.assess.evaluate.loop import BATCHES_AHEAD
 from vitdeploy.assess.evaluate.open_run import BESIDE_OTHERS
-from vitdeploy.assess.metrics.neighbours import DEFAULT_NEIGHBOURS, RECALLS, check_neighbours
+from vitdeploy.assess.metrics.neighbours import DEFAULT_NEIGHBOURS, RECALLS, check_neighbours, recalled
 from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
 from vitdeploy.assess.runs.targets import select
 from vitdeploy.bundle.bundle import Bundle
@@ -34,8 +36,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vitdeploy.assess.metrics.accuracy import Accuracy
-
-_BATCHES_AHEAD = 2  # ready or in progress, while one runs
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -117,7 +117,7 @@ class EmbeddingEvaluation(LabelledAssessment[Neighbours]):
         if count not in RECALLS:
             message = f"recall is measured at {', '.join(map(str, RECALLS))} neighbours, got {count!r:.40}"
             raise UsageError(message, what="count", expected=RECALLS, found=count)
-        return self.accuracy((result.ranks >= 0) & (result.ranks < count))
+        return self.accuracy(recalled(result.ranks, count))
 
     def figures(self, result: Neighbours) -> dict[str, Any]:
         reference = self.reference
@@ -270,6 +270,11 @@ def open_labelled(
             "the queries have other classes than the gallery", what="gallery", expected=queries.classes,
             found=searched.classes, hint="open the queries with the classes of the gallery",
         )  # fmt: skip
+    if queries.matched == BY_INDEX and not all(map(str.isdigit, searched.classes)):  # sorted names have no numbers
+        raise InputError(
+            f"the labels of {queries.source} are numbers, and those of the gallery {searched.source} are names",
+            what="label", where=queries.source, expected=searched.classes, hint="use the names as labels",
+        )  # fmt: skip
     return queries, searched
 
 
@@ -296,7 +301,7 @@ def _embed(
     digests: list[list[str]] = []
     for part in parts:
         digests.append([])
-        ahead = _BATCHES_AHEAD * max(batch_size, threads)
+        ahead = BATCHES_AHEAD * max(batch_size, threads)
         with contextlib.closing(prepare(part, runtimes.processor, formats, threads=threads, ahead=ahead)) as stream:
             while batch := list(itertools.islice(stream, batch_size)):
                 for run in runs:

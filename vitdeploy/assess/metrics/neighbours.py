@@ -39,10 +39,11 @@ class Neighbourhood:
     classes: NDArray[np.int32]
     ranks: NDArray[np.int32]
 
-    def found(self, count: int) -> NDArray[np.bool_]:
-        """True where one of the `count` nearest neighbours has the query's class, (N,)."""
-        within: NDArray[np.bool_] = (self.ranks != NONE) & (self.ranks < count)
-        return within
+
+def recalled(ranks: NDArray[np.int32], count: int) -> NDArray[np.bool_]:
+    """True where one of the `count` nearest neighbours has the query's class, by `Neighbourhood.ranks`, (N,)."""
+    within: NDArray[np.bool_] = (ranks != NONE) & (ranks < count)
+    return within
 
 
 def check_neighbours(count: object) -> None:

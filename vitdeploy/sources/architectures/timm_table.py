@@ -19,6 +19,7 @@ from vitdeploy.sources.timm_layouts.parts import is_dinov3, is_eva
 
 # Arguments of timm's train.py that override the registry's transform (timm.data.resolve_data_config).
 _TRANSFORM_ARGUMENTS = ("interpolation", "crop_pct", "crop_mode", "mean", "std")
+_ARGUMENTS = (*_TRANSFORM_ARGUMENTS, "input_size", "img_size", "in_chans", "gp", "model_kwargs")
 
 
 @functools.cache
@@ -62,7 +63,7 @@ def timm_config(name: str, arguments: Mapping[str, Any] | None = None) -> dict[s
         CheckpointError: If the arguments are malformed.
     """
     arch, _, tag = name.partition(".")
-    transforms, arguments = _table()["transforms"], arguments or {}
+    transforms, arguments = _table()["transforms"], _plain(arguments or {})
     if tag and name not in transforms:
         tags = sorted(full.partition(".")[2] for full in transforms if full.startswith(f"{arch}."))
         raise CheckpointError(
@@ -87,6 +88,18 @@ def timm_config(name: str, arguments: Mapping[str, Any] | None = None) -> dict[s
     if arguments.get("gp"):
         model_args["global_pool"] = arguments["gp"]
     return {"architecture": arch, "model_args": model_args | dict(overrides), "pretrained_cfg": cfg}
+
+
+def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that are used; CheckpointError for a value that JSON does not have, such as a tensor."""
+    used = {key: arguments[key] for key in _ARGUMENTS if key in arguments}
+    for key, value in used.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError, RecursionError) as exc:
+            message = f"the training arguments have a {key} that is no plain value"
+            raise CheckpointError(message, what=key, found=type(value).__name__) from exc
+    return used
 
 
 def reader_of(config: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Any]:

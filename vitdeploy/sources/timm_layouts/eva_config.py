@@ -150,7 +150,11 @@ def eva_architecture(name: object) -> EvaArchitecture:
     """Settings of an architecture name; CheckpointError for one that is not supported."""
     match = _ARCHITECTURE.fullmatch(name) if isinstance(name, str) else None
     if match is None:
-        raise refuse("architecture", "is not an EVA or a Perception Encoder such as eva02_base_patch14_448", name)
+        raise refuse(
+            "architecture",
+            "is none of the supported EVAs and Perception Encoders, such as eva02_base_patch14_448",
+            name,
+        )
     parts = match.groupdict()
     if parts["pe"]:
         kind, size = parts["kind"], parts["pe"]
