@@ -53,7 +53,7 @@ ACCEPTED = (
     r"|vit_(small|base|large|giant)_patch14_(reg4_)?dinov2|vit_(base|large|giant)_patch14_reg1_tipsv2"
     r"|vit_\w+_clip_(quickgelu_)?\d+|vit_\w+_siglip_(gap_)?\d+"
     r"|vit_(wee|little|mediumd?|betwixt|so150m2?|base|huge|giant)_patch\d+_(reg\d_)?(gap|map)_\d+"
-    r"|deit3?_\w+|beit(v2)?_(base|large)_patch16_\d+"
+    r"|deit3?_\w+|beit(v2)?_(base|large)_patch16_\d+|eva_large_patch14_\d+"
 )
 TRANSFORMS = json.loads((GOLDEN / "transforms.json").read_text())
 

@@ -38,9 +38,9 @@ _ARCHITECTURE = re.compile(
     r"(?:_reg(?P<registers>\d+))?_(?P<gap_pool>gap|map)_\d+"
     r"|deit_(?P<deit>tiny|small|base)(?P<distilled>_distilled)?_patch\d+_\d+"
     r"|deit3_(?P<deit3>small|medium|base|large|huge)_patch\d+_\d+(?:_in21ft1k)?"
-    r"|beit(?:v2)?_(?P<beit>base|large)_patch\d+_\d+"
+    r"|beit(?:v2)?_(?P<beit>base|large)_patch\d+_\d+|eva_(?P<eva>large)_patch\d+_\d+"
 )
-_PREFIXES = ("vit_", "deit_", "deit3_", "beit_", "beitv2_")
+_PREFIXES = ("vit_", "deit_", "deit3_", "beit_", "beitv2_", "eva_large_")
 # No file stores the number of heads: timm's registry defines it by architecture name, for any width.
 _HEADS = {
     "tiny": 3, "wee": 4, "xsmall": 4, "little": 5, "small": 6, "medium": 8, "mediumd": 8, "betwixt": 10, "base": 12,
@@ -104,7 +104,9 @@ def read_config(config: Mapping[str, Any]) -> TimmConfig:
     arguments, cfg = model_args(config), pretrained_cfg(config)
     name = _architecture(config.get("architecture"))
     beit, distilled = bool(name["beit"]), bool(name["distilled"])
-    size = next(name[family] for family in ("vit", "deit", "deit3", "beit", "clip", "siglip", "gap") if name[family])
+    size = next(
+        name[family] for family in ("vit", "deit", "deit3", "beit", "clip", "siglip", "gap", "eva") if name[family]
+    )
     gated = bool(size == "giant" and name["dino"])
     classes = num_classes(config, arguments, cfg)
     pools = ("token", "avg") if beit or distilled or name["clip"] else ("token", "avg", "map")
@@ -163,7 +165,7 @@ def _default_pool(name: Mapping[str, str]) -> str:
         return "avg" if name["siglip_gap"] else "map"
     if name["gap"]:
         return "avg" if name["gap_pool"] == "gap" else "map"
-    return "avg" if name["beit"] else "token"
+    return "avg" if name["beit"] or name["eva"] else "token"
 
 
 def _late_norm(name: Mapping[str, str], pool: str) -> bool:

@@ -20,7 +20,7 @@ from vitdeploy.sources.timm_layouts.keys import (
 )
 
 MOST = 1 << 20  # limit of any count
-EVA_PREFIXES = ("eva_", "eva02_", "vit_pe_")  # of architectures of timm's class `Eva`
+EVA_PREFIXES = ("eva_giant_", "eva02_", "vit_pe_")  # of architectures of timm's class `Eva`; eva_large_ is a plain ViT
 
 
 def is_timm(config: Mapping[str, Any]) -> bool:
