@@ -227,6 +227,7 @@ def test_what_cannot_be_had_is_refused_before_any_work(
         vitdeploy.embed(predictor, [], tmp_path / "emb.npy")
     code, _, err = run("embed", digits.path, folder, "-o", tmp_path / "emb.npy")
     assert (code, "--task image-feature-extraction" in err) == (UsageError.exit_code, True)
+    assert run("embed", digits.path, "", "-o", tmp_path / "emb.npy").code == UsageError.exit_code  # not this folder
     wrong: Any
     for wrong in ("max", 5):
         with raises(UsageError, what="pool", found=wrong):

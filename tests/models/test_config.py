@@ -56,6 +56,12 @@ def test_an_invalid_value_is_one_line_that_names_the_key(key: str, value: Any) -
     assert len(message) < 330
 
 
+@pytest.mark.parametrize("value", [None, 0, "512", True, 16.0])
+def test_the_width_of_a_projection_is_named_as_in_the_file(value: Any) -> None:
+    with raises(CheckpointError, what="projection_dim", where="config.json", found=value):
+        ViTConfig.from_dict({"model_type": "clip_vision_model", "projection_dim": value})
+
+
 def test_every_field_has_invalid_values() -> None:
     assert set(read().to_dict()) - {"label2id"} <= set(INVALID)
 

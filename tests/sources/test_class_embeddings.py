@@ -82,9 +82,11 @@ def test_compressed_files_are_read(tmp_path: Path) -> None:
         ({"vectors": np.array([[1.0, 0], [1, 1], [0, 0]])}, "vectors", "newt"),
         ({"vectors": np.ones((3, 0))}, "vectors", "cat"),
         ({"logit_scale": np.array(100.0)}, "logit_scale", 100.0),  # the factor, not its logarithm
+        ({"logit_scale": np.array(-1e300)}, "logit_scale", -1e300),  # every logit would be 0
         ({"logit_scale": np.array(np.nan)}, "logit_scale", None),
         ({"logit_scale": np.array([1.0, 2.0])}, "logit_scale", [1.0, 2.0]),
         ({"logit_bias": np.array(np.inf)}, "logit_bias", math.inf),
+        ({"logit_bias": np.array(1e300)}, "logit_bias", 1e300),  # infinite in float32
         ({"activation": np.array("relu")}, "activation", "relu"),
         ({"activation": np.array(1.0)}, "activation", "float64"),
     ],
@@ -94,6 +96,14 @@ def test_what_is_refused(tmp_path: Path, changed: dict[str, Any], what: str, fou
     path = written(tmp_path, **changed)
     fields = {} if found is None else {"found": found}
     with raises(InputError, what=what, where=path, **fields):
+        ClassEmbeddings.read(path)
+
+
+def test_names_are_counted_in_one_pass(tmp_path: Path) -> None:
+    names = np.arange(2**18).astype("U7")  # comparing each with all others would take minutes
+    names[-1] = names[-2]
+    path = written(tmp_path, names=names, vectors=np.ones((len(names), 1), np.float16))
+    with raises(InputError, what="names", where=path, found=names[-1]):
         ClassEmbeddings.read(path)
 
 

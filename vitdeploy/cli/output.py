@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from vitdeploy.assess.data.folder_listing import LeftOut
     from vitdeploy.assess.report.tables import Table
 
-PATH = click.Path(readable=False)  # its reader reports in one line that it cannot be read
+
+class _Path(click.Path):
+    """A path. An empty one, as of an unset variable of a shell, would be the working directory."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(value, param, ctx) if value else self.fail("a path cannot be empty.", param, ctx)
+
+
+PATH = _Path(readable=False)  # its reader reports in one line that it cannot be read
 
 
 def read_device(_context: click.Context, _option: click.Parameter, name: str | None) -> str | None:

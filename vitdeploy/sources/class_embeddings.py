@@ -32,7 +32,7 @@ _FLOATS = ("float16", "float32", "float64")
 _MOST_BYTES = 2**30  # of an array; ImageNet-21k's classes take 90 MB in 1,024 values each
 _MOST_CLASSES = 2**20
 # CLIP clamps its factor to 100, ln 100 = 4.6, and SigLIP's trained ones are near 112. A factor of more than 1,000 is
-# one that was saved instead of its logarithm.
+# one that was saved instead of its logarithm; one of less than 1/1,000 makes all classes equal.
 _LARGEST_SCALE = math.log(1000)
 _ACTIVATIONS = {"softmax": ProblemType.SINGLE_LABEL, "sigmoid": ProblemType.PAIRWISE}
 
@@ -82,9 +82,9 @@ class ClassEmbeddings:
             activation = _activation(path, archive, biased=biased)
         if activation == "softmax" and len(names) == 1:
             raise _invalid(path, _NAMES, "the softmax of one class is always 1", names, "add classes, or use sigmoid")
-        if scale > _LARGEST_SCALE:
+        if abs(scale) > _LARGEST_SCALE:
             raise _invalid(
-                path, _SCALE, f"{scale:g} is more than the logarithm of 1,000", scale,
+                path, _SCALE, f"{scale:g} is not between the logarithms of 1/1,000 and 1,000", scale,
                 "save the logarithm of the factor, as model.logit_scale is",
             )  # fmt: skip
         unit = _unit(path, vectors, names)
@@ -163,8 +163,9 @@ def _class_names(path: Path, array: NDArray[Any]) -> tuple[str, ...]:
 def _number(path: Path, archive: zipfile.ZipFile, name: str) -> float:
     """The finite number in an array of one element."""
     array = _array(path, archive, name, _FLOATS)
-    if array.size != 1 or not np.isfinite(array).all():
-        raise _invalid(path, name, f"it is {shown(array.tolist(), 80)}, expected one finite number", array.tolist())
+    if array.size != 1 or not (np.abs(array) <= np.finfo(np.float32).max).all():
+        found = array.tolist()
+        raise _invalid(path, name, f"it is {shown(found, 80)}, expected one finite number of float32", found)
     return float(array.reshape(()))
 
 

@@ -107,15 +107,21 @@ def test_images_without_another_of_their_class_and_images_in_both(features: Bund
         (tmp_path / "data" / name).mkdir(parents=True)
         for path in files:
             shutil.copy(path, tmp_path / "data" / name)
-    alone = evaluate_embeddings(features, data=tmp_path / "data", backends=["onnxruntime"])
+    alone = evaluate_embeddings(features, data=tmp_path / "data", neighbours=2, backends=["onnxruntime"])
     assert (alone.unmatched, alone.shared, len(alone.notes)) == (1, 0, 1)
     assert alone.recall(alone.results[0], 10).correct == 2
     shutil.copy(images[2], tmp_path / "data" / "alone" / "copy.png")
-    copied = evaluate_embeddings(features, data=tmp_path / "data", backends=["onnxruntime"])
+    copied = evaluate_embeddings(features, data=tmp_path / "data", neighbours=3, backends=["onnxruntime"])
     assert (copied.unmatched, copied.shared, len(copied.notes)) == (0, 2, 1)
     both = evaluate_embeddings(features, data=tmp_path / "data", gallery=tmp_path / "data", backends=["onnxruntime"])
     assert (both.unmatched, both.shared) == (0, 4)
     assert both.recall(both.results[0], 1).value == 1
+    (tmp_path / "one").mkdir()
+    (tmp_path / "data" / "three").rename(tmp_path / "one" / "three")
+    one = evaluate_embeddings(features, data=tmp_path / "one", neighbours=2, backends=["onnxruntime"])
+    assert [text.split(",")[0] for text in one.notes] == [
+        "each image is searched among 1", "all images have one class",
+    ]  # fmt: skip
 
 
 def test_classes_of_a_table_and_a_limit(features: Bundle, folders: tuple[Path, Path], tmp_path: Path) -> None:

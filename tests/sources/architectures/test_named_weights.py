@@ -204,6 +204,14 @@ def test_what_does_not_fit_is_refused(
         read_checkpoint(WeightsFile("w.pth", **options))
 
 
+def test_an_averaged_model_in_another_form_is_not_passed_over(tmp_path: Path, tiny: None) -> None:
+    averaged = {"module": state(), "updates": 3}
+    path = saved(tmp_path / "w.pth", {"model_ema": averaged, "state_dict_ema": None, "state_dict": state()})
+    with raises(CheckpointError, what="weights_entry", found="model_ema", expected=("state_dict",)):
+        read_checkpoint(WeightsFile(path, NAME))
+    assert read_checkpoint(WeightsFile(path, NAME, entry="state_dict")).source.architecture == NAME
+
+
 def test_another_architecture_is_refused_with_the_one_that_fits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -119,7 +119,8 @@ def open_all(paths: Sequence[str | os.PathLike[str]]) -> tuple[ImageSet, dict[st
         number = bisect.bisect_right(firsts, position) - 1
         return parts[number](position - firsts[number])
 
-    return ImageSet(", ".join(map(str, paths))[:400], tuple(names), load), left_out
+    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+    return ImageSet(f"{paths[0]!s:.400}{more}", tuple(names), load), left_out
 
 
 def _of_parquet(source: Path, listing: FolderListing | None) -> ImageSet:

@@ -78,7 +78,7 @@ class EmbeddingEvaluation(LabelledAssessment[Neighbours]):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Remarks on images whose figures mislead, one line each."""
+        """Remarks on what makes figures mislead, one line each."""
         of = "the gallery" if self.gallery else "the data"
         alone = f"{self.unmatched} images have no other image of their class in {of}, and count as wrong"
         where = (
@@ -87,7 +87,17 @@ class EmbeddingEvaluation(LabelledAssessment[Neighbours]):
             else "in the data more than once: each finds a copy"
         )
         shared = f"{self.shared} images are {where}"
-        return tuple(text for text, count in ((alone, self.unmatched), (shared, self.shared)) if count)
+        fewer = (
+            f"each image is searched among {self.gallery_images}, fewer than k = {self.neighbours}: all of them vote"
+        )
+        one = "all images have one class, and so has every neighbour"
+        found = {
+            alone: self.unmatched,
+            shared: self.shared,
+            fewer: self.gallery_images < self.neighbours,
+            one: len(self.labels) == 1,
+        }
+        return tuple(text for text, count in found.items() if count)
 
     def best(self, result: Neighbours) -> NDArray[np.int32]:
         """The class by vote of each image, (N,); -1 for non-finite vectors."""

@@ -66,7 +66,7 @@ def clip(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "qkv_bias": True,
         "head_dim": None,
-        "projection_size": config.get("projection_dim", 512) if projected else None,
+        "projection_size": _size(config, "projection_dim", default=512) if projected else None,
     }
 
 
@@ -89,6 +89,13 @@ def _flag(config: Mapping[str, Any], key: str, *, default: bool) -> bool:
     value = config.get(key, default)
     if not isinstance(value, bool):
         raise UsageError(f"{key} is {shown(value)}, expected true or false", what=key, found=value)
+    return value
+
+
+def _size(config: Mapping[str, Any], key: str, *, default: int) -> int:
+    value = config.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 2**15:
+        raise UsageError(f"{key} is {shown(value)}, expected an integer from 1 to {2**15}", what=key, found=value)
     return value
 
 

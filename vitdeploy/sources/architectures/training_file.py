@@ -95,14 +95,18 @@ def _content(file: OpenedFile) -> dict[Any, Any]:
 def _entry(path: Path, content: Mapping[Any, Any], name: str | None) -> tuple[str, list[str], dict[str, Tensor]]:
     """Key of the entry with the weights, those of others if none was named, and the entry."""
     states = {key: value for key, value in content.items() if isinstance(key, str) and value and is_state(value)}
-    usual = [key for key in ENTRIES if key in states] if name is None else [name]
+    # An averaged model in another form is not passed over for the last weights.
+    usual = (
+        [key for key in ENTRIES if content.get(key) and isinstance(content[key], Mapping)] if name is None else [name]
+    )
     chosen = usual[0] if usual else None
     if chosen is None or chosen not in states:
-        problem = f"no entry {name!r:.80} of" if name is not None else f"none of {', '.join(ENTRIES)} as"
+        named = name if name is not None else chosen
+        problem = f"none of {', '.join(ENTRIES)} as" if named is None else f"no entry {named!r:.80} of"
         others = ", ".join(f"{key:.80}" for key in list(states)[:8])
         raise CheckpointError(
             f"{path} has {problem} named tensors" + (f", only: {others}" if states else ""),
-            what="weights_entry", where=path, expected=tuple(states), found=name,
+            what="weights_entry", where=path, expected=tuple(states), found=named,
             hint="choose one with --weights-entry" if states else "save the model's state_dict()",
         )  # fmt: skip
-    return chosen, usual[1:], states[chosen]
+    return chosen, [key for key in usual[1:] if key in states], states[chosen]
