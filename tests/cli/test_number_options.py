@@ -23,8 +23,8 @@ from vitdeploy.errors import UsageError
 # Options that take a name, a path or another text. An option that is new is a number until it stands here.
 TEXTS = {
     "accuracy_data", "against", "arch", "artifact", "artifacts", "backends", "baseline", "cache_dir",
-    "calibration_cache", "calibration_data", "compute_capability", "data", "device", "golden", "html", "images",
-    "junit", "keep", "labels",
+    "calibration_cache", "calibration_data", "class_embeddings", "compute_capability", "data", "device", "gallery",
+    "golden", "html", "images", "junit", "keep", "labels",
     "keep_fp32", "keep_fp32_from", "latency_against", "markdown", "message", "model", "name", "names", "output",
     "outputs", "precision", "random_weights", "resume", "revision", "rules", "save_golden", "settings", "processor",
     "timing_cache", "token", "triton", "weights", "weights_entry",

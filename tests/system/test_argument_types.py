@@ -35,7 +35,11 @@ OPTIONS = [
     *(kind for kind in PUBLIC if inspect.isclass(kind) and kind.__module__.endswith("options")),
     *(TensorRTOnnxRuntimeOptions, EngineRuntimeOptions, PyTorchRuntimeOptions, TorchScriptRuntimeOptions, GateRules),
 ]
-GIVEN: dict[str, Any] = {"accuracy": vitdeploy.MinAgreement(0.9), "scenario": vitdeploy.Scenario("offline")}  # required
+GIVEN: dict[str, Any] = {  # required
+    "accuracy": vitdeploy.MinAgreement(0.9),
+    "scenario": vitdeploy.Scenario("offline"),
+    "predictor": object.__new__(vitdeploy.Predictor),
+}
 WRONG = object()
 
 
@@ -66,6 +70,7 @@ def test_every_option(kind: Any, name: str) -> None:
     given: dict[Any, dict[str, Any]] = {
         vitdeploy.Calibration: {"images": "images"},
         vitdeploy.Scenario: {"name": "server", "p99_ms": 1.0},
+        vitdeploy.WeightsFile: {"path": "weights.pth"},
     }
     argument = {"limit": f"m{kind.__name__[1:3]}_{kind.__name__[3:].lower()}"}.get(name, name)
     with raises(UsageError) as caught:
