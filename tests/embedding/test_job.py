@@ -223,8 +223,10 @@ def test_what_cannot_be_had_is_refused_before_any_work(
         vitdeploy.embed(predictor, folder, tmp_path / "emb.npy", pool="mean")
     with raises(UsageError, what="the table of paths"):
         vitdeploy.embed(predictor, folder, folder / "emb.npy")
-    with raises(UsageError, what="images"):
-        vitdeploy.embed(predictor, [], tmp_path / "emb.npy")
+    nothing: tuple[list[str] | str, ...] = ([], "", "a\0.png")
+    for images in nothing:
+        with raises(UsageError, what="images"):
+            vitdeploy.embed(predictor, images, tmp_path / "emb.npy")
     code, _, err = run("embed", digits.path, folder, "-o", tmp_path / "emb.npy")
     assert (code, "--task image-feature-extraction" in err) == (UsageError.exit_code, True)
     assert run("embed", digits.path, "", "-o", tmp_path / "emb.npy").code == UsageError.exit_code  # not this folder

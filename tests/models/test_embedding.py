@@ -130,6 +130,23 @@ def test_what_a_model_lacks_is_refused() -> None:
         ViTConfig.from_dict({"model_type": "vit", "embedding_pool": "max"})
 
 
+@pytest.mark.parametrize(
+    ("pool", "outputs", "fields"),
+    [
+        (None, ("features",), {"what": "outputs", "found": ["features"]}),
+        ("pooler", ("last_hidden_state",), {"what": "pool", "found": "pooler"}),
+    ],
+)
+def test_outputs_that_no_vector_can_be_made_of_are_refused(
+    tmp_path: Path, pool: Any, outputs: tuple[str, ...], fields: dict[str, Any]
+) -> None:
+    checkpoint = write_checkpoint_of(tiny_model(Task.FEATURES), tmp_path / "checkpoint")
+    graph = vitdeploy.GraphOptions(pool=pool, normalize=True, outputs=outputs)
+    with raises(UsageError, **fields):
+        vitdeploy.export(checkpoint, output=tmp_path / "bundle", graph=graph)
+    assert not (tmp_path / "bundle").exists()
+
+
 def test_every_backend_gives_the_same_vectors(tmp_path: Path) -> None:
     model = tiny_model(Task.FEATURES)
     checkpoint = write_checkpoint_of(model, tmp_path / "checkpoint")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import hashlib
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,6 +71,8 @@ class ArtifactRequest:
 
     def read(self) -> Checkpoint:
         """Read the checkpoint and the reference; see `vitdeploy.sources.read`."""
+        from vitdeploy.models.layers.pooling import Pooling
+        from vitdeploy.models.signature import output_specs
         from vitdeploy.sources.class_embeddings import ClassEmbeddings
         from vitdeploy.sources.embeddings import with_embedding, zero_shot
         from vitdeploy.sources.read import random_checkpoint, read_checkpoint
@@ -94,7 +97,11 @@ class ArtifactRequest:
             checkpoint = random_checkpoint(str(source.random_weights), task, source.seed, **settings)
         if self.graph.pool is None and not self.graph.normalize:
             return checkpoint
-        return with_embedding(checkpoint, self.graph.pool, normalize=self.graph.normalize)
+        checkpoint = with_embedding(checkpoint, self.graph.pool, normalize=self.graph.normalize)
+        if self.graph.outputs is not None:  # the vectors may be made of them outside the artifact, or not at all
+            config = json.loads(checkpoint.files["config.json"])
+            Pooling.choose(config, output_specs(checkpoint.model, self.graph.outputs))
+        return checkpoint
 
 
 def add_artifact(request: ArtifactRequest, place: Path, *, progress: Progress = SILENT) -> Bundle:

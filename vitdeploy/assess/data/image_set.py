@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import functools
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,6 @@ from vitdeploy.errors import UsageError, readable
 from vitdeploy.files.label_tables import SEPARATORS, TABLE_ENDINGS
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Sequence
 
     from vitdeploy.assess.data.dataset import LabelledData
@@ -101,6 +101,9 @@ def open_all(paths: Sequence[str | os.PathLike[str]]) -> tuple[ImageSet, dict[st
     parts: list[Callable[[int], bytes]] = []
     firsts: list[int] = []
     left_out: dict[str, LeftOut] = {}
+    wrong = [name for name in (os.fspath(path) for path in paths) if not name or "\0" in name]
+    if wrong:
+        raise UsageError(f"images takes paths, got {wrong[0]!r:.80}", what="images", found=wrong[0])
     for path in map(Path, paths):
         firsts.append(len(names))
         if path.is_dir() or path.suffix.lower() in TABLE_ENDINGS:

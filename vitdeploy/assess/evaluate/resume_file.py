@@ -138,9 +138,7 @@ class WorkFile:
             raise _not_ours(self._path, "it is something else")
         for keys, before, now in _differences(header, wanted):
             key = " / ".join(keys)
-            raise _not_ours(
-                self._path, f"it was begun with another {key}: {before!r:.80}, not {now!r:.80}", key, before, now
-            )
+            raise _not_ours(self._path, f"it was begun with {key} {before!r:.80}, not {now!r:.80}", key, before, now)
 
     def _read(self, content: bytes) -> int:
         """Read the finished batches; return their size in bytes, without a truncated last line."""
