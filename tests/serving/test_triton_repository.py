@@ -490,7 +490,7 @@ def test_export_refuses_before_anything_is_made(tmp_path: Path, capsys: pytest.C
     for repository, output in (("", "vit"), (tmp_path / "vit", "vit"), (tmp_path / "models", "no name")):
         options = ("--random-weights", "vit-tiny-patch16-32", "--output", tmp_path / output)
         code, _, err = run(capsys, "export", *options, "--triton", repository)
-        assert (code, len(err.splitlines())) == (2, 1)
+        assert (code, len(err.splitlines())) == (2, 1 if repository else 4)  # click shows the usage of an option
     assert list(tmp_path.iterdir()) == []
 
 

@@ -14,7 +14,7 @@ from vitdeploy.cli.annotations import annotate
 from vitdeploy.cli.command import option
 from vitdeploy.cli.output import PATH, print_json, print_left_out
 from vitdeploy.cli.process import Interrupted, conclude, explained, print_error
-from vitdeploy.errors import OutputError, VitDeployError
+from vitdeploy.errors import VitDeployError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -79,11 +79,6 @@ class Reports:
         self.asked = {name: path for name, path in files.items() if path is not None}
         self._begin = time.monotonic()
         self._writers = {}
-        for name, path in self.asked.items():
-            if not path:
-                raise OutputError(
-                    f"--{name} cannot be written: its path is empty", what=f"--{name}", found=path, hint="name a file"
-                )
         check_outputs(*_files(self.asked, arguments), bundle=arguments.get("bundle"))
         for name, path in self.asked.items():
             check_writable(Path(path))
