@@ -16,7 +16,6 @@ from vitdeploy.bundle.scores import ProblemType, default_problem_type
 from vitdeploy.errors import BundleError, NotFiniteError, UsageError, check_count, shown
 from vitdeploy.images.open import image_name
 from vitdeploy.images.processor import ImageProcessor, as_batch
-from vitdeploy.models.layers.pooling import Pooling
 from vitdeploy.runtimes import formats_of
 from vitdeploy.runtimes.choice import open_choice
 from vitdeploy.specs import MOST_A_BATCH, POOLS, PixelStage, Pool, Precision, Task
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 
     from vitdeploy.bundle.manifest import Artifact, FileRecord
     from vitdeploy.images.open import ImageSource
+    from vitdeploy.models.layers.pooling import Pooling
     from vitdeploy.runtimes.base import Runtime
 
 DEFAULT_TOP_K, DEFAULT_BATCH_SIZE = 5, 8
@@ -177,6 +177,8 @@ class Predictor:
         Raises:
             UsageError: As `embed`, with the command that exports an artifact which has them.
         """
+        from vitdeploy.models.layers.pooling import Pooling  # not needed for predictions
+
         try:
             return Pooling.choose(self.config, self.runtime.outputs, pool)
         except UsageError as exc:

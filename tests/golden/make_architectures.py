@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sklearn.datasets
 import torch
-from PIL import Image
+from golden_models import photograph, spread
 
 # As in make_timm.py.
 _OPERATORS = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
@@ -85,20 +84,6 @@ def table() -> str:
     rows = {"timm": timm.__version__, "sizes": grouped(known), "transforms": grouped(transforms)}
     parts = (f'"{key}": [\n  ' + ",\n  ".join(map(json.dumps, rows[key])) + "\n ]" for key in ("sizes", "transforms"))
     return f'{{\n "timm": "{rows["timm"]}",\n ' + ",\n ".join(parts) + "\n}\n"
-
-
-def spread(model: torch.nn.Module, seed: int) -> None:
-    """Draw every weight so that each of them shows in the result; float16 holds all of them exactly."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, weight in model.named_parameters():
-        scale = weight[0].numel() ** -0.5 if weight.ndim >= 2 else 0.3
-        values = scale * torch.randn(weight.shape, generator=generator) + (weight.ndim == 1 and name.endswith("weight"))
-        with torch.no_grad():
-            weight.copy_(values.half())
-
-
-def photograph() -> Image.Image:
-    return Image.fromarray(sklearn.datasets.load_sample_images().images[0]).crop((0, 0, 601, 427))
 
 
 def write_training() -> None:

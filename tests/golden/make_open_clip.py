@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 import safetensors.torch
-import sklearn.datasets
 import torch
-from PIL import Image
+from golden_models import photograph, spread
 
 # As in make_timm.py.
 _OPERATORS = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
@@ -46,16 +45,6 @@ PREPROCESS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def spread(model: torch.nn.Module, seed: int) -> None:
-    """Draw every weight so that each of them shows in the result; float16 holds all of them exactly."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, weight in model.named_parameters():
-        scale = weight[0].numel() ** -0.5 if weight.ndim >= 2 else 0.3
-        values = scale * torch.randn(weight.shape, generator=generator) + (weight.ndim == 1 and name.endswith("weight"))
-        with torch.no_grad():
-            weight.copy_(values.half())
-
-
 def write_case(name: str, seed: int) -> None:
     folder = OUT / name
     folder.mkdir()
@@ -66,8 +55,7 @@ def write_case(name: str, seed: int) -> None:
     half = {key: tensor.half().contiguous() for key, tensor in model.state_dict().items()}
     safetensors.torch.save_file(half, folder / "open_clip_model.safetensors")
     cfg = transform.PreprocessCfg(**PREPROCESS[name])
-    photograph = Image.fromarray(sklearn.datasets.load_sample_images().images[0]).crop((0, 0, 601, 427))
-    pixels = transform.image_transform_v2(cfg, is_train=False)(photograph)[None]
+    pixels = transform.image_transform_v2(cfg, is_train=False)(photograph())[None]
     with torch.inference_mode():
         embeds = model.encode_image(pixels)
     np.savez_compressed(folder / "expected.npz", pixel_values=pixels.numpy(), image_embeds=embeds.numpy())

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 from bundles import sign_again
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import FileRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 HALF, BRAIN, SINGLE = TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.FLOAT
@@ -79,3 +79,24 @@ def with_mixed_artifact(bundle: Bundle, target: Path) -> Bundle:
     (single,) = copy.manifest.artifacts
     half = dataclasses.replace(single, precision="fp16", files=(FileRecord.of(target, path),), options={"opset": 20})
     return sign_again(Bundle(target, dataclasses.replace(copy.manifest, artifacts=(half, single))))
+
+
+def with_last_operator(
+    bundle: Bundle, folder: Path, operator: str, operand: Callable[[tuple[int, ...]], np.ndarray]
+) -> Bundle:
+    """A copy of a bundle of one ONNX artifact, whose last node is followed by an operator with a constant operand.
+
+    Its operand is a function of the first output's shape without the batch, which is fixed.
+    """
+    copied = Bundle.open(shutil.copytree(bundle.path, folder))
+    (artifact,) = copied.manifest.artifacts
+    path = copied.path / artifact.files[0].path
+    model = onnx.load(path)
+    last = model.graph.node[-1]
+    name, last.output[0] = last.output[0], "plain"
+    model.graph.initializer.append(
+        numpy_helper.from_array(operand(tuple(map(int, artifact.outputs[0].shape[1:]))), "operand")
+    )
+    model.graph.node.append(helper.make_node(operator, ["plain", "operand"], [name]))
+    onnx.save(model, path)
+    return sign_again(copied)

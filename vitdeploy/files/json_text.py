@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,6 +32,11 @@ def strict_json(content: bytes | str) -> Any:
 def utf_8_json(content: bytes) -> Any:
     """Parse UTF-8 JSON without a byte order mark, as transformers does for image processors."""
     return json.loads(content.decode())
+
+
+def json_file(data: Mapping[str, Any]) -> bytes:
+    """Content of a JSON file in the form of transformers': indented, in the order of the keys."""
+    return (json.dumps(data, indent=2) + "\n").encode()
 
 
 def json_object(

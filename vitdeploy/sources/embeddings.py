@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vitdeploy.errors import InputError
+from vitdeploy.files.json_text import json_file
 from vitdeploy.models.checkpoint import architecture_of
 from vitdeploy.models.families.lookup import encoder_keys
 from vitdeploy.models.signature import output_specs
@@ -42,8 +43,7 @@ def with_embedding(checkpoint: Checkpoint, pool: Pool | None, *, normalize: bool
     model.embed_by(pool or model.config.embedding_pool, normalize=normalize)
     data = json.loads(checkpoint.files["config.json"])
     encoder_keys(data).update(embedding_pool=model.config.embedding_pool, normalize_embedding=normalize)
-    content = (json.dumps(data, indent=2) + "\n").encode()
-    return dataclasses.replace(checkpoint, files={**checkpoint.files, "config.json": content})
+    return dataclasses.replace(checkpoint, files=checkpoint.files | {"config.json": json_file(data)})
 
 
 def zero_shot(checkpoint: Checkpoint, classes: ClassEmbeddings, pool: Pool | None) -> Checkpoint:
@@ -85,7 +85,5 @@ def zero_shot(checkpoint: Checkpoint, classes: ClassEmbeddings, pool: Pool | Non
     data.pop("num_labels", None)
     source = checkpoint.source
     source = dataclasses.replace(source, weights=(*source.weights, classes.file))
-    content = (json.dumps(data, indent=2) + "\n").encode()
-    return dataclasses.replace(
-        checkpoint, source=source, model=model, files={**checkpoint.files, "config.json": content}
-    )
+    files = checkpoint.files | {"config.json": json_file(data)}
+    return dataclasses.replace(checkpoint, source=source, model=model, files=files)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import operator
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vitdeploy.bundle.manifest import ProcessorOrigin
 from vitdeploy.errors import CheckpointError, InputError, UsageError
 from vitdeploy.files.file_kinds import SETTINGS_FILE
+from vitdeploy.files.json_text import json_file
 from vitdeploy.images.preprocessor_config import ShortestEdge, complete
 from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.images.processor_options import ProcessorOptions
@@ -146,7 +146,7 @@ def _with_settings(
 
 def _one_file(processor: ImageProcessor) -> dict[str, bytes]:
     """The single file with every setting."""
-    return {SETTINGS_FILE: (json.dumps(processor.to_dict(), indent=2) + "\n").encode()}
+    return {SETTINGS_FILE: json_file(processor.to_dict())}
 
 
 def _check_channels(options: ProcessorOptions, num_channels: int) -> None:

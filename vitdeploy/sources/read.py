@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import operator
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.bundle.manifest import FileRecord, Source
 from vitdeploy.errors import CheckpointError, UsageError
+from vitdeploy.files.json_text import json_file
 from vitdeploy.images.preprocessor_files import note_unknown_settings
 from vitdeploy.models.checkpoint import architecture_of, make_model, task_of
 from vitdeploy.models.config import ViTConfig, json_size, read_json
@@ -162,7 +162,7 @@ def read_checkpoint(
         source = dataclasses.replace(source, base=base.model_id, base_revision=base.revision)
     licenses, stated = _licenses(checkpoint, base)
     source = dataclasses.replace(source, license=stated)
-    files = licenses | image_processor.files | {"config.json": _json(data)}
+    files = licenses | image_processor.files | {"config.json": json_file(data)}
     return Checkpoint(source, reference, image_processor.processor, files)
 
 
@@ -194,7 +194,7 @@ def random_checkpoint(
         _fit(model, image_processor.processor, image_size, dynamic_image_size=dynamic_image_size)
     except CheckpointError as exc:
         raise _misfit(name, exc, processor, image_size) from exc
-    files = {"config.json": _json({**config.to_dict(), "architectures": [architecture_of(model)]})}
+    files = {"config.json": json_file({**config.to_dict(), "architectures": [architecture_of(model)]})}
     source = Source(name, processor=image_processor.origin)
     return Checkpoint(source, model, image_processor.processor, files | image_processor.files)
 
@@ -309,7 +309,3 @@ def _misfit(
     sized = options is not None and (options.size is not None or options.crop_size is not None)
     error = UsageError if sized or image_size is not None else CheckpointError
     return error(f"{name}: {problem}", what=problem.what, where=name, expected=problem.expected, found=problem.found)
-
-
-def _json(data: dict[str, Any]) -> bytes:
-    return (json.dumps(data, indent=2) + "\n").encode()

@@ -9,11 +9,9 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 import numpy as np
-import onnx
 import pytest
-from bundles import sign_again
 from command_line import run
-from onnx import numpy_helper
+from onnx_models import with_last_operator
 from raising import raises
 from schemas import validated
 from sklearn.metrics.pairwise import paired_cosine_distances
@@ -53,20 +51,9 @@ def bundle(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 def spoilt(bundle: Bundle, folder: Path) -> Bundle:
     """A copy whose tokens have something in every other channel, whatever the image."""
-    copied = Bundle.open(shutil.copytree(bundle.path, folder))
-    (artifact,) = copied.manifest.artifacts
-    path = copied.path / artifact.files[0].path
-    model = onnx.load(path)
-    last = model.graph.node[-1]
-    name, last.output[0] = last.output[0], "plain"
-    width = artifact.outputs[0].shape[-1]
-    assert isinstance(width, int)
-    added = np.zeros(width, np.float32)
-    added[::2] = 3.0
-    model.graph.initializer.append(numpy_helper.from_array(added, "added"))
-    model.graph.node.append(onnx.helper.make_node("Add", ["plain", "added"], [name]))
-    onnx.save(model, path)
-    return sign_again(copied)
+    return with_last_operator(
+        bundle, folder, "Add", lambda shape: np.where(np.arange(shape[-1]) % 2, 0, 3).astype(np.float32)
+    )
 
 
 def tokens(bundle: Bundle, images: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -121,20 +108,11 @@ def test_an_artifact_that_is_far_fails_without_any_rule(bundle: Bundle, images: 
 @pytest.mark.parametrize("factor", [0.0, -1.0, np.nan])
 def test_tokens_of_patches_are_judged_too(bundle: Bundle, images: Path, tmp_path: Path, factor: float) -> None:
     """By the CLS token alone, an artifact without any other token passed."""
-    copied = Bundle.open(shutil.copytree(bundle.path, tmp_path / "out"))
-    (artifact,) = copied.manifest.artifacts
-    path = copied.path / artifact.files[0].path
-    model = onnx.load(path)
-    last = model.graph.node[-1]
-    name, last.output[0] = last.output[0], "plain"
-    tokens = artifact.outputs[0].shape[1]
-    assert isinstance(tokens, int)
-    factors = np.full((1, tokens, 1), factor, np.float32)
-    factors[:, 0] = 1
-    model.graph.initializer.append(numpy_helper.from_array(factors, "factors"))
-    model.graph.node.append(onnx.helper.make_node("Mul", ["plain", "factors"], [name]))
-    onnx.save(model, path)
-    copied = sign_again(copied)
+
+    def factors(shape: tuple[int, ...]) -> np.ndarray:
+        return np.array([1, *[factor] * (shape[0] - 1)], np.float32)[:, None]
+
+    copied = with_last_operator(bundle, tmp_path / "out", "Mul", factors)
     code, result = gated(copied, images)
     assert code == 1
     failed = [check for check in result["checks"] if check["status"] == "failed"]
