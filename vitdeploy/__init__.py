@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from vitdeploy.assess.evaluate.embeddings import EmbeddingEvaluation, evaluate_embeddings
     from vitdeploy.assess.evaluate.evaluate import Evaluation, evaluate
     from vitdeploy.assess.gate.gate import GateResult, gate
+    from vitdeploy.batch.embed_job import EmbeddedImages, embed
     from vitdeploy.bundle.bundle import Bundle
     from vitdeploy.delivery.hub_upload import PushedBundle, push
     from vitdeploy.delivery.loading import load
     from vitdeploy.delivery.packing import pack
-    from vitdeploy.embedding.job import EmbeddedImages, embed
     from vitdeploy.errors import VitDeployError
     from vitdeploy.exporting.graph_options import GraphOptions
     from vitdeploy.exporting.options import (
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from vitdeploy.images.processor import ImageProcessor
     from vitdeploy.images.processor_options import ProcessorOptions
     from vitdeploy.predictor import Prediction, Predictor
-    from vitdeploy.serving.triton_repository import TritonModel, write_triton_model
+    from vitdeploy.serving.model_repository.repository import TritonModel, write_triton_model
     from vitdeploy.sources.architectures.weights_options import WeightsFile
     from vitdeploy.system.progress import Progress
     from vitdeploy.trt.options import EngineOptions
@@ -110,7 +110,7 @@ _MODULES = {
     "Bundle": "bundle.bundle",
     "Calibration": "exporting.options",
     "Comparison": "assess.compare.compare",
-    "EmbeddedImages": "embedding.job",
+    "EmbeddedImages": "batch.embed_job",
     "EmbeddingEvaluation": "assess.evaluate.embeddings",
     "EngineOptions": "trt.options",
     "Evaluation": "assess.evaluate.evaluate",
@@ -130,7 +130,7 @@ _MODULES = {
     "ScenarioBenchmark": "assess.benchmark.scenarios.results",
     "Sensitivity": "assess.debug.sensitivity",
     "SourceOptions": "exporting.options",
-    "TritonModel": "serving.triton_repository",
+    "TritonModel": "serving.model_repository.repository",
     "Tuning": "assess.benchmark.tuning",
     "ValidationOptions": "exporting.options",
     "VitDeployError": "errors",
@@ -141,7 +141,7 @@ _MODULES = {
     "bisect": "assess.debug.bisection",
     "compare": "assess.compare.compare",
     "compare_benchmarks": "assess.benchmark.comparison",
-    "embed": "embedding.job",
+    "embed": "batch.embed_job",
     "evaluate": "assess.evaluate.evaluate",
     "evaluate_embeddings": "assess.evaluate.embeddings",
     "export": "exporting.workflow",
@@ -151,7 +151,7 @@ _MODULES = {
     "push": "delivery.hub_upload",
     "sensitivity": "assess.debug.sensitivity",
     "tune": "tuning.tune",
-    "write_triton_model": "serving.triton_repository",
+    "write_triton_model": "serving.model_repository.repository",
 }
 
 

@@ -32,7 +32,7 @@ from vitdeploy.files import opened
 from vitdeploy.files.atomic import staged_folder
 from vitdeploy.files.opened import FileChangedError, OpenedFile, VerifiedFile
 from vitdeploy.runtimes import open_runtime
-from vitdeploy.serving.triton_repository import write_triton_model
+from vitdeploy.serving.model_repository.repository import write_triton_model
 
 Pair = tuple[Bundle, Bundle]
 Swap = Callable[[Path, Path], None]

@@ -21,7 +21,7 @@ from vitdeploy.cli.progress import CommandProgress
 from vitdeploy.specs import POOLS
 
 if TYPE_CHECKING:
-    from vitdeploy.embedding.job import EmbeddedImages
+    from vitdeploy.batch.embed_job import EmbeddedImages
 
 _MOST_FAILED = 20  # printed
 
@@ -74,7 +74,7 @@ def embed(
     After an interruption, the same command continues. Exits with 4 if an image could not be read; the file is still
     complete. Exits with 1 if the model returns NaN or infinite values.
     """
-    from vitdeploy.embedding.job import embed as embed_images
+    from vitdeploy.batch.embed_job import embed as embed_images
     from vitdeploy.errors import ImageError
 
     opening = {"backend": backend, "precision": precision, "device": device, "revision": revision, "token": token}

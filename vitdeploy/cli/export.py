@@ -29,7 +29,7 @@ from vitdeploy.errors import UsageError
 from vitdeploy.exporters import EXPORTERS, quantization_target
 from vitdeploy.exporting.graph_options import GraphOptions, spec_of
 from vitdeploy.exporting.options import Quantization, SourceOptions, ValidationOptions
-from vitdeploy.serving.triton_config import LABELED_OUTPUT
+from vitdeploy.serving.model_repository.model_config import LABELED_OUTPUT
 from vitdeploy.system.typed_lines import typed_line
 from vitdeploy.trt.options import EngineOptions
 
@@ -213,7 +213,7 @@ def export(
     for to in formats:  # before the first export
         spec_of(to, precision, graph, quantization, engines[to])
     from vitdeploy.exporting.workflow import export as export_model  # imports torch: after the cheap checks
-    from vitdeploy.serving.triton_repository import write_triton_model
+    from vitdeploy.serving.model_repository.repository import write_triton_model
 
     if triton is not None:
         _check_triton(triton, model, output, source, graph, [(to, precision, target, engines[to]) for to in formats])
@@ -290,7 +290,7 @@ def _check_triton(
 ) -> None:
     """Raise UsageError before the export unless each artifact can be written to Triton's model repository."""
     from vitdeploy.exporting.output_folder import check_repository, place_of
-    from vitdeploy.serving.triton_repository import check_labels_of, check_place
+    from vitdeploy.serving.model_repository.repository import check_labels_of, check_place
 
     checkpoint = model or source.weights
     named = checkpoint or source.random_weights or output  # otherwise the export reports the missing extra

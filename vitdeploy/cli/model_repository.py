@@ -43,7 +43,7 @@ def triton(
 
     An unmodified model that this command wrote is replaced. Other existing content is refused.
     """
-    from vitdeploy.serving.triton_repository import write_triton_model
+    from vitdeploy.serving.model_repository.repository import write_triton_model
 
     model = write_triton_model(
         bundle, repository, artifact=artifact, name=name, max_batch_size=max_batch_size, device=device

@@ -1,1 +1,1 @@
-"""Write bundles in the formats of model servers."""
+"""Serve bundles: files for model servers, and what an application that embeds a predictor needs."""

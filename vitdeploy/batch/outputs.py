@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitdeploy.embedding.unfinished import writing
+from vitdeploy.batch.unfinished import writing
 from vitdeploy.errors import UsageError
 from vitdeploy.files.atomic import move_file, write_file
 from vitdeploy.system.imports import load_target
@@ -37,7 +37,7 @@ def names_file(output: Path) -> Path | None:
 def parquet_writer() -> Callable[..., None]:
     """The function that writes parquet; MissingDependencyError if pyarrow is not installed."""
     writer: Callable[..., None] = load_target(
-        "vitdeploy.embedding.parquet_file:write_parquet", "writing parquet files", "parquet", "pyarrow"
+        "vitdeploy.batch.parquet_file:write_parquet", "writing parquet files", "parquet", "pyarrow"
     )
     return writer
 

@@ -31,8 +31,8 @@ from vitdeploy.cli import main
 from vitdeploy.errors import BundleError, OutputError, UsageError
 from vitdeploy.exporting.engine_validation import NOT_RUN
 from vitdeploy.runtimes.onnxrt.runtime import OnnxRuntime
-from vitdeploy.serving.triton_config import model_config
-from vitdeploy.serving.triton_repository import CONFIG, TritonModel
+from vitdeploy.serving.model_repository.model_config import model_config
+from vitdeploy.serving.model_repository.repository import CONFIG, TritonModel
 from vitdeploy.specs import AxisRange, Task
 
 NUMPY_TYPES = {"TYPE_FP32": np.float32, "TYPE_UINT8": np.uint8, "TYPE_BOOL": np.bool_}
@@ -311,7 +311,7 @@ def test_a_full_disk_leaves_what_was_there(copy: Bundle, tmp_path: Path, monkeyp
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("vitdeploy.serving.triton_repository.shutil.copyfile", full)
+    monkeypatch.setattr("vitdeploy.serving.model_repository.repository.shutil.copyfile", full)
     with raises(OutputError, where=model.path):
         write_triton_model(copy.path, tmp_path / "models", name="m", max_batch_size=2)
     assert (model.path / CONFIG).read_bytes() == before

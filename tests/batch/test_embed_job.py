@@ -91,7 +91,7 @@ def test_a_row_for_each_image_in_order(predictor: Predictor, folder: Path, tmp_p
 def test_parquet_has_the_same_vectors_with_their_paths(
     predictor: Predictor, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vitdeploy.embedding.parquet_file._GROUP_BYTES", 5 * 4 * 64)  # several row groups
+    monkeypatch.setattr("vitdeploy.batch.parquet_file._GROUP_BYTES", 5 * 4 * 64)  # several row groups
     (folder / "0" / "01.png").write_bytes(b"no image")
     vitdeploy.embed(predictor, folder, tmp_path / "emb.npy")
     result = vitdeploy.embed(predictor, folder, tmp_path / "emb.parquet")
@@ -235,7 +235,7 @@ def test_what_cannot_be_had_is_refused_before_any_work(
         with raises(UsageError, what="pool", found=wrong):
             predictor.embed(paths_of(folder), pool=wrong)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    monkeypatch.delitem(sys.modules, "vitdeploy.embedding.parquet_file", raising=False)
+    monkeypatch.delitem(sys.modules, "vitdeploy.batch.parquet_file", raising=False)
     with raises(MissingDependencyError):
         vitdeploy.embed(predictor, folder, tmp_path / "emb.parquet")
     assert [path.name for path in tmp_path.iterdir()] == ["images"]

@@ -28,7 +28,7 @@ from vitdeploy.exporting.engine_validation import is_pending
 from vitdeploy.files.atomic import replace_folder, staged_folder, sync
 from vitdeploy.files.locks import locked
 from vitdeploy.files.regular_file import read_regular
-from vitdeploy.serving.triton_config import LABELED_OUTPUT, LABELS, model_config, triton_backend
+from vitdeploy.serving.model_repository.model_config import LABELED_OUTPUT, LABELS, model_config, triton_backend
 from vitdeploy.specs import PixelFormat, Task, TensorSpec
 from vitdeploy.system.argument_types import typed
 from vitdeploy.system.typed_lines import typed_line
@@ -81,8 +81,8 @@ def write_triton_model(
         repository: Triton's model repository, created if missing.
         artifact: Name, such as "onnx-fp16". Default: the only one.
         name: Name of the model. Default: the bundle's and the artifact's, such as "vit-onnx-fp16".
-        max_batch_size: See `vitdeploy.serving.triton_config.model_config`.
-        device: See `vitdeploy.serving.triton_config.model_config`.
+        max_batch_size: See `vitdeploy.serving.model_repository.model_config.model_config`.
+        device: See `vitdeploy.serving.model_repository.model_config.model_config`.
 
     Raises:
         BundleError: If there is no bundle, or one of its files was altered.

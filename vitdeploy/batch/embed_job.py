@@ -19,9 +19,9 @@ from vitdeploy._version import __version__
 from vitdeploy.assess.data.image_set import open_all
 from vitdeploy.assess.data.loader import Prepared, prepare
 from vitdeploy.assess.evaluate.loop import BATCHES_AHEAD, that_counts
+from vitdeploy.batch.outputs import names_file, parquet_writer, put_in_place
+from vitdeploy.batch.unfinished import Unfinished
 from vitdeploy.bundle.output_paths import check_outputs
-from vitdeploy.embedding.outputs import names_file, parquet_writer, put_in_place
-from vitdeploy.embedding.unfinished import Unfinished
 from vitdeploy.errors import ImageError, InputError, first_line
 from vitdeploy.files.output_files import check_writable
 from vitdeploy.predictor import Predictor, batch_size_for, check_batch_size

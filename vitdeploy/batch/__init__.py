@@ -1,0 +1,1 @@
+"""Run the images of a data set into one file: resumable, in bounded memory."""

@@ -1,1 +1,0 @@
-"""Write the embeddings of many images to a file: resumable, in bounded memory."""

@@ -1,0 +1,1 @@
+"""Model repositories of Triton Inference Server: the configuration and the files of a model."""
