@@ -8,7 +8,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitdeploy.batch.unfinished import writing
 from vitdeploy.errors import UsageError
 from vitdeploy.files.atomic import move_file, write_file
 from vitdeploy.system.imports import load_target
@@ -37,7 +36,7 @@ def names_file(output: Path) -> Path | None:
 def parquet_writer() -> Callable[..., None]:
     """The function that writes parquet; MissingDependencyError if pyarrow is not installed."""
     writer: Callable[..., None] = load_target(
-        "vitdeploy.batch.parquet_file:write_parquet", "writing parquet files", "parquet", "pyarrow"
+        "vitdeploy.batch.embedding_parquet:write_parquet", "writing parquet files", "parquet", "pyarrow"
     )
     return writer
 
@@ -55,16 +54,15 @@ def put_in_place(
         errors: Why images could not be read, by row.
 
     Raises:
-        OutputError: If a file cannot be written.
+        OSError, OutputError: If a file cannot be written.
     """
-    with writing(output):
-        if table is None:
-            finished = vectors.with_suffix(PARQUET)
-            parquet_writer()(vectors, finished, list(map(_as_utf_8, names)), errors)
-        else:
-            write_file(table, _csv(names, errors))
-            finished = vectors
-        move_file(finished, output)
+    finished = vectors
+    if table is None:
+        finished = vectors.with_suffix(PARQUET)
+        parquet_writer()(vectors, finished, list(map(_as_utf_8, names)), errors)
+    else:
+        write_file(table, _csv(names, errors))
+    move_file(finished, output)
 
 
 def _csv(names: Sequence[str], errors: Mapping[int, str]) -> bytes:
