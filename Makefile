@@ -7,7 +7,7 @@ PIP_INSTALL := -m pip install --disable-pip-version-check --quiet
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 ORT_DISABLE_TELEMETRY=1
 # The versions of TensorRT whose names are checked, where there are wheels of its bindings.
 TENSORRT := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),10 11)
-BENCHMARKS := processor export predict_overhead pixels evaluate int8 onnxruntime_floor accuracy_bound attention dynamic_size engines
+BENCHMARKS := processor export predict_overhead pixels evaluate batch_predict int8 onnxruntime_floor accuracy_bound attention dynamic_size engines
 
 .PHONY: demo test check chromium docs format fuzz bench bench-large bench-peers golden triton-schema mutations gpu-check clean
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from vitdeploy.bundle.bundle import EXPORT_AGAIN, Bundle
 from vitdeploy.bundle.retry import retry_if_changed
-from vitdeploy.bundle.scores import ProblemType, default_problem_type
+from vitdeploy.bundle.scores import ProblemType, Ranking, default_problem_type
 from vitdeploy.errors import BundleError, NotFiniteError, UsageError, check_count, shown
 from vitdeploy.images.open import image_name
 from vitdeploy.images.processor import ImageProcessor, as_batch
@@ -116,24 +116,15 @@ class Predictor:
             ImageError: If an image cannot be read.
             NotFiniteError: If the logits of an image are NaN or infinite.
         """
-        names = [spec.name for spec in self.runtime.outputs]
-        if "logits" not in names:
-            raise UsageError(
-                f"predict needs logits, the outputs of this model are {', '.join(names)}",
-                what="outputs", expected="logits", found=names, hint="call runtime.run",
-            )  # fmt: skip
-        if not self.labels:
-            raise UsageError("predict needs class names, this model has none", what="labels", hint="call runtime.run")
-        if top_k is not None and self.problem_type is ProblemType.REGRESSION:
-            hint = "leave it out for all values"
-            raise UsageError("top_k ranks classes, this model is a regression", what="top_k", found=top_k, hint=hint)
-        top_k = DEFAULT_TOP_K if top_k is None else top_k
-        check_count("top_k", top_k)
+        ranking = self.ranking(top_k)
         predictions: list[list[Prediction]] = []
         for part, start, pixel_values in self._batches(images, batch_size):
             logits = self.logits(pixel_values)
             self.check_finite("logits", logits, part, start)
-            predictions.extend(self._best(scores, top_k) for scores in self.problem_type.scores(logits))
+            indices, scores = ranking(logits)
+            for best in zip(indices.tolist(), scores.tolist(), strict=True):
+                ranked = zip(*best, strict=True)
+                predictions.append([Prediction(self.labels[index], index, score) for index, score in ranked])
         return predictions
 
     def embed(
@@ -189,6 +180,28 @@ class Predictor:
             hint = f"export another artifact: {line}"
             raise UsageError(str(exc), what=exc.what, expected=exc.expected, found=exc.found, hint=hint) from exc
 
+    def ranking(self, top_k: int | None = None) -> Ranking:
+        """The step from logits to the predictions of `predict`.
+
+        Raises:
+            UsageError: As `predict`.
+        """
+        names = [spec.name for spec in self.runtime.outputs]
+        if "logits" not in names:
+            raise UsageError(
+                f"predict needs logits, the outputs of this model are {', '.join(names)}",
+                what="outputs", expected="logits", found=names, hint="call runtime.run",
+            )  # fmt: skip
+        if not self.labels:
+            raise UsageError("predict needs class names, this model has none", what="labels", hint="call runtime.run")
+        if top_k is not None and self.problem_type is ProblemType.REGRESSION:
+            hint = "leave it out for all values"
+            raise UsageError("top_k ranks classes, this model is a regression", what="top_k", found=top_k, hint=hint)
+        top_k = DEFAULT_TOP_K if top_k is None else top_k
+        check_count("top_k", top_k)
+        ranked = self.problem_type is not ProblemType.REGRESSION
+        return Ranking(self.problem_type, min(top_k, len(self.labels)) if ranked else len(self.labels))
+
     def _batches(
         self, images: ImageSource | Sequence[ImageSource], batch_size: int | None
     ) -> Iterator[tuple[Sequence[ImageSource], int, np.ndarray]]:
@@ -236,11 +249,6 @@ class Predictor:
                 hint = f"try fp32 instead of {self.runtime.precision}, and {hint}"
             problem = f"the model gives NaN or infinite {output} for {names[0]}{others}"
             raise NotFiniteError(problem, what=output, found=names, hint=hint)
-
-    def _best(self, scores: np.ndarray, top_k: int) -> list[Prediction]:
-        ranked = self.problem_type is not ProblemType.REGRESSION
-        order = np.argsort(-scores, kind="stable")[:top_k] if ranked else np.arange(len(scores))
-        return [Prediction(self.labels[index], int(index), float(scores[index])) for index in order]
 
 
 def _problem_type(given: ProblemType | str | None, num_labels: int) -> ProblemType:

@@ -13,11 +13,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from command_line import run
+from image_files import paths_of
 from raising import raises
-from told import Told
+from told import Interrupted, Told
 
 import vitdeploy
-from vitdeploy.assets import default_checkpoint, held_out_images
+from vitdeploy.assets import default_checkpoint
 from vitdeploy.errors import ImageError, InputError, MissingDependencyError, NotFiniteError, UsageError
 from vitdeploy.predictor import Predictor
 from vitdeploy.specs import EMBEDS, Task
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from vitdeploy.bundle.bundle import Bundle
 
 FEATURES = vitdeploy.SourceOptions(task=Task.FEATURES)
-COUNT = 12
+COUNT = 12  # images in the folder
 
 
 @pytest.fixture(scope="module")
@@ -45,33 +46,9 @@ def predictor(bundle: Bundle) -> Iterator[Predictor]:
         yield opened
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Twelve images in two folders."""
-    for index, file in enumerate(sorted(held_out_images().rglob("*.png"))[::40][:COUNT]):
-        (tmp_path / "images" / f"{index % 2}").mkdir(parents=True, exist_ok=True)
-        shutil.copy(file, tmp_path / "images" / f"{index % 2}" / f"{index:02}.png")
-    return tmp_path / "images"
-
-
-def paths_of(folder: Path) -> list[str]:
-    return [file.as_posix() for file in sorted(folder.rglob("*.png"))]
-
-
 def rows(table: Path) -> list[dict[str, str]]:
     with table.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
-
-
-class Interrupted(vitdeploy.Progress):
-    """Interrupts the work once this many images are done."""
-
-    def __init__(self, after: int) -> None:
-        self.after = after
-
-    def advance(self, done: int, total: int) -> None:
-        if done >= self.after:
-            raise KeyboardInterrupt
 
 
 def test_a_row_for_each_image_in_order(predictor: Predictor, folder: Path, tmp_path: Path) -> None:

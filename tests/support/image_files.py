@@ -5,9 +5,13 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 10, 3), np.uint8)
 BY_HAND = {
@@ -41,3 +45,8 @@ def png_of(values: np.ndarray, colour_type: int, *chunks: bytes) -> bytes:
     header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, colour_type, 0, 0, 0)
     last = png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + b"".join(chunks) + last
+
+
+def paths_of(folder: Path) -> list[str]:
+    """The PNG files below a folder, sorted, with forward slashes."""
+    return [file.as_posix() for file in sorted(folder.rglob("*.png"))]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitdeploy.batch.embedding_files import names_file, parquet_writer, put_in_place
+from vitdeploy.batch.embedding_files import names_file, parquet_writer, write_names
 from vitdeploy.batch.image_job import FailedImage, OnError, PathLike, Rows, result_dict, run_image_job
 from vitdeploy.predictor import Predictor
 from vitdeploy.specs import Pool
@@ -18,6 +18,7 @@ from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from vitdeploy.assess.data.folder_listing import LeftOut
+    from vitdeploy.batch.unfinished import Unfinished
     from vitdeploy.models.layers.pooling import Pooling
 
 
@@ -84,7 +85,8 @@ def embed(
 
     Raises:
         UsageError: As `Predictor.embed`, or if the output would overwrite an input or has another ending.
-        InputError: If there are no images, or the work of an interrupted run is of another model or other images.
+        InputError: If there are no images, a folder or a data set vanished, or the work of an interrupted run is of
+            another model or other images.
         ImageError: If an image cannot be read, with "stop"; if none can, with "record".
         NotFiniteError: If the vector of an image is NaN or infinite.
         MissingDependencyError: If pyarrow is not installed, for parquet.
@@ -126,5 +128,9 @@ class _Vectors(Rows):
         self._predictor.check_finite(self._pooling.output, vectors, names, first)
         return vectors
 
-    def write(self, rows: Path, output: Path, names: Sequence[str], errors: Mapping[int, str]) -> None:
-        put_in_place(rows, output, self._table, names, errors)
+    def write(self, unfinished: Unfinished, names: Sequence[str], errors: Mapping[int, str]) -> Path:
+        if self._table is None:
+            parquet_writer()(unfinished.rows, unfinished.finished, names, errors)
+            return unfinished.finished
+        write_names(self._table, names, errors)
+        return unfinished.rows

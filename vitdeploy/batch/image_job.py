@@ -23,6 +23,8 @@ from vitdeploy.assess.evaluate.loop import BATCHES_AHEAD, that_counts
 from vitdeploy.batch.unfinished import Unfinished, writing
 from vitdeploy.bundle.output_paths import check_outputs
 from vitdeploy.errors import ImageError, InputError, first_line
+from vitdeploy.files.atomic import move_file
+from vitdeploy.files.label_tables import TABLE_ENDINGS
 from vitdeploy.files.output_files import check_writable
 from vitdeploy.predictor import batch_size_for, check_batch_size
 from vitdeploy.system.cpu import usable_cpus
@@ -99,14 +101,16 @@ class Rows(abc.ABC):
         """
 
     @abc.abstractmethod
-    def write(self, rows: Path, output: Path, names: Sequence[str], errors: Mapping[int, str]) -> None:
-        """Write the output; an existing file is replaced atomically.
+    def write(self, unfinished: Unfinished, names: Sequence[str], errors: Mapping[int, str]) -> Path:
+        """Write the output of a finished job.
 
         Args:
-            rows: A `.npy` file of (N, W), which may be moved; others in its folder are removed.
-            output: The file to write.
+            unfinished: Has the rows of all images.
             names: Path of each of N images.
             errors: Why images could not be read, by row.
+
+        Returns:
+            The file to move to its place: `unfinished.rows` or `unfinished.finished`.
 
         Raises:
             OSError, OutputError: If a file cannot be written.
@@ -136,7 +140,8 @@ def run_image_job(
 
     Raises:
         UsageError: If an argument is invalid, or an output would overwrite an input.
-        InputError: If there are no images, or the work of an interrupted run is of another model or other images.
+        InputError: If there are no images, a folder or a data set vanished, or the work of an interrupted run is of
+            another model or other images.
         ImageError: If an image cannot be read, with "stop"; if none can, with "record".
         NotFiniteError: If an image's values are NaN or infinite.
         OutputError: If a file cannot be written; the work is kept.
@@ -153,7 +158,8 @@ def run_image_job(
     target = files[0].resolve()
     progress.step("listing images")
     image_set, left_out = open_all(paths)
-    job = _Job(predictor, image_set, rows, size, on_error)
+    sources = tuple(path for path in map(Path, paths) if path.is_dir() or path.suffix.lower() in TABLE_ENDINGS)
+    job = _Job(predictor, image_set, sources, rows, size, on_error)
     with Unfinished(target, job.header(), rows.dtype, (len(image_set), rows.width)) as unfinished:
         progress.step(f"{rows.verb} {len(image_set)} images")
         errors = job.run(unfinished, progress)
@@ -163,7 +169,11 @@ def run_image_job(
             raise ImageError(f"none of {len(errors)} images could be read; the first: {errors[0]}", what="images")
         resumed = sum(batch["rows"] for batch in unfinished.batches)
         with writing(target):
-            rows.write(unfinished.rows, target, image_set.names, errors)
+            try:
+                move_file(rows.write(unfinished, image_set.names, errors), target)
+            except OSError:
+                unfinished.finished.unlink(missing_ok=True)  # leave its space to others
+                raise
         unfinished.remove()
     failed = tuple(FailedImage(row, image_set.names[row], error) for row, error in errors.items())
     return FinishedJob(len(image_set), failed, resumed, left_out)
@@ -171,10 +181,11 @@ def run_image_job(
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    """Images, and what is computed for them."""
+    """Images, the folders and data sets that have them, and what is computed for them."""
 
     predictor: Predictor
     images: ImageSet
+    sources: Sequence[Path]
     rows: Rows
     batch_size: int
     on_error: str
@@ -221,6 +232,7 @@ class _Job:
                         for row, image in enumerate(batch, first)
                         if image.error is not None
                     ]
+                    self._check_sources(batch, first)
                     entry = {"batch": number, "sha256": sha256, "errors": failed}
                     unfinished.append(self._computed(batch, first), entry)
                 errors.update((row, text) for row, text in failed)
@@ -235,6 +247,16 @@ class _Job:
             pixels = np.concatenate([batch[row].pixels[self.predictor.runtime.pixels] for row in intact])
             rows[intact] = self.rows.compute(pixels, [self.images.names[first + row] for row in intact], first)
         return rows
+
+    def _check_sources(self, batch: Sequence[Prepared], first: int) -> None:
+        """Raise InputError if images cannot be read because their folder or data set is gone: they may come back."""
+        names = [self.images.names[row] for row, image in enumerate(batch, first) if not image.sha256]
+        folders = dict.fromkeys(Path(name).parent for name in names)
+        for place in (*self.sources, *folders) if names else ():
+            if not place.exists():
+                message = f"{place} has vanished since its images were listed"
+                hint = "once it is back, the same call continues"
+                raise InputError(message, what="images", where=place, found=names[0], hint=hint)
 
     def _restored(self, entry: dict[str, Any], sha256: str, first: int) -> list[list[Any]]:
         """The failed images of a finished batch.

@@ -42,6 +42,7 @@ class Unfinished:
     Attributes:
         path: The folder.
         rows: The file of rows.
+        finished: Place for the output until it is moved, on the same file system.
         batches: Finished batches of earlier runs, in order.
 
     Raises:
@@ -51,13 +52,15 @@ class Unfinished:
 
     def __init__(self, output: Path, header: Mapping[str, Any], dtype: np.dtype[Any], shape: tuple[int, int]) -> None:
         self.path = output.with_name(f"{output.name}.unfinished")
-        self.rows = self.path / "rows.npy"
+        self.rows, self.finished = self.path / "rows.npy", self.path / "finished"
         self._dtype, self._row_bytes, self._synced = dtype, shape[1] * dtype.itemsize, time.monotonic()
         self._waiting: list[dict[str, Any]] = []
+        self._intact = True  # False once a save was interrupted, after which its end is unknown
         log = self.path / _LOG
         with writing(self.path), contextlib.ExitStack() as stack, contextlib.ExitStack() as start:
             self.path.mkdir(parents=True, exist_ok=True)
             start.enter_context(locked(self.path))
+            self.path.mkdir(exist_ok=True)  # another run has removed it meanwhile
             if not self.rows.exists():
                 log.unlink(missing_ok=True)  # of a run that was killed after it moved the rows to their place
             self._log = stack.enter_context(WorkFile(log, header))
@@ -78,13 +81,14 @@ class Unfinished:
 
     def save(self) -> None:
         """Wait until all rows are on disk, and log their batches."""
+        self._intact = False
         with writing(self.path):
             self._file.flush()
             os.fsync(self._file.fileno())
         for batch in self._waiting:
             self._log.append(batch)
         self._waiting.clear()
-        self._synced = time.monotonic()
+        self._intact, self._synced = True, time.monotonic()
 
     def finish(self) -> None:
         """Save everything and close the file of rows, which may then be moved."""
@@ -93,9 +97,9 @@ class Unfinished:
 
     def remove(self) -> None:
         """Remove the files of a finished job, and the folder unless it has others."""
-        self._stack.close()
-        with contextlib.suppress(OSError):
-            for file in (self.rows, self.path / _LOG):
+        with contextlib.suppress(OSError, OutputError), locked(self.path):  # until then, another run is refused
+            self._stack.close()
+            for file in (self.rows, self.finished, self.path / _LOG):
                 file.unlink(missing_ok=True)
             self.path.rmdir()
 
@@ -106,10 +110,11 @@ class Unfinished:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if not self._file.closed:
+            if self._intact and not self._file.closed:
                 self.save()
         finally:
-            self._stack.close()
+            with writing(self.path):
+                self._stack.close()
 
     def _restore(self, header: bytes) -> None:
         """Check the rows of the finished batches, and cut the file after them."""

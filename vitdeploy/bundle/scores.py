@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,6 +44,30 @@ class ProblemType(TextEnum):
         if self is ProblemType.REGRESSION:
             return logits
         return _softmax(logits) if self is ProblemType.SINGLE_LABEL else _sigmoid(logits)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranking:
+    """The step from logits to predictions: the best classes of each image, or all values of a regression.
+
+    Attributes:
+        problem_type: How logits become scores.
+        count: Predictions for each image, K: the number of outputs for a regression, at most that for other models.
+    """
+
+    problem_type: ProblemType
+    count: int
+
+    def __call__(self, logits: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Logits (N, num_labels) -> indices and scores (N, K), best first; equal scores in the order of the logits.
+
+        A regression's values keep the order of its outputs.
+        """
+        scores = self.problem_type.scores(logits)
+        if self.problem_type is ProblemType.REGRESSION:
+            return np.broadcast_to(np.arange(self.count, dtype=np.int32), scores.shape), scores
+        order = np.argsort(-scores, axis=1, kind="stable")[:, : self.count]
+        return order.astype(np.int32), np.take_along_axis(scores, order, axis=1)
 
 
 def stated_problem_type(config: Mapping[str, Any]) -> ProblemType | None:
