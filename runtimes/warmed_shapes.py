@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from vitdeploy.errors import UsageError, check_count, shown
+from vitdeploy.images.preprocessor_config import Size
 from vitdeploy.specs import MOST_A_BATCH, PixelStage
 from vitdeploy.system.argument_types import check_type
 
@@ -102,9 +103,8 @@ def _default_size(runtime: Runtime, processor: ImageProcessor) -> tuple[int, int
     decoded = runtime.pixels.stage is PixelStage.DECODED
     usual = None if decoded else processor.output_size
     if usual is None and processor.do_resize:
-        usual = (getattr(processor.size, "height", 0), getattr(processor.size, "width", 0))
-        if not all(usual):
-            usual = (processor.size.shortest_edge,) * 2
+        size = processor.size
+        usual = (size.height, size.width) if isinstance(size, Size) else (size.shortest_edge, size.shortest_edge)
     sides = []
     for index, axis in enumerate(runtime.pixels.size(runtime.inputs[0].shape)):
         limits = runtime.axes.get(axis) if isinstance(axis, str) else None

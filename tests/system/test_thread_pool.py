@@ -55,10 +55,10 @@ def test_an_iterator_that_is_left_waits_for_the_calls_in_progress() -> None:
         return number
 
     results = pool.map(work, range(100), threads=2)
-    assert next(results) == 0  # type: ignore[call-overload]
+    assert next(results) == 0
     timer = threading.Timer(0.05, may_end.set)
     timer.start()
-    results.close()  # type: ignore[attr-defined]
+    results.close()
     assert ended
     count = len(ended)
     pool.close()

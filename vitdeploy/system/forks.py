@@ -12,7 +12,7 @@ import os
 import queue
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -117,10 +117,12 @@ class ThreadPool:
     def __init__(self, name: str) -> None:
         self._name = name
         self._closed = False
+        self._executor: ThreadPoolExecutor | None = None
+        self._threads = 0
         self._forget_threads()
         _pools.add(self)
 
-    def map(self, function: Callable[..., T], *arguments: Sequence[Any], threads: int) -> Iterator[T]:
+    def map(self, function: Callable[..., T], *arguments: Sequence[Any], threads: int) -> Generator[T, None, None]:
         """Yield results in order; close the iterator if it is left early.
 
         On an error, and when it is closed, it waits for the calls in progress, which use the caller's arguments. Once
@@ -172,8 +174,7 @@ class ThreadPool:
     def _forget_threads(self) -> None:
         """For a new pool, and for a forked child, which lacks the threads, and where another may have held the lock."""
         self._lock = threading.Lock()
-        self._executor: ThreadPoolExecutor | None = None
-        self._threads = 0
+        self._executor, self._threads = None, 0
 
 
 _pools: weakref.WeakSet[ThreadPool] = weakref.WeakSet()
