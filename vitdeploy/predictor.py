@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from vitdeploy.models.layers.pooling import Pooling
     from vitdeploy.runtimes.base import Runtime
 
-DEFAULT_TOP_K, DEFAULT_BATCH_SIZE = 5, 8
+DEFAULT_BATCH_SIZE = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,21 +208,7 @@ class Predictor:
         Raises:
             UsageError: As `predict`.
         """
-        names = [spec.name for spec in self.runtime.outputs]
-        if "logits" not in names:
-            raise UsageError(
-                f"predict needs logits, the outputs of this model are {', '.join(names)}",
-                what="outputs", expected="logits", found=names, hint="call runtime.run",
-            )  # fmt: skip
-        if not self.labels:
-            raise UsageError("predict needs class names, this model has none", what="labels", hint="call runtime.run")
-        if top_k is not None and self.problem_type is ProblemType.REGRESSION:
-            hint = "leave it out for all values"
-            raise UsageError("top_k ranks classes, this model is a regression", what="top_k", found=top_k, hint=hint)
-        top_k = DEFAULT_TOP_K if top_k is None else top_k
-        check_count("top_k", top_k)
-        ranked = self.problem_type is not ProblemType.REGRESSION
-        return Ranking(self.problem_type, min(top_k, len(self.labels)) if ranked else len(self.labels))
+        return Ranking.choose(self.problem_type, self.labels, self.runtime.outputs, top_k)
 
     def _batches(
         self, images: ImageSource | Sequence[ImageSource], batch_size: int | None

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from command_line import run
-from image_files import paths_of
+from image_files import paths_of, twelve_digits
 from raising import raises
 from told import Interrupted, Told
 
@@ -38,6 +38,11 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     graph = vitdeploy.GraphOptions(pool="cls", normalize=True)
     output = tmp_path_factory.mktemp("features") / "bundle"
     return vitdeploy.export(default_checkpoint(), output=output, graph=graph, source=FEATURES)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return twelve_digits(tmp_path / "images")
 
 
 @pytest.fixture(scope="module")

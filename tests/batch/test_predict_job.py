@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from command_line import run
-from image_files import paths_of
+from image_files import paths_of, twelve_digits
 from raising import raises
 from stub_runtime import StubRuntime
 from told import Told
@@ -36,6 +36,11 @@ if TYPE_CHECKING:
 
 FORMATS = ("csv", "jsonl", "parquet")
 Row = tuple[str, "list[Prediction] | None", "str | None"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return twelve_digits(tmp_path / "images")
 
 
 @pytest.fixture(scope="module")

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy.bundle.labels import class_names
-from vitdeploy.errors import CheckpointError, shown
-from vitdeploy.specs import ZERO_SHOT, Task, TextEnum
+from vitdeploy.errors import CheckpointError, UsageError, check_count, shown
+from vitdeploy.specs import ZERO_SHOT, Task, TensorSpec, TextEnum
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+DEFAULT_TOP_K = 5
 
 
 class ProblemType(TextEnum):
@@ -57,6 +62,37 @@ class Ranking:
 
     problem_type: ProblemType
     count: int
+
+    @classmethod
+    def choose(
+        cls, problem_type: ProblemType, labels: Sequence[str], outputs: Sequence[TensorSpec], top_k: int | None = None
+    ) -> Self:
+        """Rank the logits of an artifact.
+
+        Args:
+            problem_type: How logits become scores.
+            labels: Class names, in the order of the logits.
+            outputs: The artifact's outputs.
+            top_k: Classes per image, at least 1. Default: 5, or all if there are fewer. Not for a regression.
+
+        Raises:
+            UsageError: If the model is not a classifier, or `top_k` is invalid.
+        """
+        names = [spec.name for spec in outputs]
+        if "logits" not in names:
+            raise UsageError(
+                f"predict needs logits, the outputs of this model are {', '.join(names)}",
+                what="outputs", expected="logits", found=names, hint="call runtime.run",
+            )  # fmt: skip
+        if not labels:
+            raise UsageError("predict needs class names, this model has none", what="labels", hint="call runtime.run")
+        ranked = problem_type is not ProblemType.REGRESSION
+        if top_k is not None and not ranked:
+            hint = "leave it out for all values"
+            raise UsageError("top_k ranks classes, this model is a regression", what="top_k", found=top_k, hint=hint)
+        top_k = DEFAULT_TOP_K if top_k is None else top_k
+        check_count("top_k", top_k)
+        return cls(problem_type, min(top_k, len(labels)) if ranked else len(labels))
 
     def __call__(self, logits: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """Logits (N, num_labels) -> indices and scores (N, K), best first; equal scores in the order of the logits.
