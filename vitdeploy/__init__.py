@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from vitdeploy.images.processor import ImageProcessor
     from vitdeploy.images.processor_options import ProcessorOptions
     from vitdeploy.predictor import Prediction, Predictor
+    from vitdeploy.serving.in_process.async_predictor import AsyncPredictor
+    from vitdeploy.serving.in_process.micro_batcher import MicroBatcher
+    from vitdeploy.serving.in_process.reloading_predictor import ReloadingPredictor
     from vitdeploy.serving.model_repository.repository import TritonModel, write_triton_model
     from vitdeploy.sources.architectures.weights_options import WeightsFile
     from vitdeploy.system.progress import Progress
@@ -52,6 +55,7 @@ if TYPE_CHECKING:
 telemetry.disable()  # here, because every module of the package is imported after it
 
 __all__ = [
+    "AsyncPredictor",
     "Benchmark",
     "BenchmarkComparison",
     "Bisection",
@@ -66,6 +70,7 @@ __all__ = [
     "GraphOptions",
     "ImageProcessor",
     "MaxDrop",
+    "MicroBatcher",
     "MinAgreement",
     "MinCosine",
     "Prediction",
@@ -74,6 +79,7 @@ __all__ = [
     "Progress",
     "PushedBundle",
     "Quantization",
+    "ReloadingPredictor",
     "Scenario",
     "ScenarioBenchmark",
     "Sensitivity",
@@ -104,6 +110,7 @@ __all__ = [
 
 # Imported on first use: `import vitdeploy` is cheap, and a name loads only its own dependencies.
 _MODULES = {
+    "AsyncPredictor": "serving.in_process.async_predictor",
     "Benchmark": "assess.benchmark.result",
     "BenchmarkComparison": "assess.benchmark.comparison",
     "Bisection": "assess.debug.bisection",
@@ -118,6 +125,7 @@ _MODULES = {
     "GraphOptions": "exporting.graph_options",
     "ImageProcessor": "images.processor",
     "MaxDrop": "exporting.options",
+    "MicroBatcher": "serving.in_process.micro_batcher",
     "MinAgreement": "exporting.options",
     "MinCosine": "exporting.options",
     "Prediction": "predictor",
@@ -126,6 +134,7 @@ _MODULES = {
     "Progress": "system.progress",
     "PushedBundle": "delivery.hub_upload",
     "Quantization": "exporting.options",
+    "ReloadingPredictor": "serving.in_process.reloading_predictor",
     "Scenario": "assess.benchmark.scenarios.options",
     "ScenarioBenchmark": "assess.benchmark.scenarios.results",
     "Sensitivity": "assess.debug.sensitivity",
