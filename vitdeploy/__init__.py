@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from vitdeploy.images.processor import ImageProcessor
     from vitdeploy.images.processor_options import ProcessorOptions
     from vitdeploy.predictor import Prediction, Predictor
+    from vitdeploy.runtimes.warmed_shapes import WarmedShape
     from vitdeploy.serving.in_process.async_predictor import AsyncPredictor
     from vitdeploy.serving.in_process.micro_batcher import MicroBatcher
     from vitdeploy.serving.in_process.reloading_predictor import ReloadingPredictor
@@ -88,6 +89,7 @@ __all__ = [
     "Tuning",
     "ValidationOptions",
     "VitDeployError",
+    "WarmedShape",
     "WeightsFile",
     "__version__",
     "benchmark",
@@ -143,6 +145,7 @@ _MODULES = {
     "Tuning": "assess.benchmark.tuning",
     "ValidationOptions": "exporting.options",
     "VitDeployError": "errors",
+    "WarmedShape": "runtimes.warmed_shapes",
     "WeightsFile": "sources.architectures.weights_options",
     "__version__": "_version",
     "benchmark": "assess.benchmark.benchmark",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import threading
@@ -11,20 +12,47 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from bundles import sign_again, write_bundle
 from forking import in_child
 from gated_runtime import WAIT_S, gray
 from raising import raises
 
 import vitdeploy
+from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.errors import BundleError, NotFiniteError, UsageError, VitDeployError
 from vitdeploy.files.atomic import replace_folder, staged_folder
-from vitdeploy.predictor import Prediction
+from vitdeploy.predictor import Prediction, Predictor
 from vitdeploy.serving.in_process.micro_batcher import MicroBatcher
 from vitdeploy.serving.in_process.reloading_predictor import ReloadingPredictor, ReloadStatus
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (60, 70, 3), np.uint8)
 Answers = dict[str, list[list[Prediction]]]
+
+
+@pytest.fixture(scope="module")
+def versions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folders of two good bundles, of other weights and image sizes, and of some that may not replace the first."""
+    folder = tmp_path_factory.mktemp("versions")
+    first = write_bundle(folder / "first").path
+    second = write_bundle(folder / "second", image_size=(48, 48)).path
+    names = "other labels", "not finite", "altered", "no manifest"
+    labels, not_finite, altered, none = (shutil.copytree(second, folder / name) for name in names)
+    config = json.loads((labels / "config.json").read_text(encoding="utf-8"))
+    config |= {"id2label": {"0": "cat", "1": "cow", "2": "newt"}, "label2id": {"cat": 0, "cow": 1, "newt": 2}}
+    (labels / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    graph = onnx.load(not_finite / "onnx" / "model.onnx")
+    for weight in graph.graph.initializer:
+        if weight.data_type == onnx.TensorProto.FLOAT and len(weight.dims) == 1:
+            weight.CopyFrom(onnx.numpy_helper.from_array(np.full(weight.dims, np.nan, np.float32), weight.name))
+    onnx.save(graph, not_finite / "onnx" / "model.onnx")
+    for path in (labels, not_finite):
+        sign_again(Bundle.open(path))
+    with (altered / "onnx" / "model.onnx").open("ab") as file:
+        file.write(b"\0")
+    (none / "manifest.json").unlink()
+    return {"first": first, "second": second, **dict(zip(names, (labels, not_finite, altered, none), strict=True))}
 
 
 @pytest.fixture
@@ -114,7 +142,7 @@ def test_the_first_bundle_is_proven_too(versions: dict[str, Path]) -> None:
         ReloadingPredictor(versions["not finite"])
     for options in ({"watch": 0.0}, {"watch": "1"}, {"allow_new_labels": 1}, {"batch_sizes": [0]}, {"backend": 3}):
         with raises(UsageError, what=next(iter(options))):
-            ReloadingPredictor(versions["first"], **options)  # type: ignore[arg-type]
+            ReloadingPredictor(versions["first"], **options)
 
 
 def test_vectors_are_those_of_the_bundle(features: Path) -> None:
@@ -209,7 +237,7 @@ def test_a_bundle_that_is_opened_while_this_is_closed_is_closed_too(
     bundle: Path, versions: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predictor = ReloadingPredictor(bundle)
-    opened = []
+    opened: list[Predictor] = []
 
     def open_and_close(old: Any) -> Any:
         _, new = found = proven(old)
