@@ -43,7 +43,10 @@ if TYPE_CHECKING:
     from vitdeploy.images.processor import ImageProcessor
     from vitdeploy.images.processor_options import ProcessorOptions
     from vitdeploy.predictor import Prediction, Predictor
-    from vitdeploy.serving.model_repository.repository import TritonModel, write_triton_model
+    from vitdeploy.serving.model_repository.model_folder import TritonModel
+    from vitdeploy.serving.model_repository.python_options import PythonBackend
+    from vitdeploy.serving.model_repository.python_repository import write_python_model
+    from vitdeploy.serving.model_repository.repository import write_triton_model
     from vitdeploy.sources.architectures.weights_options import WeightsFile
     from vitdeploy.system.progress import Progress
     from vitdeploy.trt.options import EngineOptions
@@ -73,6 +76,7 @@ __all__ = [
     "ProcessorOptions",
     "Progress",
     "PushedBundle",
+    "PythonBackend",
     "Quantization",
     "Scenario",
     "ScenarioBenchmark",
@@ -99,6 +103,7 @@ __all__ = [
     "push",
     "sensitivity",
     "tune",
+    "write_python_model",
     "write_triton_model",
 ]
 
@@ -125,12 +130,13 @@ _MODULES = {
     "ProcessorOptions": "images.processor_options",
     "Progress": "system.progress",
     "PushedBundle": "delivery.hub_upload",
+    "PythonBackend": "serving.model_repository.python_options",
     "Quantization": "exporting.options",
     "Scenario": "assess.benchmark.scenarios.options",
     "ScenarioBenchmark": "assess.benchmark.scenarios.results",
     "Sensitivity": "assess.debug.sensitivity",
     "SourceOptions": "exporting.options",
-    "TritonModel": "serving.model_repository.repository",
+    "TritonModel": "serving.model_repository.model_folder",
     "Tuning": "assess.benchmark.tuning",
     "ValidationOptions": "exporting.options",
     "VitDeployError": "errors",
@@ -151,6 +157,7 @@ _MODULES = {
     "push": "delivery.hub_upload",
     "sensitivity": "assess.debug.sensitivity",
     "tune": "tuning.tune",
+    "write_python_model": "serving.model_repository.python_repository",
     "write_triton_model": "serving.model_repository.repository",
 }
 
