@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from vitdeploy.images.processor import ImageProcessor
     from vitdeploy.images.processor_options import ProcessorOptions
     from vitdeploy.predictor import Prediction, Predictor
+    from vitdeploy.runtimes.warmed_shapes import WarmedShape
     from vitdeploy.serving.model_repository.model_folder import TritonModel
     from vitdeploy.serving.model_repository.python_options import PythonBackend
     from vitdeploy.serving.model_repository.python_repository import write_python_model
@@ -86,6 +87,7 @@ __all__ = [
     "Tuning",
     "ValidationOptions",
     "VitDeployError",
+    "WarmedShape",
     "WeightsFile",
     "__version__",
     "benchmark",
@@ -140,6 +142,7 @@ _MODULES = {
     "Tuning": "assess.benchmark.tuning",
     "ValidationOptions": "exporting.options",
     "VitDeployError": "errors",
+    "WarmedShape": "runtimes.warmed_shapes",
     "WeightsFile": "sources.architectures.weights_options",
     "__version__": "_version",
     "benchmark": "assess.benchmark.benchmark",

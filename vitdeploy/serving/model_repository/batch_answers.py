@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
-from PIL import Image
 
 from vitdeploy.errors import ImageError, VitDeployError
 from vitdeploy.predictor import Prediction, Predictor, batch_size_for
-from vitdeploy.system.cpu import usable_cpus
+from vitdeploy.system.cpu import recent_workers
+from vitdeploy.system.forks import ThreadPool
 
 LABELS, SCORES, INDICES, EMBEDDING = "labels", "scores", "indices", "embedding"
-_USUAL_SIDE = 256  # of an axis of any size, in the warm-up
 
 Row: TypeAlias = "tuple[int, int]"  # number of the request, and of its image
 Answer: TypeAlias = "dict[str, np.ndarray] | VitDeployError"
@@ -37,10 +34,10 @@ class BatchAnswers:
         self, predictor: Predictor, outputs: Sequence[str], *, top_k: int, max_batch_size: int, max_image_bytes: int
     ) -> None:
         self._predictor, self._outputs, self._top_k = predictor, tuple(outputs), top_k
-        self._max_image_bytes, self._max_batch_size = max_image_bytes, max_batch_size
+        self._max_image_bytes = max_image_bytes
         self._size = batch_size_for(predictor.processor, predictor.runtime, max_batch_size)
         self._pooling = predictor.pooling() if EMBEDDING in self._outputs else None
-        self._readers = ThreadPoolExecutor(usable_cpus().workers, thread_name_prefix="vitdeploy-read")
+        self._readers = ThreadPool("vitdeploy-read")
 
     def __call__(self, requests: Sequence[np.ndarray]) -> list[Answer]:
         """Answer requests.
@@ -55,7 +52,8 @@ class BatchAnswers:
         errors: dict[int, VitDeployError] = {}
         groups: dict[tuple[int, ...], list[tuple[Row, np.ndarray]]] = defaultdict(list)
         rows = [(number, index) for number, images in enumerate(requests) for index in range(len(images))]
-        arrays = self._readers.map(lambda row: self._read(requests[row[0]][row[1]], row[1]), rows)
+        images = [requests[number][index] for number, index in rows]
+        arrays = self._readers.map(self._read, images, [index for _, index in rows], threads=recent_workers())
         for row, array in zip(rows, arrays, strict=True):
             if isinstance(array, VitDeployError):
                 errors.setdefault(row[0], array)
@@ -83,26 +81,13 @@ class BatchAnswers:
             for number, images in enumerate(requests)
         ]  # fmt: skip
 
-    def warm_up(self, *, encoded: bool) -> None:
-        """Run the smallest and the largest batch, of black images or of zeros; raises the first error."""
-        runtime, processor = self._predictor.runtime, self._predictor.processor
-        if encoded:
-            file = io.BytesIO()
-            height, width = processor.output_size or (_USUAL_SIDE, _USUAL_SIDE)
-            Image.new(processor.mode, (width, height)).save(file, "PNG")
-            image = np.array([[file.getvalue()]], object)
-        else:
-            spec = runtime.inputs[0]
-            shape = [axis if isinstance(axis, int) else _usual(axis, runtime.axes) for axis in spec.shape[1:]]
-            image = np.zeros((1, *shape), spec.dtype)
-        for size in sorted({1, self._max_batch_size}):
-            (answer,) = self([np.repeat(image, size, axis=0)])
-            if isinstance(answer, VitDeployError):
-                raise answer
+    def warm_up(self) -> None:
+        """Run the smallest and the largest batch; raises as `Predictor.warm_up`."""
+        self._predictor.warm_up(sorted({1, self._size}))
 
     def close(self) -> None:
         """End the threads and close the predictor."""
-        self._readers.shutdown()
+        self._readers.close()
         self._predictor.close()
 
     def _read(self, image: np.ndarray, index: int) -> np.ndarray | VitDeployError:
@@ -145,8 +130,3 @@ def _columns(predictions: Sequence[Sequence[Prediction]]) -> dict[str, np.ndarra
         SCORES: np.array([[best.score for best in image] for image in predictions], np.float32),
         INDICES: np.array([[best.index for best in image] for image in predictions], np.int32),
     }
-
-
-def _usual(axis: str, axes: Mapping[str, Any]) -> int:
-    optimum: int = axes[axis].optimum if axis in axes else _USUAL_SIDE
-    return optimum

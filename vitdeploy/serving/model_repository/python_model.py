@@ -50,7 +50,7 @@ class TritonPythonModel:
             max_batch_size=max(1, config["max_batch_size"]),
             max_image_bytes=int(settings["max_image_bytes"]),
         )
-        self.answers.warm_up(encoded=config["input"][0]["data_type"] == "TYPE_STRING")
+        self.answers.warm_up()
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer the requests in as few runs as possible; a bad image is an error of its own request alone."""
