@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @command(
     examples=(
         "serve vit",
-        "serve vit --precision int8 --host 0.0.0.0 --max-batch-size 16 --max-delay 5",
+        "serve vit --precision int8 --max-batch-size 16 --max-delay 5",
         "serve vit --triton /opt/tritonserver --http-port 9000",
     )
 )
