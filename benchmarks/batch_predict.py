@@ -98,7 +98,7 @@ def measure(predictor: Predictor, photographs: Path, rounds: int) -> dict[str, A
     first = images.at(range(size))
     ready = list(prepare(first, predictor.processor, {runtime.pixels}, threads=threads, ahead=ahead))
     pixels = np.concatenate([image.pixels[runtime.pixels] for image in ready])
-    ranking = predictor.ranking()
+    top_k = predictor.classes_asked(None)
 
     def decode() -> None:
         for _ in prepare(images, predictor.processor, {runtime.pixels}, threads=threads, ahead=ahead):
@@ -106,7 +106,7 @@ def measure(predictor: Predictor, photographs: Path, rounds: int) -> dict[str, A
 
     def infer() -> None:
         for start_row in range(0, len(images), size):
-            ranking(predictor.logits(pixels[: len(images) - start_row]))
+            predictor.problem_type.best(predictor.logits(pixels[: len(images) - start_row]), top_k)
 
     def job() -> None:
         vitdeploy.predict(predictor, photographs, photographs.parent / "predictions.parquet")

@@ -45,7 +45,13 @@ if TYPE_CHECKING:
     from vitdeploy.images.processor_options import ProcessorOptions
     from vitdeploy.predictor import Prediction, Predictor
     from vitdeploy.runtimes.warmed_shapes import WarmedShape
-    from vitdeploy.serving.model_repository.repository import TritonModel, write_triton_model
+    from vitdeploy.serving.in_process.async_predictor import AsyncPredictor
+    from vitdeploy.serving.in_process.micro_batcher import MicroBatcher
+    from vitdeploy.serving.in_process.reloading_predictor import ReloadingPredictor
+    from vitdeploy.serving.model_repository.model_folder import TritonModel
+    from vitdeploy.serving.model_repository.python_options import PythonBackend
+    from vitdeploy.serving.model_repository.python_repository import write_python_model
+    from vitdeploy.serving.model_repository.repository import write_triton_model
     from vitdeploy.sources.architectures.weights_options import WeightsFile
     from vitdeploy.system.progress import Progress
     from vitdeploy.trt.options import EngineOptions
@@ -54,6 +60,7 @@ if TYPE_CHECKING:
 telemetry.disable()  # here, because every module of the package is imported after it
 
 __all__ = [
+    "AsyncPredictor",
     "Benchmark",
     "BenchmarkComparison",
     "Bisection",
@@ -68,6 +75,7 @@ __all__ = [
     "GraphOptions",
     "ImageProcessor",
     "MaxDrop",
+    "MicroBatcher",
     "MinAgreement",
     "MinCosine",
     "PredictedImages",
@@ -76,7 +84,9 @@ __all__ = [
     "ProcessorOptions",
     "Progress",
     "PushedBundle",
+    "PythonBackend",
     "Quantization",
+    "ReloadingPredictor",
     "Scenario",
     "ScenarioBenchmark",
     "Sensitivity",
@@ -104,11 +114,13 @@ __all__ = [
     "push",
     "sensitivity",
     "tune",
+    "write_python_model",
     "write_triton_model",
 ]
 
 # Imported on first use: `import vitdeploy` is cheap, and a name loads only its own dependencies.
 _MODULES = {
+    "AsyncPredictor": "serving.in_process.async_predictor",
     "Benchmark": "assess.benchmark.result",
     "BenchmarkComparison": "assess.benchmark.comparison",
     "Bisection": "assess.debug.bisection",
@@ -123,6 +135,7 @@ _MODULES = {
     "GraphOptions": "exporting.graph_options",
     "ImageProcessor": "images.processor",
     "MaxDrop": "exporting.options",
+    "MicroBatcher": "serving.in_process.micro_batcher",
     "MinAgreement": "exporting.options",
     "MinCosine": "exporting.options",
     "PredictedImages": "batch.predict_job",
@@ -131,12 +144,14 @@ _MODULES = {
     "ProcessorOptions": "images.processor_options",
     "Progress": "system.progress",
     "PushedBundle": "delivery.hub_upload",
+    "PythonBackend": "serving.model_repository.python_options",
     "Quantization": "exporting.options",
+    "ReloadingPredictor": "serving.in_process.reloading_predictor",
     "Scenario": "assess.benchmark.scenarios.options",
     "ScenarioBenchmark": "assess.benchmark.scenarios.results",
     "Sensitivity": "assess.debug.sensitivity",
     "SourceOptions": "exporting.options",
-    "TritonModel": "serving.model_repository.repository",
+    "TritonModel": "serving.model_repository.model_folder",
     "Tuning": "assess.benchmark.tuning",
     "ValidationOptions": "exporting.options",
     "VitDeployError": "errors",
@@ -159,6 +174,7 @@ _MODULES = {
     "push": "delivery.hub_upload",
     "sensitivity": "assess.debug.sensitivity",
     "tune": "tuning.tune",
+    "write_python_model": "serving.model_repository.python_repository",
     "write_triton_model": "serving.model_repository.repository",
 }
 

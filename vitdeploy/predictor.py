@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitdeploy.bundle.bundle import EXPORT_AGAIN, Bundle
+from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.retry import retry_if_changed
-from vitdeploy.bundle.scores import ProblemType, Ranking, default_problem_type
+from vitdeploy.bundle.scores import ProblemType, default_problem_type
 from vitdeploy.errors import BundleError, NotFiniteError, UsageError, check_count, shown
 from vitdeploy.images.open import image_name
 from vitdeploy.images.processor import ImageProcessor, as_batch
 from vitdeploy.runtimes import formats_of
 from vitdeploy.runtimes.choice import open_choice
+from vitdeploy.runtimes.fit import check_classes, check_fit
 from vitdeploy.runtimes.warmed_shapes import WarmedShape, warm
 from vitdeploy.specs import MOST_A_BATCH, POOLS, PixelStage, Pool, Precision, Task
 from vitdeploy.system.argument_types import check_type, typed
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from vitdeploy.models.layers.pooling import Pooling
     from vitdeploy.runtimes.base import Runtime
 
-DEFAULT_BATCH_SIZE = 8
+DEFAULT_TOP_K, DEFAULT_BATCH_SIZE = 5, 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,16 +120,38 @@ class Predictor:
             ImageError: If an image cannot be read.
             NotFiniteError: If the logits of an image are NaN or infinite.
         """
-        ranking = self.ranking(top_k)
+        top_k = self.classes_asked(top_k)
         predictions: list[list[Prediction]] = []
         for part, start, pixel_values in self._batches(images, batch_size):
             logits = self.logits(pixel_values)
             self.check_finite("logits", logits, part, start)
-            indices, scores = ranking(logits)
-            for best in zip(indices.tolist(), scores.tolist(), strict=True):
-                ranked = zip(*best, strict=True)
-                predictions.append([Prediction(self.labels[index], index, score) for index, score in ranked])
+            predictions.extend(self.best(logits, top_k))
         return predictions
+
+    def classes_asked(self, top_k: int | None) -> int:
+        """Classes per image for the `top_k` of `predict`; raises UsageError as `predict`."""
+        names = [spec.name for spec in self.runtime.outputs]
+        if "logits" not in names:
+            raise UsageError(
+                f"predict needs logits, the outputs of this model are {', '.join(names)}",
+                what="outputs", expected="logits", found=names, hint="call runtime.run",
+            )  # fmt: skip
+        if not self.labels:
+            raise UsageError("predict needs class names, this model has none", what="labels", hint="call runtime.run")
+        if top_k is not None and self.problem_type is ProblemType.REGRESSION:
+            hint = "leave it out for all values"
+            raise UsageError("top_k ranks classes, this model is a regression", what="top_k", found=top_k, hint=hint)
+        top_k = DEFAULT_TOP_K if top_k is None else top_k
+        check_count("top_k", top_k)
+        return top_k
+
+    def best(self, logits: np.ndarray, top_k: int) -> list[list[Prediction]]:
+        """The result of `predict` for logits, (N, num_labels) float32 and finite."""
+        rows = zip(*(values.tolist() for values in self.problem_type.best(logits, top_k)), strict=True)
+        return [
+            [Prediction(self.labels[index], index, score) for index, score in zip(indices, scores, strict=True)]
+            for indices, scores in rows
+        ]
 
     def embed(
         self,
@@ -201,14 +224,6 @@ class Predictor:
             line = typed_line("export", self.details["bundle"], "--task", Task.FEATURES, *wanted, "-o", "DIR")
             hint = f"export another artifact: {line}"
             raise UsageError(str(exc), what=exc.what, expected=exc.expected, found=exc.found, hint=hint) from exc
-
-    def ranking(self, top_k: int | None = None) -> Ranking:
-        """The step from logits to the predictions of `predict`.
-
-        Raises:
-            UsageError: As `predict`.
-        """
-        return Ranking.choose(self.problem_type, self.labels, self.runtime.outputs, top_k)
 
     def _batches(
         self, images: ImageSource | Sequence[ImageSource], batch_size: int | None
@@ -356,37 +371,3 @@ def batch_size_for(processor: ImageProcessor, of: Runtime | Artifact, wanted: in
     axis = of.inputs[0].shape[0]
     limit = of.axes[axis].maximum if isinstance(axis, str) and axis in of.axes else None
     return wanted if limit is None else min(wanted, limit)
-
-
-def check_fit(bundle: Bundle, processor: ImageProcessor, runtime: Runtime) -> None:
-    """Raise BundleError unless the processor's image size and channels fit the runtime's input."""
-    shape = runtime.inputs[0].shape
-    if runtime.pixels.channels(shape) != processor.num_channels:
-        channels, given = runtime.pixels.channels(shape), processor.num_channels
-        raise BundleError(
-            f"{bundle.path}: the image processor gives {given} channels, the model takes {channels}",
-            what="channels", where=bundle.path, expected=channels, found=given, hint=EXPORT_AGAIN,
-        )  # fmt: skip
-    takes, gives = runtime.pixels.size(shape), processor.output_size
-    if runtime.pixels.stage is PixelStage.DECODED or (gives is None and all(isinstance(axis, str) for axis in takes)):
-        return
-    fits = gives is not None and all(
-        size == axis if isinstance(axis, int) else axis not in runtime.axes or size in runtime.axes[axis]
-        for size, axis in zip(gives, takes, strict=True)
-    )
-    if not fits:
-        ranges = ", ".join(f"{name} {sizes}" for name, sizes in runtime.axes.items())
-        raise BundleError(
-            f"{bundle.path}: the image processor gives images of {gives}, the model takes {ranges or takes}",
-            what="size", where=bundle.path, expected=takes, found=gives, hint=EXPORT_AGAIN,
-        )  # fmt: skip
-
-
-def check_classes(bundle: Bundle, labels: Sequence[str], runtime: Runtime) -> None:
-    """Raise BundleError unless every logit has a label."""
-    width = next((spec.shape[-1] for spec in runtime.outputs if spec.name == "logits"), 0)
-    if width != len(labels):
-        raise BundleError(
-            f"{bundle.path}: config.json names {len(labels)} classes, the model gives {width} logits",
-            what="id2label", where=bundle.path, expected=width, found=len(labels), hint=EXPORT_AGAIN,
-        )  # fmt: skip

@@ -11,6 +11,7 @@ import numpy as np
 
 from vitdeploy.batch.image_job import FailedImage, OnError, PathLike, Rows, result_dict, run_image_job
 from vitdeploy.batch.prediction_files import PREDICTION, FinishedPredictions, prediction_writer
+from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.predictor import Predictor
 from vitdeploy.system.argument_types import typed
 from vitdeploy.system.progress import SILENT, Progress
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from vitdeploy.assess.data.folder_listing import LeftOut
     from vitdeploy.batch.unfinished import Unfinished
-    from vitdeploy.bundle.scores import Ranking
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +90,7 @@ def predict(
         OutputError: If the file cannot be written; the work is kept.
     """
     target = Path(output)
-    rows = _Predictions(predictor, predictor.ranking(top_k), prediction_writer(target))
+    rows = _Predictions(predictor, predictor.classes_asked(top_k), prediction_writer(target))
     done = run_image_job(
         predictor,
         images,
@@ -110,20 +110,19 @@ class _Predictions(Rows):
     form, verb = "vitdeploy predictions 1", "predicting"
     dtype, missing = PREDICTION, np.array((-1, np.nan), PREDICTION)
 
-    def __init__(
-        self, predictor: Predictor, ranking: Ranking, writer: Callable[[FinishedPredictions, Path], None]
-    ) -> None:
-        self._predictor, self._ranking, self._writer = predictor, ranking, writer
-        self.width = ranking.count
+    def __init__(self, predictor: Predictor, top_k: int, writer: Callable[[FinishedPredictions, Path], None]) -> None:
+        self._predictor, self._writer = predictor, writer
+        labels = len(predictor.labels)
+        self.width = labels if predictor.problem_type is ProblemType.REGRESSION else min(top_k, labels)
 
     def identity(self) -> dict[str, Any]:
-        return {"problem_type": str(self._ranking.problem_type), "top_k": self.width}
+        return {"problem_type": str(self._predictor.problem_type), "top_k": self.width}
 
     def compute(self, pixels: np.ndarray, names: Sequence[str], first: int) -> np.ndarray:
         logits = self._predictor.logits(pixels)
         self._predictor.check_finite("logits", logits, names, first)
         rows = np.empty((len(logits), self.width), PREDICTION)
-        rows["index"], rows["score"] = self._ranking(logits)
+        rows["index"], rows["score"] = self._predictor.problem_type.best(logits, self.width)
         return rows
 
     def write(self, unfinished: Unfinished, names: Sequence[str], errors: Mapping[int, str]) -> Path:

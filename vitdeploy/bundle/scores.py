@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy.bundle.labels import class_names
-from vitdeploy.errors import CheckpointError, UsageError, check_count, shown
-from vitdeploy.specs import ZERO_SHOT, Task, TensorSpec, TextEnum
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-DEFAULT_TOP_K = 5
+from vitdeploy.errors import CheckpointError, shown
+from vitdeploy.specs import ZERO_SHOT, Task, TextEnum
 
 
 class ProblemType(TextEnum):
@@ -50,60 +44,19 @@ class ProblemType(TextEnum):
             return logits
         return _softmax(logits) if self is ProblemType.SINGLE_LABEL else _sigmoid(logits)
 
+    def best(
+        self, logits: NDArray[np.float32], top_k: int
+    ) -> tuple[NDArray[np.signedinteger[Any]], NDArray[np.float32]]:
+        """Logits (N, num_labels) -> indices and scores (N, K) of the K = min(top_k, num_labels) best classes.
 
-@dataclasses.dataclass(frozen=True)
-class Ranking:
-    """The step from logits to predictions: the best classes of each image, or all values of a regression.
-
-    Attributes:
-        problem_type: How logits become scores.
-        count: Predictions for each image, K: the number of outputs for a regression, at most that for other models.
-    """
-
-    problem_type: ProblemType
-    count: int
-
-    @classmethod
-    def choose(
-        cls, problem_type: ProblemType, labels: Sequence[str], outputs: Sequence[TensorSpec], top_k: int | None = None
-    ) -> Self:
-        """Rank the logits of an artifact.
-
-        Args:
-            problem_type: How logits become scores.
-            labels: Class names, in the order of the logits.
-            outputs: The artifact's outputs.
-            top_k: Classes per image, at least 1. Default: 5, or all if there are fewer. Not for a regression.
-
-        Raises:
-            UsageError: If the model is not a classifier, or `top_k` is invalid.
+        The best is first; equal scores keep the order of the logits. All values of a regression, in the order of its
+        outputs.
         """
-        names = [spec.name for spec in outputs]
-        if "logits" not in names:
-            raise UsageError(
-                f"predict needs logits, the outputs of this model are {', '.join(names)}",
-                what="outputs", expected="logits", found=names, hint="call runtime.run",
-            )  # fmt: skip
-        if not labels:
-            raise UsageError("predict needs class names, this model has none", what="labels", hint="call runtime.run")
-        ranked = problem_type is not ProblemType.REGRESSION
-        if top_k is not None and not ranked:
-            hint = "leave it out for all values"
-            raise UsageError("top_k ranks classes, this model is a regression", what="top_k", found=top_k, hint=hint)
-        top_k = DEFAULT_TOP_K if top_k is None else top_k
-        check_count("top_k", top_k)
-        return cls(problem_type, min(top_k, len(labels)) if ranked else len(labels))
-
-    def __call__(self, logits: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """Logits (N, num_labels) -> indices and scores (N, K), best first; equal scores in the order of the logits.
-
-        A regression's values keep the order of its outputs.
-        """
-        scores = self.problem_type.scores(logits)
-        if self.problem_type is ProblemType.REGRESSION:
-            return np.broadcast_to(np.arange(self.count, dtype=np.int32), scores.shape), scores
-        order = np.argsort(-scores, axis=1, kind="stable")[:, : self.count]
-        return order.astype(np.int32), np.take_along_axis(scores, order, axis=1)
+        scores = self.scores(logits)
+        if self is ProblemType.REGRESSION:
+            return np.broadcast_to(np.arange(scores.shape[1]), scores.shape), scores
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
+        return order, np.take_along_axis(scores, order, axis=1)
 
 
 def stated_problem_type(config: Mapping[str, Any]) -> ProblemType | None:
