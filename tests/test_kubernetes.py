@@ -154,3 +154,25 @@ def test_volumes_are_claimed_and_parts_find_each_other() -> None:
     assert application["PodDisruptionBudget"]["selector"]["matchLabels"] == labels
     assert application["Service"]["selector"] == labels
     assert f"application/Deployment/{application['HorizontalPodAutoscaler']['scaleTargetRef']['name']}" in DOCUMENTS
+
+
+def test_the_application_has_what_its_manifest_asks_for() -> None:
+    """Paths of probes, settings from the environment, its port and its files."""
+    folder = ROOT / "examples" / "fastapi_app"
+    source, image = ((folder / name).read_text(encoding="utf-8") for name in ("app.py", "Dockerfile"))
+    (container,) = DOCUMENTS["application/Deployment/vit-app"]["spec"]["template"]["spec"]["containers"]
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert f'@app.get("{container[probe]["httpGet"]["path"]}")' in source
+    for variable in container["env"]:
+        assert re.search(rf"^    {variable['name'].lower()}: ", source, re.MULTILINE), variable
+    (port,) = container["ports"]
+    assert f'"--port", "{port["containerPort"]}"' in image
+    assert {path.name for path in folder.glob("*.py")} == set(re.findall(r"\w+\.py", image))
+
+
+def test_the_ray_job_gives_options_that_its_script_has() -> None:
+    program, script, *words = DOCUMENTS["ray-job/RayJob/vit-batch"]["spec"]["entrypoint"].split()
+    source = (ROOT / "examples" / "ray" / script.rpartition("/")[2]).read_text(encoding="utf-8")
+    assert program == "python"
+    for word in words:
+        assert not word.startswith("--") or f'add_argument("{word}"' in source, word
