@@ -168,11 +168,3 @@ def test_the_application_has_what_its_manifest_asks_for() -> None:
     (port,) = container["ports"]
     assert f'"--port", "{port["containerPort"]}"' in image
     assert {path.name for path in folder.glob("*.py")} == set(re.findall(r"\w+\.py", image))
-
-
-def test_the_ray_job_gives_options_that_its_script_has() -> None:
-    program, script, *words = DOCUMENTS["ray-job/RayJob/vit-batch"]["spec"]["entrypoint"].split()
-    source = (ROOT / "examples" / "ray" / script.rpartition("/")[2]).read_text(encoding="utf-8")
-    assert program == "python"
-    for word in words:
-        assert not word.startswith("--") or f'add_argument("{word}"' in source, word
