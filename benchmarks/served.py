@@ -1,0 +1,153 @@
+"""A process of `vitdeploy serve`, loads on it, and its memory; shared by `serve_load.py` and the tests."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+_CLIENT = Path(__file__).with_name("serve_client.py")
+
+
+@dataclasses.dataclass(frozen=True)
+class Load:
+    """What a client sends, see `serve_client.Job`."""
+
+    protocol: str
+    address: str
+    model: str
+    input: str
+    images: Sequence[str]
+    expected: Sequence[dict[str, list[Any]]]
+    timeout_s: float = 10.0
+
+    @contextlib.contextmanager
+    def sending(self, python: Path, arrivals: Sequence[float]) -> Iterator[Sending]:
+        """A client that has begun to send, at given seconds from its begin; ended with the block."""
+        job = {**dataclasses.asdict(self), "arrivals": list(arrivals)}
+        with subprocess.Popen([python, _CLIENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            try:
+                process.stdin.write(json.dumps(job))
+                process.stdin.close()
+                yield Sending(process, float(json.loads(process.stdout.readline())["begin"]))
+            finally:
+                process.kill()
+
+
+@dataclasses.dataclass(frozen=True)
+class Sending:
+    """A client at work.
+
+    Attributes:
+        process: Its process.
+        begin: Time of the load's start, seconds since the epoch.
+    """
+
+    process: subprocess.Popen[str]
+    begin: float
+
+    def sleep_until(self, second: float) -> None:
+        """Wait until that second of the load."""
+        time.sleep(max(0.0, self.begin + second - time.time()))
+
+    def outcomes(self) -> Outcomes:
+        """Wait for the end of the load."""
+        assert self.process.stdout is not None
+        found = json.loads(self.process.stdout.readline())
+        return Outcomes(found["outcomes"], found["latencies_s"], found["reasons"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcomes:
+    """Requests in their order.
+
+    Attributes:
+        outcomes: Of each: "answered", "wrong", "refused" (busy), "failed" (another error), "lost" (the connection) or
+            "hung".
+        latencies_s: Seconds from its scheduled time to its outcome.
+        reasons: Texts of all but right answers, with their number.
+    """
+
+    outcomes: list[str]
+    latencies_s: list[float]
+    reasons: dict[str, int]
+
+    def count(self, outcome: str) -> int:
+        return self.outcomes.count(outcome)
+
+    def percentile_ms(self, percent: int, outcome: str = "answered") -> float | None:
+        """A percentile of the latency of requests with an outcome; None without one."""
+        values = sorted(
+            latency for of_it, latency in zip(self.outcomes, self.latencies_s, strict=True) if of_it == outcome
+        )
+        return 1e3 * values[min(len(values) * percent // 100, len(values) - 1)] if values else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Counts and percentiles, for JSON."""
+        counts = {outcome: self.count(outcome) for outcome in sorted(set(self.outcomes))}
+        return {
+            "outcomes": counts,
+            "p50_ms": self.percentile_ms(50),
+            "p99_ms": self.percentile_ms(99),
+            "refused_p99_ms": self.percentile_ms(99, "refused"),
+            "reasons": self.reasons,
+        }
+
+
+class Memory:
+    """Resident memory of processes and their descendants, several times a second; a context manager.
+
+    Pages that they share count once for each.
+    """
+
+    def __init__(self, process: int, every_s: float = 0.25) -> None:
+        self._process, self._every_s, self._end = process, every_s, threading.Event()
+        self.mb: list[float] = []
+        self._thread = threading.Thread(target=self._sample)
+
+    def __enter__(self) -> Memory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        while not self._end.wait(self._every_s):
+            self.mb.append(sum(map(resident_mb, tree(self._process))))
+
+
+def tree(process: int) -> list[int]:
+    """A process and its descendants."""
+    found, waiting = [], [process]
+    while waiting:
+        found.append(waiting.pop())
+        with contextlib.suppress(OSError):
+            for children in Path(f"/proc/{found[-1]}/task").glob("*/children"):
+                waiting += map(int, children.read_text().split())
+    return found
+
+
+def named(process: int, name: str) -> int:
+    """The descendant that runs a program of that name."""
+    (found,) = [one for one in tree(process) if Path(f"/proc/{one}/comm").read_text().strip() == name]
+    return found
+
+
+def resident_mb(process: int) -> float:
+    try:
+        pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    except OSError:  # it ended
+        return 0.0
+    return pages * 4096 / 1e6
