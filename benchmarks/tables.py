@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import chart
+import production_tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -423,6 +424,11 @@ def growth(document: Document) -> str:
     return markdown(header, rows)
 
 
+def soak(document: Document) -> str:
+    header = ["minute", "calls", "resident (MB)", "p50 (ms)", "p99 (ms)", "load average"]
+    return f"{markdown(header, production_tables.soak(document))}\n\n{production_tables.soak_verdict(document)}"
+
+
 def trips(document: Document) -> str:
     commits = list(document["trees"])
     figures = {
@@ -478,6 +484,7 @@ TABLES: dict[str, Callable[[Document], str]] = {
         intervals,
         readme,
         server_replay,
+        soak,
         peer_comparison,
         trained,
         trips,
