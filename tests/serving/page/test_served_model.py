@@ -17,6 +17,7 @@ from vitdeploy.serving.model_repository.batch_answers import EMBEDDING, INDICES,
 import vitdeploy
 from vitdeploy.assets import held_out_images
 from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.errors import ImageError, VitDeployError
 from vitdeploy.serving.page.inference_client import InferenceClient
 from vitdeploy.serving.page.served_model import ServedModel
@@ -50,7 +51,7 @@ def test_classes_and_scores_are_the_predictors(digits: Bundle) -> None:
 
 
 def test_a_regression_has_values(tmp_path: Path) -> None:
-    bundle = write_bundle(tmp_path, problem_type="regression")
+    bundle = write_bundle(tmp_path, problem_type=ProblemType.REGRESSION)
     with served(bundle, CLASSES, probabilities=False) as model:
         found = model.answer(IMAGE)
     (expected,) = vitdeploy.load(bundle.path).predict(IMAGE)
