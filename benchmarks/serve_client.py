@@ -1,9 +1,9 @@
 """Send requests to a served model at given times and check every answer; started by `serve_load.py`.
 
 It runs in the environment of Triton's clients. The job is JSON on standard input, see `Job`; a line on standard output
-tells that the load begins, another one has the outcomes. Requests are sent at their times whatever became of the others,
-and a latency begins at the scheduled time. Messages are made before the load and read after it, so that the client's
-own work disturbs little.
+tells that the load begins, another one has the outcomes. Requests are sent at their times whatever became of the
+others, and a latency begins at the scheduled time. Messages are made before the load and read after it, so that the
+client's own work disturbs little.
 """
 
 from __future__ import annotations
@@ -183,7 +183,8 @@ def difference(job: Job, image: int, outputs: Any) -> str:
 
 def checked(job: Job, channel: Channel, sent: list[tuple[str, float, Any]]) -> dict[str, Any]:
     """Outcomes, with a reason for all but right answers."""
-    outcomes, reasons = [], {}
+    outcomes: list[str] = []
+    reasons: dict[str, int] = {}
     for number, (outcome, _, raw) in enumerate(sent):
         reason = ""
         if outcome == ANSWERED:

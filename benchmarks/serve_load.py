@@ -92,7 +92,9 @@ class Loaded:
             code = server.process.wait(30)
             server.start()
             found = sending.outcomes()
-        last = max((time for time, outcome in zip(arrivals, found.outcomes, strict=True) if outcome != "answered"), default=0)
+        last = max(
+            (time for time, outcome in zip(arrivals, found.outcomes, strict=True) if outcome != "answered"), default=0
+        )
         return {
             "killed": program, "exit_code": code, "rate": rate, **found.to_dict(),
             "seconds_until_answered": max(0.0, last - _KILLED_AFTER_S),
@@ -108,7 +110,7 @@ def measure(name: str, bundle: Path, folder: Path, bound_ms: float, arguments: a
         raise SystemExit(f"{name}: no rate holds {bound_ms:g} ms in one process")
     images = write_images(held_out, folder)
     with vitdeploy.load(bundle, backend="onnxruntime", precision="fp32") as predictor:
-        expected = [
+        expected: list[dict[str, list[Any]]] = [
             {
                 "labels": [best.label for best in predictions],
                 "scores": [best.score for best in predictions],

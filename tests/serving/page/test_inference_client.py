@@ -12,10 +12,10 @@ import pytest
 from fake_triton import HEADER_LENGTH, Answer, error, fake_triton, outputs_in_binary, outputs_in_json
 from raising import raises
 
-from vitdeploy.errors import ImageError, UnavailableError
+from vitdeploy.errors import ImageError, UnavailableError, VitDeployError
 from vitdeploy.serving.page.inference_client import BadAnswerError, BusyError, InferenceClient
 
-OUTPUTS = {
+OUTPUTS: dict[str, np.ndarray] = {
     "logits": np.array([[0.5, -2.0, 1e-3]], np.float32),
     "half": np.array([[[1.5], [2.5]]], np.float16),
     "indices": np.array([[3]], np.int32),
@@ -60,7 +60,7 @@ def test_texts_are_read_in_both_forms(form: Any) -> None:
         ((404, {}, b"<html>"), BadAnswerError, 404),
     ],
 )
-def test_refusals_have_a_type(answer: Answer, kind: type[Exception], found: object) -> None:
+def test_refusals_have_a_type(answer: Answer, kind: type[VitDeployError], found: object) -> None:
     with raises(kind, what="a model", found=found):
         asked(answer)
 

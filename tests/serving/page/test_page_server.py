@@ -109,7 +109,7 @@ def test_a_connection_is_kept(server: PageServer) -> None:
 def test_what_is_refused_and_that_every_response_has_the_headers(
     server: PageServer, method: str, path: str, headers: dict[str, str], status: int
 ) -> None:
-    response, _ = request(server, method, path, **headers)
+    response, _ = request(server, method, path, None, **headers)
     assert response.status == status
     policy = response.headers["Content-Security-Policy"]
     assert policy.startswith("default-src 'none'; script-src 'sha256-")

@@ -12,13 +12,13 @@ import pytest
 from bundles import write_bundle
 from fake_triton import Answer, error, fake_triton, outputs_in_binary
 from raising import raises
-from vitdeploy.serving.model_repository.batch_answers import EMBEDDING, INDICES, LABELS, SCORES, BatchAnswers
 
 import vitdeploy
 from vitdeploy.assets import held_out_images
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.errors import ImageError, VitDeployError
+from vitdeploy.serving.model_repository.batch_answers import EMBEDDING, INDICES, LABELS, SCORES, BatchAnswers
 from vitdeploy.serving.page.inference_client import InferenceClient
 from vitdeploy.serving.page.served_model import ServedModel
 from vitdeploy.specs import Task
