@@ -12,8 +12,8 @@ import pytest
 from fake_triton import HEADER_LENGTH, Answer, error, fake_triton, outputs_in_binary, outputs_in_json
 from raising import raises
 
-from vitdeploy.errors import ImageError, UnavailableError, VitDeployError
-from vitdeploy.serving.page.inference_client import BadAnswerError, BusyError, InferenceClient
+from vitdeploy.errors import ImageError, OverloadedError, UnavailableError, VitDeployError
+from vitdeploy.serving.page.inference_client import BadAnswerError, InferenceClient
 
 OUTPUTS: dict[str, np.ndarray] = {
     "logits": np.array([[0.5, -2.0, 1e-3]], np.float32),
@@ -54,7 +54,7 @@ def test_texts_are_read_in_both_forms(form: Any) -> None:
 @pytest.mark.parametrize(
     ("answer", "kind", "found"),
     [
-        (error(503, "Exceeds maximum queue size"), BusyError, "Exceeds maximum queue size"),
+        (error(503, "Exceeds maximum queue size"), OverloadedError, "Exceeds maximum queue size"),
         (error(400, "cannot read the image: it is empty"), ImageError, 400),
         (error(500, "failed"), BadAnswerError, 500),
         ((404, {}, b"<html>"), BadAnswerError, 404),

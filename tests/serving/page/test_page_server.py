@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 import pytest
 from raising import raises
 
-from vitdeploy.errors import ImageError, OutputError, UnavailableError, VitDeployError
+from vitdeploy.errors import ImageError, OutputError, OverloadedError, UnavailableError, VitDeployError
 from vitdeploy.serving.page import page_server
-from vitdeploy.serving.page.inference_client import BadAnswerError, BusyError
+from vitdeploy.serving.page.inference_client import BadAnswerError
 from vitdeploy.serving.page.page_server import MOST_BYTES, PageServer
 
 IMAGE = {"Content-Type": "application/octet-stream"}
@@ -129,7 +129,7 @@ def test_names_of_this_machine_are_served_at_any_port(server: PageServer, host: 
     ("problem", "status"),
     [
         (ImageError("cannot read <it>"), 422),
-        (BusyError("busy"), 503),
+        (OverloadedError("busy"), 503),
         (UnavailableError("down"), 502),
         (BadAnswerError("failed"), 502),
     ],

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from vitdeploy.errors import ImageError, UnavailableError, first_line
+from vitdeploy.errors import ImageError, OverloadedError, UnavailableError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,10 +27,6 @@ _TYPES = {
     "BOOL": "?", "FP16": "<f2", "FP32": "<f4", "FP64": "<f8",
     **{f"{kind}{8 * size}": f"<{kind[0].lower()}{size}" for kind in ("INT", "UINT") for size in (1, 2, 4, 8)},
 }  # fmt: skip
-
-
-class BusyError(UnavailableError):
-    """The model server has more requests than it takes; the same request may succeed later."""
 
 
 class BadAnswerError(UnavailableError):
@@ -57,7 +53,7 @@ class InferenceClient:
 
         Raises:
             ImageError: If the server refuses the image.
-            BusyError: If its queue is full.
+            OverloadedError: If its queue is full.
             BadAnswerError: If it fails, or its answer does not follow the protocol.
             UnavailableError: If it cannot be reached, or does not answer in time.
         """
@@ -99,7 +95,9 @@ class InferenceClient:
         except (ValueError, LookupError, TypeError):
             problem = f"HTTP status {status}"
         if status == HTTPStatus.SERVICE_UNAVAILABLE:
-            return BusyError("the model server is busy", what=self.model, found=problem, hint="try again in a moment")
+            return OverloadedError(
+                "the model server is busy", what=self.model, found=problem, hint="try again in a moment"
+            )
         if status == HTTPStatus.BAD_REQUEST:
             return ImageError(problem, what=self.model, found=status)
         return BadAnswerError(f"the model server failed: {problem}", what=self.model, found=status)

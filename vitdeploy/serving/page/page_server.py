@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
-from vitdeploy.errors import ImageError, OutputError, VitDeployError
-from vitdeploy.serving.page.inference_client import BusyError
+from vitdeploy.errors import ImageError, OutputError, OverloadedError, VitDeployError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -217,4 +216,4 @@ def _policy(page: str) -> str:
 def _status(error: VitDeployError) -> HTTPStatus:
     if isinstance(error, ImageError):
         return HTTPStatus.UNPROCESSABLE_ENTITY
-    return HTTPStatus.SERVICE_UNAVAILABLE if isinstance(error, BusyError) else HTTPStatus.BAD_GATEWAY
+    return HTTPStatus.SERVICE_UNAVAILABLE if isinstance(error, OverloadedError) else HTTPStatus.BAD_GATEWAY
