@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from common import parser, record, start, vitdeploy_export, wait
-from served import Load, Memory, Outcomes, Server, named
+from served import Load, Memory, Outcomes, Server
 from server_replay import MODELS, measured
 
 import vitdeploy
@@ -87,17 +87,14 @@ class Loaded:
         arrivals = self.arrivals(rate, _KILLED_FOR_S)
         with self.load.sending(self.python, arrivals) as sending:
             sending.sleep_until(_KILLED_AFTER_S)
-            process = server.process.pid
-            os.kill(process if program == "serve" else named(process, program), signal.SIGKILL)
+            os.kill(server.process.pid if program == "serve" else server.described["triton_pid"], signal.SIGKILL)
             code = server.process.wait(30)
             server.start()
             found = sending.outcomes()
-        last = max(
-            (time for time, outcome in zip(arrivals, found.outcomes, strict=True) if outcome != "answered"), default=0
-        )
+        late = [time for time, outcome in zip(arrivals, found.outcomes, strict=True) if outcome != "answered"]
         return {
             "killed": program, "exit_code": code, "rate": rate, **found.to_dict(),
-            "seconds_until_answered": max(0.0, last - _KILLED_AFTER_S),
+            "seconds_without_answers": max(0.0, max(late, default=0.0) - _KILLED_AFTER_S),
         }  # fmt: skip
 
 
@@ -121,11 +118,10 @@ def measure(name: str, bundle: Path, folder: Path, bound_ms: float, arguments: a
     protocols = {}
     for protocol in arguments.protocols:
         with Server(arguments.triton_python, bundle) as server:
-            load = Load(protocol, server.address(protocol), server.model, "image", images, expected)
+            load = Load(protocol, server.address(protocol), server.described["name"], "image", images, expected)
             loaded = Loaded(arguments.triton_python, load, bound_ms, arguments.duration)
             loaded.replay(rate / 4)  # a warm-up
             same = loaded.replay(rate)
-            served, replays = (rate, [same]) if loaded.holds(same) else (None, [same])
             served, replays = loaded.highest(rate)
             settled = served or rate / _STEPS
             protocols[protocol] = {
@@ -134,9 +130,7 @@ def measure(name: str, bundle: Path, folder: Path, bound_ms: float, arguments: a
                 "replays": [replay.to_dict() for replay in replays],
                 "overload": loaded.overload(_OVERLOAD * rate, server),
                 "recovered": [loaded.replay(settled).to_dict() for _ in range(_REPLAYS)],
-                "killed": [
-                    loaded.killed(_KILLED_AT * settled, server, program) for program in ("tritonserver", "serve")
-                ],
+                "killed": [loaded.killed(_KILLED_AT * settled, server, program) for program in ("Triton", "serve")],
             }
     return {"bound_ms": bound_ms, "in_process": search.to_dict(), "protocols": protocols}
 

@@ -10,11 +10,68 @@ import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _CLIENT = Path(__file__).with_name("serve_client.py")
+
+
+class Server:
+    """A process of `vitdeploy serve`, which can be started again on the same ports; a context manager.
+
+    Args:
+        python: Interpreter of the environment with Triton.
+        bundle: The bundle.
+        options: Further options.
+
+    Attributes:
+        process: The running process.
+        described: Its description: name, addresses, Triton's process.
+    """
+
+    def __init__(self, python: Path, bundle: Path, *options: str) -> None:
+        self._command = [str(python), "-m", "vitdeploy", "serve", str(bundle), "--json", *options]
+        self._ports: list[str] = []
+        self.process: subprocess.Popen[str]
+        self.described: dict[str, Any]
+
+    def start(self, limit_s: float = 60.0) -> None:
+        """Start it and wait until it is ready; while a port is not free, start it again, as a supervisor would.
+
+        Raises:
+            RuntimeError: If it is not ready by then.
+        """
+        begin = time.monotonic()
+        ports = self._ports or [f"--{name}-port=0" for name in ("http", "grpc", "metrics")]
+        while True:
+            self.process = subprocess.Popen([*self._command, *ports], stdout=subprocess.PIPE, text=True)
+            assert self.process.stdout is not None
+            text = ""
+            for line in self.process.stdout:
+                text += line
+                if line == "}\n":
+                    self.described = json.loads(text)
+                    addresses = self.described["addresses"]
+                    found = {name: urlsplit(f"//{address.split('//')[-1]}").port for name, address in addresses.items()}
+                    self._ports = [f"--{name}-port={port}" for name, port in found.items()]
+                    return
+            code = self.process.wait()
+            if time.monotonic() - begin > limit_s:
+                raise RuntimeError(f"serve was not ready within {limit_s:g} s, and ended with exit code {code}")
+
+    def address(self, protocol: str) -> str:
+        """Host and port."""
+        return urlsplit(f"//{self.described['addresses'][protocol].split('//')[-1]}").netloc
+
+    def __enter__(self) -> Server:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        self.process.wait(60)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,12 +193,6 @@ def tree(process: int) -> list[int]:
         with contextlib.suppress(OSError):
             for children in Path(f"/proc/{found[-1]}/task").glob("*/children"):
                 waiting += map(int, children.read_text().split())
-    return found
-
-
-def named(process: int, name: str) -> int:
-    """The descendant that runs a program of that name."""
-    (found,) = [one for one in tree(process) if Path(f"/proc/{one}/comm").read_text().strip() == name]
     return found
 
 
