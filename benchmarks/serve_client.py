@@ -28,6 +28,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 _LEAD_S = 0.1
 _RECONNECT_MS = 100  # gRPC's default is a second and more, which would measure the client
 ANSWERED, WRONG, REFUSED, FAILED, LOST, HUNG = "answered", "wrong", "refused", "failed", "lost", "hung"
+_REFUSALS = ("Exceeds maximum queue size", "has no available versions")  # the second is said by a Triton that ends
 _HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
@@ -95,7 +96,7 @@ class Http:
             return LOST, json.dumps({"error": type(exc).__name__}).encode()
         if response.status == 200:
             return ANSWERED, (content, int(response.headers[_HEADER_LENGTH]))
-        return REFUSED if response.status == 503 else FAILED, content
+        return _outcome(content.decode(errors="replace")), content
 
     def outputs(self, raw: Any) -> Any:
         return triton_http.InferenceServerClient.parse_response_body(raw[0], header_length=raw[1])
@@ -127,10 +128,10 @@ class Grpc:
         try:
             return ANSWERED, await self._stub.ModelInfer(self._messages[image])
         except grpc.aio.AioRpcError as exc:
-            if exc.code() is not grpc.StatusCode.UNAVAILABLE:
-                return FAILED, f"{exc.code().name}: {exc.details()}"
-            # the same status tells of a lost connection, which the client's own library notices
-            return REFUSED if "queue" in (exc.details() or "") else LOST, exc.details()
+            outcome = _outcome(exc.details() or "")
+            if outcome is FAILED and exc.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+                outcome = LOST  # said by the client's own library
+            return outcome, f"{exc.code().name}: {exc.details()}"
 
     def outputs(self, raw: Any) -> Any:
         return triton_grpc.InferResult(raw)
@@ -140,6 +141,10 @@ class Grpc:
 
     async def close(self) -> None:
         await self._channel.close()
+
+
+def _outcome(message: str) -> str:
+    return REFUSED if any(text in message for text in _REFUSALS) else FAILED
 
 
 PROTOCOLS: dict[str, Callable[[Job, list[bytes]], Channel]] = {"http": Http, "grpc": Grpc}

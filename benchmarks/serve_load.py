@@ -14,8 +14,6 @@ Client, front and model share the machine's cores. Every answer is compared with
 from __future__ import annotations
 
 import argparse
-import os
-import signal
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -87,8 +85,8 @@ class Loaded:
         arrivals = self.arrivals(rate, _KILLED_FOR_S)
         with self.load.sending(self.python, arrivals) as sending:
             sending.sleep_until(_KILLED_AFTER_S)
-            os.kill(server.process.pid if program == "serve" else server.described["triton_pid"], signal.SIGKILL)
-            code = server.process.wait(30)
+            server.kill(program)
+            code = server.wait(60.0)
             server.start()
             found = sending.outcomes()
         late = [time for time, outcome in zip(arrivals, found.outcomes, strict=True) if outcome != "answered"]

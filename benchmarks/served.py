@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
+import signal
 import subprocess
 import threading
 import time
@@ -57,7 +59,7 @@ class Server:
                     found = {name: urlsplit(f"//{address.split('//')[-1]}").port for name, address in addresses.items()}
                     self._ports = [f"--{name}-port={port}" for name, port in found.items()]
                     return
-            code = self.process.wait()
+            code = self.wait(limit_s)
             if time.monotonic() - begin > limit_s:
                 raise RuntimeError(f"serve was not ready within {limit_s:g} s, and ended with exit code {code}")
 
@@ -71,7 +73,18 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self.process.terminate()
-        self.process.wait(60)
+        self.wait(60.0)
+
+    def kill(self, program: str) -> None:
+        """SIGKILL "Triton" or "serve"."""
+        os.kill(self.described["triton_pid"] if program == "Triton" else self.process.pid, signal.SIGKILL)
+
+    def wait(self, limit_s: float) -> int:
+        """Wait for its end; its exit code."""
+        code = self.process.wait(limit_s)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return code
 
 
 @dataclasses.dataclass(frozen=True)

@@ -67,7 +67,7 @@ def test_refusals_have_a_type(answer: Answer, kind: type[VitDeployError], found:
 
 def test_the_servers_reason_is_told_for_an_image() -> None:
     with pytest.raises(ImageError, match=r"^cannot read the image: it is empty$"):
-        asked(error(400, "cannot read the image: it is empty"))
+        asked(error(400, "cannot read images[0]: it is empty"))
 
 
 def body(output: dict[str, Any], data: bytes = b"") -> Answer:

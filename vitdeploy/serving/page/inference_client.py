@@ -99,7 +99,7 @@ class InferenceClient:
                 "the model server is busy", what=self.model, found=problem, hint="try again in a moment"
             )
         if status == HTTPStatus.BAD_REQUEST:
-            return ImageError(problem, what=self.model, found=status)
+            return ImageError(problem.replace("images[0]", "the image"), what=self.model, found=status)
         return BadAnswerError(f"the model server failed: {problem}", what=self.model, found=status)
 
     def _outputs(self, content: bytes, header_length: str | None) -> dict[str, np.ndarray]:
