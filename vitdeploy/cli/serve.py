@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     examples=(
         "serve vit",
         "serve vit --page",
-        "serve vit --precision int8 --host 0.0.0.0 --max-batch-size 16 --max-delay 5",
+        "serve vit --precision int8 --max-batch-size 16 --max-delay 5",
         "serve vit --triton /opt/tritonserver --http-port 9000",
     )
 )
