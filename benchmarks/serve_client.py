@@ -28,7 +28,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 _LEAD_S = 0.1
 _RECONNECT_MS = 100  # gRPC's default is a second and more, which would measure the client
 ANSWERED, WRONG, REFUSED, FAILED, LOST, HUNG = "answered", "wrong", "refused", "failed", "lost", "hung"
-_REFUSALS = ("Exceeds maximum queue size", "has no available versions")  # the second is said by a Triton that ends
+_REFUSALS = ("Exceeds maximum queue size", "Request for unknown model")  # the second: as Triton starts or ends
 _HEADER_LENGTH = "Inference-Header-Content-Length"
 
 

@@ -81,17 +81,15 @@ class Loaded:
         }  # fmt: skip
 
     def killed(self, rate: float, server: Server, program: str) -> dict[str, Any]:
-        """A load during which a process is killed and `serve` started again, as a supervisor would."""
+        """A load during which a process is killed; see `Server.kill`."""
         arrivals = self.arrivals(rate, _KILLED_FOR_S)
         with self.load.sending(self.python, arrivals) as sending:
             sending.sleep_until(_KILLED_AFTER_S)
             server.kill(program)
-            code = server.wait(60.0)
-            server.start()
             found = sending.outcomes()
         late = [time for time, outcome in zip(arrivals, found.outcomes, strict=True) if outcome != "answered"]
         return {
-            "killed": program, "exit_code": code, "rate": rate, **found.to_dict(),
+            "killed": program, "rate": rate, **found.to_dict(),
             "seconds_without_answers": max(0.0, max(late, default=0.0) - _KILLED_AFTER_S),
         }  # fmt: skip
 

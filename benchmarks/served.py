@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import http.client
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+_LOOK_S = 0.1
 _CLIENT = Path(__file__).with_name("serve_client.py")
 
 
@@ -75,9 +77,38 @@ class Server:
         self.process.terminate()
         self.wait(60.0)
 
-    def kill(self, program: str) -> None:
-        """SIGKILL "Triton" or "serve"."""
-        os.kill(self.described["triton_pid"] if program == "Triton" else self.process.pid, signal.SIGKILL)
+    def kill(self, program: str, limit_s: float = 60.0) -> None:
+        """SIGKILL "Triton" or "serve", and wait until the model is served again.
+
+        `serve` starts a Triton again that ends by itself; if it ends, it is started again, as a supervisor would.
+        """
+        triton = self._triton()
+        os.kill(triton if program == "Triton" else self.process.pid, signal.SIGKILL)
+        begin = time.monotonic()
+        while time.monotonic() - begin < limit_s:
+            if self.process.poll() is not None:
+                self.wait(limit_s)
+                self.start(limit_s)
+                return
+            if self._triton() not in (None, triton) and self._is_ready():
+                return
+            time.sleep(_LOOK_S)
+        raise RuntimeError(f"the model was not served again within {limit_s:g} s")
+
+    def _triton(self) -> int | None:
+        """Its Triton, which may be another one than at first."""
+        for process in tree(self.process.pid)[1:]:
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{process}/comm").read_text().strip() == "tritonserver":
+                    return process
+        return None
+
+    def _is_ready(self) -> bool:
+        connection = http.client.HTTPConnection(self.address("http"), timeout=5)
+        with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
+            connection.request("GET", f"/v2/models/{self.described['name']}/ready")
+            return connection.getresponse().status == http.client.OK
+        return False
 
     def wait(self, limit_s: float) -> int:
         """Wait for its end; its exit code."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,10 +85,8 @@ def test_whatever_is_killed_every_request_has_an_outcome_and_no_answer_is_wrong(
     with load.sending(python, [index / 100 for index in range(150)]) as sending:
         sending.sleep_until(0.5)
         server.kill(killed)
-        assert server.wait(60.0) == (3 if killed == "Triton" else -signal.SIGKILL)
         found = answers(sending.outcomes())
     assert found.pop("answered") > 0
     assert found.keys() <= {"lost", "refused"}
-    server.start()
     with load.sending(python, [index / 100 for index in range(QUEUE)]) as sending:
         assert answers(sending.outcomes()) == {"answered": QUEUE}
