@@ -83,7 +83,10 @@ class Server:
         `serve` starts a Triton again that ends by itself; if it ends, it is started again, as a supervisor would.
         """
         triton = self._triton()
-        os.kill(triton if program == "Triton" else self.process.pid, signal.SIGKILL)
+        process = triton if program == "Triton" else self.process.pid
+        if process is None:
+            raise RuntimeError("there is no Triton to kill")
+        os.kill(process, signal.SIGKILL)
         begin = time.monotonic()
         while time.monotonic() - begin < limit_s:
             if self.process.poll() is not None:
