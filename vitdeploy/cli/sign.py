@@ -8,7 +8,7 @@ from vitdeploy.cli.command import command, option
 from vitdeploy.cli.output import PATH, json_option, print_json, print_text
 
 
-@command(examples=("sign vit --private-key private.pem",))
+@command(examples=("sign vit --private-key private.pem", "sign vit --private-key private.pem --json"))
 @click.argument("bundle", type=PATH)
 @option("--private-key", required=True, type=PATH, help="PEM file: P-256, P-384 or P-521, without a password.")
 @json_option
