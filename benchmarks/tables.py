@@ -473,6 +473,12 @@ def soak(document: Document) -> str:
     return f"{markdown(header, production_tables.soak(document))}\n\n{production_tables.soak_verdict(document)}"
 
 
+def micro_batches(document: Document) -> str:
+    header = ["model", "backend", "clients", "answered by", "images/s", "/ predict's", "p50 (ms)", "p99 (ms)",
+              "CPU ms an image", "images a run"]  # fmt: skip
+    return markdown(header, production_tables.micro_batches(document))
+
+
 def trips(document: Document) -> str:
     commits = list(document["trees"])
     figures = {
@@ -524,6 +530,7 @@ TABLES: dict[str, Callable[[Document], str]] = {
         int8,
         killed_jobs,
         large,
+        micro_batches,
         onnxruntime_floor,
         pixels,
         predict_overhead,

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from vitdeploy.delivery.hub_upload import PushedBundle, push
     from vitdeploy.delivery.loading import load
     from vitdeploy.delivery.packing import pack
+    from vitdeploy.delivery.signing import sign
     from vitdeploy.errors import VitDeployError
     from vitdeploy.exporting.graph_options import GraphOptions
     from vitdeploy.exporting.options import (
@@ -113,6 +114,7 @@ __all__ = [
     "predict",
     "push",
     "sensitivity",
+    "sign",
     "tune",
     "write_python_model",
     "write_triton_model",
@@ -173,6 +175,7 @@ _MODULES = {
     "predict": "batch.predict_job",
     "push": "delivery.hub_upload",
     "sensitivity": "assess.debug.sensitivity",
+    "sign": "delivery.signing",
     "tune": "tuning.tune",
     "write_python_model": "serving.model_repository.python_repository",
     "write_triton_model": "serving.model_repository.repository",
