@@ -110,7 +110,13 @@ def main() -> None:
         bundle, images = Path(folder, "bundle"), Path(folder, "images")
         wait(start(vitdeploy_export(bundle, "--model", str(default_checkpoint()))))
         write_images(images, arguments.images)
-        found = {ending: measure(ending, bundle, images, arguments.images, arguments.kills, draw) for ending in FORMATS}
+
+        def measured(ending: str) -> dict[str, Any]:
+            draw = random.Random(f"{arguments.seed} {ending}")
+            return measure(ending, bundle, images, arguments.images, arguments.kills, draw)
+
+        with ThreadPoolExecutor(len(FORMATS)) as pool:
+            found = dict(zip(FORMATS, pool.map(measured, FORMATS), strict=True))
     record(arguments, {"formats": found})
     if not all(row["equal"] for row in found.values()):
         raise SystemExit("a killed job gave other bytes than an uninterrupted one")
