@@ -442,6 +442,12 @@ def soak(document: Document) -> str:
     return f"{markdown(header, production_tables.soak(document))}\n\n{production_tables.soak_verdict(document)}"
 
 
+def micro_batches(document: Document) -> str:
+    header = ["model", "backend", "clients", "answered by", "images/s", "/ predict's", "p50 (ms)", "p99 (ms)",
+              "images a run"]  # fmt: skip
+    return markdown(header, production_tables.micro_batches(document))
+
+
 def trips(document: Document) -> str:
     commits = list(document["trees"])
     figures = {
@@ -491,6 +497,7 @@ TABLES: dict[str, Callable[[Document], str]] = {
         growth,
         int8,
         large,
+        micro_batches,
         onnxruntime_floor,
         pixels,
         predict_overhead,
