@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +16,8 @@ from vitdeploy.system.progress import Progress
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from vitdeploy.batch.embed_job import EmbeddedImages
 
 _OUTPUT = "vectors.npy"
 
@@ -101,17 +102,20 @@ class JobInputs:
 
     def __init__(self, base: Path) -> None:
         self._bundle, self._sets = base / "features", DataSets(base)
+        self._predictor = vitdeploy.load(self._bundle)
 
     def make(self, rng: np.random.Generator, folder: Path) -> Case:
         note, name = self._sets.draw(rng, folder)
 
-        def check(out: str) -> str | None:
-            result = json.loads(out)
+        def call() -> EmbeddedImages:
+            return vitdeploy.embed(self._predictor, name, _OUTPUT)
+
+        def check(result: EmbeddedImages) -> str | None:
             rows = np.load(folder / _OUTPUT)
             unread = len(rows) - int(np.isfinite(rows).all(axis=1).sum())
-            if not 1 <= result["images"] == len(rows) or unread != len(result["failed"]):
-                return f"{result['images']} images, {len(rows)} rows, {unread} without a vector: {result['failed']}"
+            if not 1 <= result.images == len(rows) or unread != len(result.failed):
+                return f"{result.images} images, {len(rows)} rows, {unread} without a vector: {result.failed}"
             return None
 
         args = ("embed", str(self._bundle), name, "--output", _OUTPUT, "--json")
-        return Case(note, args, frozenset({PASSED, DAMAGED}), check)
+        return Case(note, args, frozenset({PASSED, DAMAGED}), check, call)
