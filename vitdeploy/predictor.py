@@ -116,6 +116,16 @@ class Predictor:
             ImageError: If an image cannot be read.
             NotFiniteError: If the logits of an image are NaN or infinite.
         """
+        top_k = self.classes_asked(top_k)
+        predictions: list[list[Prediction]] = []
+        for part, start, pixel_values in self._batches(images, batch_size):
+            logits = self.logits(pixel_values)
+            self.check_finite("logits", logits, part, start)
+            predictions.extend(self.best(logits, top_k))
+        return predictions
+
+    def classes_asked(self, top_k: int | None) -> int:
+        """Classes per image for the `top_k` of `predict`; raises UsageError as `predict`."""
         names = [spec.name for spec in self.runtime.outputs]
         if "logits" not in names:
             raise UsageError(
@@ -129,12 +139,11 @@ class Predictor:
             raise UsageError("top_k ranks classes, this model is a regression", what="top_k", found=top_k, hint=hint)
         top_k = DEFAULT_TOP_K if top_k is None else top_k
         check_count("top_k", top_k)
-        predictions: list[list[Prediction]] = []
-        for part, start, pixel_values in self._batches(images, batch_size):
-            logits = self.logits(pixel_values)
-            self.check_finite("logits", logits, part, start)
-            predictions.extend(self._best(scores, top_k) for scores in self.problem_type.scores(logits))
-        return predictions
+        return top_k
+
+    def best(self, logits: np.ndarray, top_k: int) -> list[list[Prediction]]:
+        """The result of `predict` for logits, (N, num_labels) float32 and finite."""
+        return [self._ranked(scores, top_k) for scores in self.problem_type.scores(logits)]
 
     def embed(
         self,
@@ -237,7 +246,7 @@ class Predictor:
             problem = f"the model gives NaN or infinite {output} for {names[0]}{others}"
             raise NotFiniteError(problem, what=output, found=names, hint=hint)
 
-    def _best(self, scores: np.ndarray, top_k: int) -> list[Prediction]:
+    def _ranked(self, scores: np.ndarray, top_k: int) -> list[Prediction]:
         ranked = self.problem_type is not ProblemType.REGRESSION
         order = np.argsort(-scores, kind="stable")[:top_k] if ranked else np.arange(len(scores))
         return [Prediction(self.labels[index], int(index), float(scores[index])) for index in order]
