@@ -27,7 +27,7 @@ from vitdeploy.assets import held_out_images
 from vitdeploy.bundle.bundle import Bundle
 
 ROWS, FILES = 4000, 40
-SCRIPT = ROOT / "tests/support/ray_jobs.py"
+SCRIPT, EXAMPLE = ROOT / "tests/support/ray_jobs.py", ROOT / "examples/ray/batch_job.py"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +38,9 @@ class RayJobs:
     bundle: Path
     environ: dict[str, str]
 
-    def command(self, *jobs: dict[str, Any]) -> list[str]:
-        return [str(self.python), str(SCRIPT), str(self.bundle), json.dumps(jobs)]
-
-    def run(self, *jobs: dict[str, Any]) -> list[dict[str, Any]]:
-        results: list[dict[str, Any]] = json.loads(run(*self.command(*jobs), **self.environ).splitlines()[-1])
-        return results
+    def run(self, *arguments: str | Path) -> Any:
+        """The result of a script, the last line that it prints."""
+        return json.loads(run(self.python, *arguments, **self.environ).splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
@@ -104,11 +101,12 @@ def test_rows_are_those_of_predict_though_actors_are_killed(
                 member = tarfile.TarInfo(f"{number:03}.{ending}")
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
-    killed, files, tar = ray_jobs.run(
+    jobs = [
         {"kind": "parquet", "path": str(rows), "output": str(tmp_path / "killed"), "kills": 2},
         {"kind": "files", "path": str(folder), "output": str(tmp_path / "files")},
         {"kind": "tar", "path": str(tmp_path / "shard.tar"), "output": str(tmp_path / "tar")},
-    )
+    ]
+    killed, files, tar = ray_jobs.run(SCRIPT, ray_jobs.bundle, json.dumps(jobs))
     everything = [expected[number % len(images)] for number in range(ROWS)]
     bad = sum(row["label"] is None for row in everything)
     assert killed == {"output": str(tmp_path / "killed"), "rows": ROWS, "failed": bad, "resumed": 0, "killed": 2}
@@ -124,16 +122,18 @@ def test_a_killed_job_goes_on(
     ray_jobs: RayJobs, rows: Path, images: list[bytes], expected: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     output = tmp_path / "rows"
-    job = {"kind": "parquet", "path": str(rows), "output": str(output)}
+    command: list[str | Path] = [EXAMPLE, "parquet", rows, "--bundle", ray_jobs.bundle, "--output", output]
+    command += ["--actors", "2", "--rows", "50", "--rows-per-file", "100", "--cpus", "4"]
     checkpoint = tmp_path / "rows.unfinished/checkpoint"
     silent: dict[str, Any] = dict.fromkeys(("stdout", "stderr"), subprocess.DEVNULL)
-    with subprocess.Popen(ray_jobs.command(job), env={**os.environ, **ray_jobs.environ}, cwd="/", **silent) as driver:
+    environ = {**os.environ, **ray_jobs.environ}
+    with subprocess.Popen([ray_jobs.python, *command], env=environ, cwd="/", **silent) as driver:
         while len(list(checkpoint.glob("*.parquet"))) < 3:
             assert driver.poll() is None, "it was over before the kill"
             time.sleep(0.01)
         driver.send_signal(signal.SIGKILL)
     assert not output.exists()
-    (result,) = ray_jobs.run(job)
+    result = ray_jobs.run(*command)
     assert 0 < result["resumed"] < ROWS == result["rows"]
     everything = [expected[number % len(images)] for number in range(ROWS)]
     _check(_rows(output, "id"), "id", list(range(ROWS)), everything)

@@ -41,10 +41,14 @@ class Server:
         self._process, self._port = process, port
 
     def deploy(self, **config: Any) -> None:
+        """Change settings, and wait until they are in use."""
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(config) + "\n")
         self._process.stdin.flush()
+        self.wait()
+
+    def wait(self) -> None:
+        assert self._process.stdout is not None
         assert self._process.stdout.readline() == "RUNNING\n"
 
     def post(self, body: bytes) -> tuple[int, Any]:
@@ -57,16 +61,21 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
+def server(digits: Bundle) -> Iterator[Server]:
+    """The example, with Ray's files in a folder of a short path: those of sockets have 107 bytes at most."""
     python, folder = environment("ray"), tempfile.mkdtemp(prefix="ray-")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": folder, "HOME": folder}
-    command = [python, ROOT / "tests/support/ray_serve_app.py", str(port), json.dumps(DEPLOYMENT)]
+    command = [python, ROOT / "examples/ray/serve_app.py", digits.path, "--port", str(port), "--cpus", "2"]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, text=True, cwd="/", env=environ, **pipes) as process:
-        yield Server(process, port)
+    with subprocess.Popen(
+        [*command, "--deployment", json.dumps(DEPLOYMENT)], text=True, cwd="/", env=environ, **pipes
+    ) as process:
+        server = Server(process, port)
+        server.wait()
+        yield server
         assert process.stdin is not None
         process.stdin.close()
         assert process.wait(60) == 0
@@ -81,18 +90,17 @@ def images() -> list[bytes]:
 def test_it_answers_refuses_batches_and_reloads(
     server: Server, digits: Bundle, images: list[bytes], tmp_path: Path
 ) -> None:
-    config = {"bundle": str(digits.path), "max_batch_size": 4, "max_body_bytes": 100_000}
     with vitdeploy.load(digits.path, backend="onnxruntime", intra_op_threads=1) as predictor:
         expected = [{"predictions": [best.to_dict() for best in row]} for row in predictor.predict(images, top_k=5)]
-    server.deploy(**config)
     assert [server.post(image) for image in images] == [(200, answer) for answer in expected]
     for body in (b"", b"no image", images[0][:60]):
         status, answer = server.post(body)
         assert (status, list(answer)) == (422, ["error"])
+    server.deploy(max_body_bytes=100_000)
     assert server.post(bytes(100_001))[0] == 413
 
     # A batch that is not full is never run, so that four answers are one batch.
-    server.deploy(**config, batch_wait_timeout_s=_NEVER_S)
+    server.deploy(max_batch_size=4, batch_wait_timeout_s=_NEVER_S)
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         assert list(pool.map(server.post, images)) == [(200, answer) for answer in expected]
 
@@ -101,14 +109,14 @@ def test_it_answers_refuses_batches_and_reloads(
     features = vitdeploy.export(default_checkpoint(), source=source, output=tmp_path / "features")
     with vitdeploy.load(features.path, backend="onnxruntime", intra_op_threads=1) as predictor:
         (vector,) = predictor.embed(images[0], normalize=True)
-    server.deploy(bundle=str(features.path), rows={"normalize": True})
+    server.deploy(bundle=str(features.path), rows={"normalize": True}, batch_wait_timeout_s=0.01)
     status, answer = server.post(images[0])
     np.testing.assert_array_equal(np.array(answer["vector"], np.float32), vector)
-    server.deploy(bundle=str(features.path), rows={"normalize": True}, version="2")
+    server.deploy(version="2")
     assert server.post(images[0]) == (status, answer)
 
     # Four requests wait for a fifth, two wait for their turn, and all others are refused.
-    server.deploy(**config | {"max_batch_size": 5}, batch_wait_timeout_s=_NEVER_S)
+    server.deploy(max_batch_size=5, batch_wait_timeout_s=_NEVER_S)
     pool = concurrent.futures.ThreadPoolExecutor(8)
     waiting = [pool.submit(server.post, images[0]) for _ in range(8)]
     first = next(concurrent.futures.as_completed(waiting, timeout=60))
