@@ -7,6 +7,9 @@ PIP_INSTALL := -m pip install --disable-pip-version-check --quiet
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 ORT_DISABLE_TELEMETRY=1
 # The versions of TensorRT whose names are checked, where there are wheels of its bindings.
 TENSORRT := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),10 11)
+# Triton Inference Server, where there is a wheel of it.
+TRITON := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(ENVS)/triton/.done)
+# Ray, where there is a wheel of it.
 RAY := $(if $(filter Linux-x86_64 Linux-aarch64 Darwin-arm64,$(shell uname -s)-$(shell uname -m)),$(ENVS)/ray/.done)
 BENCHMARKS := processor export predict_overhead pixels evaluate int8 onnxruntime_floor accuracy_bound attention dynamic_size engines
 
@@ -15,7 +18,7 @@ BENCHMARKS := processor export predict_overhead pixels evaluate int8 onnxruntime
 demo: .venv/.demo  ## export, prove and time the embedded model
 	$(BIN)/vitdeploy demo
 
-test: .venv/.dev $(ENVS)/embedded/.done $(ENVS)/optimum/.done $(TENSORRT:%=$(ENVS)/tensorrt-%/.done) $(RAY) chromium check  ## every check, in every environment
+test: .venv/.dev $(ENVS)/embedded/.done $(ENVS)/optimum/.done $(TENSORRT:%=$(ENVS)/tensorrt-%/.done) $(TRITON) $(RAY) chromium check  ## every check, in every environment
 
 check: .venv/.dev  ## every check; tests of other environments are skipped where those were not made
 	$(BIN)/ruff format --check .
@@ -91,6 +94,15 @@ clean:
 
 .venv/.dev: .venv/.demo
 	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[dev]'
+	touch $@
+
+# Triton Inference Server with its Python backend, its clients, and what a bundle needs there: no torch. The server's own
+# Python package needs more, which nothing here uses.
+$(ENVS)/triton/.done: constraints-triton.txt
+	$(PYTHON) -m venv $(@D)
+	echo '$(CURDIR)' > $$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vitdeploy.pth
+	$(@D)/bin/python $(PIP_INSTALL) -c constraints-triton.txt numpy pillow onnxruntime click rich packaging 'tritonclient[http,grpc]'
+	$(@D)/bin/python $(PIP_INSTALL) --no-deps -c constraints-triton.txt nvidia-pytriton
 	touch $@
 
 # What an application that embeds the ONNX Runtime backend has: no torch, no command line.

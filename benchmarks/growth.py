@@ -43,7 +43,7 @@ class _MallInfo(ctypes.Structure):
 def measure(minutes: Sequence[float], threads: int) -> dict[str, Any]:
     draw = random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
-        files = _write_photographs(Path(folder), draw)
+        files = write_photographs(Path(folder), draw)
         bundle = Path(folder, "model")
         wait(start([*vitdeploy_export(bundle, "--random-weights", PRESET)]))
         with vitdeploy.load(bundle, intra_op_threads=threads, allow_spinning=False) as predictor:
@@ -59,7 +59,7 @@ def measure(minutes: Sequence[float], threads: int) -> dict[str, Any]:
         return {"points": points, "closed_and_trimmed": _point(minutes[-1], calls)}
 
 
-def _write_photographs(folder: Path, draw: random.Random) -> list[Path]:
+def write_photographs(folder: Path, draw: random.Random) -> list[Path]:
     photograph = Image.open(PHOTOGRAPH)
     files = [folder / f"{index}.jpg" for index in range(40)]
     for file in files:

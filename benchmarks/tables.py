@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import chart
+import production_tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -423,6 +424,21 @@ def growth(document: Document) -> str:
     return markdown(header, rows)
 
 
+def soak(document: Document) -> str:
+    header = ["minute", "calls", "resident (MB)", "p50 (ms)", "p99 (ms)", "load average"]
+    return f"{markdown(header, production_tables.soak(document))}\n\n{production_tables.soak_verdict(document)}"
+
+
+def killed_ray(document: Document) -> str:
+    times, lost = production_tables.killed_ray(document)
+    header = ["images", "uninterrupted (s)", "kills", "rows written at each kill", "last run (s)", "rows"]
+    row = [
+        f"{document['images']:,}", f"{document['uninterrupted_s']:.0f}", f"{len(document['kills'])} (after {times})",
+        lost, f"{document['last_run_s']:.0f}", "equal" if document["equal"] else "different",
+    ]  # fmt: skip
+    return markdown(header, [row])
+
+
 def trips(document: Document) -> str:
     commits = list(document["trees"])
     figures = {
@@ -470,6 +486,7 @@ TABLES: dict[str, Callable[[Document], str]] = {
         gpu_latency,
         growth,
         int8,
+        killed_ray,
         large,
         onnxruntime_floor,
         pixels,
@@ -478,6 +495,7 @@ TABLES: dict[str, Callable[[Document], str]] = {
         intervals,
         readme,
         server_replay,
+        soak,
         peer_comparison,
         trained,
         trips,

@@ -104,13 +104,17 @@ class Runtime(abc.ABC):
             DeviceError: If the engine failed, for example out of memory.
         """
         with self._in_use():
-            check_names("inputs", feeds, self.inputs)
-            for spec in self.inputs:
-                if not isinstance(feeds[spec.name], np.ndarray):
-                    kind = type(feeds[spec.name]).__name__
-                    raise UsageError(f"expected a numpy array for {spec}, got {kind}", what=spec.name, found=kind)
-            self._check_shapes(feeds)
+            self.check_inputs(feeds)
             return self._run(feeds)
+
+    def check_inputs(self, feeds: Mapping[str, np.ndarray]) -> None:
+        """Raise UsageError for arrays that `run` does not take, without running the model."""
+        check_names("inputs", feeds, self.inputs)
+        for spec in self.inputs:
+            if not isinstance(feeds[spec.name], np.ndarray):
+                kind = type(feeds[spec.name]).__name__
+                raise UsageError(f"expected a numpy array for {spec}, got {kind}", what=spec.name, found=kind)
+        self._check_shapes(feeds)
 
     def run_device(self, feeds: Mapping[str, Any], results: Mapping[str, Any]) -> None:
         """Run the model once on arrays on its device, and write into arrays there; nothing is copied through the host.

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from vitdeploy.images.processor import ImageProcessor
     from vitdeploy.images.processor_options import ProcessorOptions
     from vitdeploy.predictor import Prediction, Predictor
+    from vitdeploy.runtimes.warmed_shapes import WarmedShape
     from vitdeploy.serving.model_repository.repository import TritonModel, write_triton_model
     from vitdeploy.sources.architectures.weights_options import WeightsFile
     from vitdeploy.system.progress import Progress
@@ -82,6 +83,7 @@ __all__ = [
     "Tuning",
     "ValidationOptions",
     "VitDeployError",
+    "WarmedShape",
     "WeightsFile",
     "__version__",
     "benchmark",
@@ -134,6 +136,7 @@ _MODULES = {
     "Tuning": "assess.benchmark.tuning",
     "ValidationOptions": "exporting.options",
     "VitDeployError": "errors",
+    "WarmedShape": "runtimes.warmed_shapes",
     "WeightsFile": "sources.architectures.weights_options",
     "__version__": "_version",
     "benchmark": "assess.benchmark.benchmark",

@@ -18,8 +18,10 @@ from vitdeploy.images.open import image_name
 from vitdeploy.images.processor import ImageProcessor, as_batch
 from vitdeploy.runtimes import formats_of
 from vitdeploy.runtimes.choice import open_choice
+from vitdeploy.runtimes.warmed_shapes import WarmedShape, warm
 from vitdeploy.specs import MOST_A_BATCH, POOLS, PixelStage, Pool, Precision, Task
 from vitdeploy.system.argument_types import check_type, typed
+from vitdeploy.system.forks import ThreadPool
 from vitdeploy.system.typed_lines import typed_line
 
 if TYPE_CHECKING:
@@ -91,6 +93,7 @@ class Predictor:
         self.details = dict(details or {})
         self.config = dict(config or {})
         self.fingerprint = fingerprint
+        self._pool = ThreadPool("vitdeploy-read")
         tuned = self.details.get("tuned")
         self.batch_size: int = tuned["batch_size"] if tuned and tuned["in_use"] else DEFAULT_BATCH_SIZE
 
@@ -180,6 +183,25 @@ class Predictor:
             vectors.append(pooled)
         return np.concatenate(vectors)
 
+    def warm_up(
+        self, batch_sizes: Sequence[int] | None = None, image_sizes: Sequence[Sequence[int]] | None = None
+    ) -> tuple[WarmedShape, ...]:
+        """Preprocess and run every batch size with every image size once, so that the first request is not slow.
+
+        Args:
+            batch_sizes: Images per run. Default: 1 and the attribute `batch_size`, within the artifact's limits.
+            image_sizes: (height, width) of the model's input. Default: the image processor's output size.
+
+        Returns:
+            The seconds of each run, in the order of the arguments.
+
+        Raises:
+            UsageError: If the artifact does not take one of the shapes; nothing has run then.
+            DeviceError: If the engine failed, for example out of memory.
+        """
+        usual = batch_size_for(self.processor, self.runtime, self.batch_size)
+        return warm(self.runtime, self.processor, batch_sizes, image_sizes, usual=usual, pool=self._pool)
+
     def pooling(self, pool: Pool | None = None) -> Pooling:
         """The step from this artifact's outputs to the vectors of `embed`.
 
@@ -208,15 +230,16 @@ class Predictor:
         batch = as_batch(images)
         for start in range(0, len(batch), batch_size):
             part = batch[start : start + batch_size]
-            yield part, start, self.processor(part, pixels=self.runtime.pixels, first_index=start)
+            yield part, start, self.processor(part, pixels=self.runtime.pixels, first_index=start, pool=self._pool)
 
     def logits(self, pixel_values: np.ndarray) -> np.ndarray:
         """Run preprocessed images in the runtime's format, (N, ...) -> (N, num_labels) float32, finite or not."""
         return self.runtime.run({"pixel_values": pixel_values})["logits"].astype(np.float32, copy=False)
 
     def close(self) -> None:
-        """Close the runtime."""
+        """Close the runtime after the runs in progress, and end the threads that read images."""
         self.runtime.close()
+        self._pool.close()
 
     def __repr__(self) -> str:
         commit = f"@{self.details['revision'][:7]}" if "revision" in self.details else ""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 from vitdeploy.errors import UsageError
 from vitdeploy.runtimes.onnxrt.session import CPU
 from vitdeploy.system.cpu import ThreadCount, session_threads, usable_cpus
+from vitdeploy.system.forks import ThreadPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -31,23 +31,15 @@ class ParallelRuns:
     """
 
     def __init__(self, threads: int) -> None:
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="vitdeploy-run")
+        self._threads, self._pool = threads, ThreadPool("vitdeploy-run")
 
     def map(self, function: Callable[[T], R], parts: Sequence[T]) -> list[R]:
         """Results in order; the first error is raised once the runs in progress have ended."""
-        futures = [self._pool.submit(function, part) for part in parts]
-        try:
-            return [future.result() for future in futures]
-        finally:
-            for future in futures:
-                future.cancel()
-            for future in futures:
-                if not future.cancelled():
-                    future.exception()  # waits: the arrays are the caller's
+        return list(self._pool.map(function, parts, threads=self._threads))
 
     def close(self) -> None:
         """Wait for the threads' end."""
-        self._pool.shutdown()
+        self._pool.close()
 
 
 def run_threads(options: OnnxRuntimeOptions) -> ThreadCount | None:

@@ -8,7 +8,6 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from vitdeploy.images.preprocessor_config import ShortestEdge, Size
 from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.specs import PixelFormat, PixelStage
 from vitdeploy.system.cpu import Cpus
+from vitdeploy.system.forks import ThreadPool
 
 SKLEARN = Path(sklearn.datasets.__file__).parent / "images"
 SKIMAGE = Path(skimage.__file__).parent / "data"
@@ -336,23 +336,23 @@ def test_threads_do_not_change_the_result() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cpus", "images", "threads"), [(Cpus(16, 16, 8), 3, 3), (Cpus(16, 16, 8, 1.5), 3, 2), (Cpus(4, 16, 2, 9.0), 6, 4)]
+    ("cpus", "images", "threads"), [(Cpus(16, 16, 8), 3, 16), (Cpus(16, 16, 8, 1.5), 3, 2), (Cpus(4, 16, 2, 9.0), 6, 4)]
 )
 def test_as_many_images_at_a_time_as_there_are_cpus(
     monkeypatch: pytest.MonkeyPatch, cpus: Cpus, images: int, threads: int
 ) -> None:
-    started: list[int] = []
+    sizes: list[int] = []
 
-    class Noted(ThreadPoolExecutor):
-        def __init__(self, count: int) -> None:
-            started.append(count)
-            super().__init__(count)
+    class Noted(ThreadPool):
+        def map(self, *arguments: Any, threads: int) -> Any:
+            sizes.append(threads)
+            return super().map(*arguments, threads=threads)
 
-    monkeypatch.setattr("vitdeploy.images.processor.ThreadPoolExecutor", Noted)
+    monkeypatch.setattr("vitdeploy.images.processor.ThreadPool", Noted)
     monkeypatch.setattr("vitdeploy.images.processor.recent_workers", lambda: cpus.workers)
     ImageProcessor()([CHINA] * images)
     ImageProcessor()(CHINA)
-    assert started == [threads]
+    assert sizes == [threads]
 
 
 def test_a_batch_of_every_kind_of_source() -> None:

@@ -16,6 +16,7 @@ from vitdeploy._version import __version__
 from vitdeploy.assess.data.folder_listing import list_images
 from vitdeploy.assess.evaluate.open_run import BESIDE_OTHERS
 from vitdeploy.assess.metrics.cosine_bound import COSINE_BOUNDS, LOOSE_BOUND, CosineBound
+from vitdeploy.assess.metrics.features import TokenVector
 from vitdeploy.assess.metrics.outputs import default_tolerance
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import MANIFEST, Artifact, FileRecord, Manifest
@@ -134,8 +135,10 @@ def add_artifact(request: ArtifactRequest, place: Path, *, progress: Progress = 
         early = reference_outputs(reference, sample, spec)  # fails early on non-finite values
         _check_finite(early, checkpoint.source.id)
         beside = reference_runtime(reference, spec)
-        labels = reference.config.labels
-        quantization = QuantizationRun.open(request.quantization, beside, processor, labels, problem_type, progress)
+        labels, token = reference.config.labels, TokenVector.of(reference.config)
+        quantization = QuantizationRun.open(
+            request.quantization, beside, processor, labels, token, problem_type, progress
+        )
     title = f"{request.format} {spec.precision}"
     with staged_folder(place) as staging:
         progress.step(f"exporting to {title}")

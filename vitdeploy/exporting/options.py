@@ -111,7 +111,8 @@ class MinAgreement:
 class MinCosine:
     """Smallest cosine similarity with the reference (5th percentile over images), such as 0.99.
 
-    It is measured on the pooled output and the CLS token, or on a classifier's logits.
+    It is measured on the pooled output and the class token (for a model without one, the mean of the patches), or on a
+    classifier's logits.
 
     Attributes:
         limit: Cosine, above 0 and below 1; 0.99 and "99%" are equal.

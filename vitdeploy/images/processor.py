@@ -7,12 +7,12 @@ of a gray level, because torchvision computes the filter's weights in float32.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +29,7 @@ from vitdeploy.images.preprocessor_config import UNROUNDED, ShortestEdge, Size, 
 from vitdeploy.images.preprocessor_files import channels_of_model, find_settings, read_files
 from vitdeploy.specs import MODES, Layout, Mode, PixelFormat, PixelStage
 from vitdeploy.system.cpu import recent_workers
+from vitdeploy.system.forks import ThreadPool
 
 Channels = tuple[float, ...]
 CropRounding = Literal["floor", "half_even"]
@@ -193,6 +194,7 @@ class ImageProcessor:
         pixels: PixelFormat = PixelFormat(),  # noqa: B008  (frozen)
         threads: int | None = None,
         first_index: int = 0,
+        pool: ThreadPool | None = None,
     ) -> NDArray[Any]:
         """Read and preprocess one image or a batch.
 
@@ -202,6 +204,7 @@ class ImageProcessor:
             threads: Images decoded concurrently. Default: one per CPU within the process's affinity and cgroup quota,
                 cached for up to a second.
             first_index: Index of the first image, for messages about images without a path.
+            pool: Threads kept between calls. Default: threads that end with the call.
 
         Returns:
             (N, C, H, W) float32, contiguous, or the format of `pixels`. The result does not depend on the number of
@@ -232,8 +235,11 @@ class ImageProcessor:
         if min(threads, len(sources)) == 1:
             return self._batch(map(read, sources, names), len(sources), pixels)
         readable_formats()  # Pillow registers its formats on first use, without a lock
-        with ThreadPoolExecutor(min(threads, len(sources))) as pool:
-            return self._batch(pool.map(read, sources, names), len(sources), pixels)
+        with contextlib.ExitStack() as stack:
+            if pool is None:
+                pool = stack.enter_context(contextlib.closing(ThreadPool("vitdeploy-read")))
+            arrays = stack.enter_context(contextlib.closing(pool.map(read, sources, names, threads=threads)))
+            return self._batch(arrays, len(sources), pixels)
 
     def _decoded(self, source: ImageSource, name: str) -> Image.Image:
         """An image as in its file."""

@@ -1,18 +1,23 @@
-"""Forked processes: callbacks on fork, work in a helper thread, and objects that outlive the interpreter.
+"""Forked processes: callbacks on fork, work in helper threads, and objects that outlive the interpreter.
 
 A child has the parent's memory, but only the thread that called fork: an engine's threads are missing.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import os
 import queue
 import threading
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -101,6 +106,84 @@ def with_threads(work: Callable[P, T]) -> Callable[P, T]:
         return call_with_threads(work, *args, **kwargs)
 
     return call
+
+
+class ThreadPool:
+    """Threads that start on first use, stay until `close`, and start anew in a forked child.
+
+    All methods are thread-safe; callers share the threads. A function must not call `map` of the same pool.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._closed = False
+        self._executor: ThreadPoolExecutor | None = None
+        self._threads = 0
+        self._forget_threads()
+        _pools.add(self)
+
+    def map(self, function: Callable[..., T], *arguments: Sequence[Any], threads: int) -> Generator[T, None, None]:
+        """Yield results in order; close the iterator if it is left early.
+
+        On an error, and when it is closed, it waits for the calls in progress, which use the caller's arguments. Once
+        the pool is closed, the calling thread does the work.
+
+        Args:
+            function: Called once per item.
+            arguments: One sequence per argument, of equal lengths.
+            threads: Size of the pool; threads of another size are replaced when they have done their work.
+        """
+        futures = self._submit(function, list(zip(*arguments, strict=True)), threads)
+        if futures is None:
+            yield from map(function, *arguments)
+            return
+        try:
+            while futures:
+                result = futures[0].result()
+                futures.popleft()  # holds the result
+                yield result
+        finally:
+            for future in futures:
+                future.cancel()
+            for future in futures:
+                if not future.cancelled():
+                    future.exception()
+
+    def close(self) -> None:
+        """Wait for the work in progress, and for the threads' end."""
+        with self._lock:
+            self._closed, executor = True, self._executor
+            self._executor = None
+        if executor is not None:
+            executor.shutdown()
+
+    def _submit(
+        self, function: Callable[..., T], calls: Sequence[tuple[Any, ...]], threads: int
+    ) -> collections.deque[Future[T]] | None:
+        from concurrent.futures import ThreadPoolExecutor  # not needed for one image
+
+        with self._lock:
+            if self._closed:
+                return None
+            if self._executor is None or threads != self._threads:
+                if self._executor is not None:
+                    self._executor.shutdown(wait=False)
+                self._executor, self._threads = ThreadPoolExecutor(threads, self._name), threads
+            return collections.deque(self._executor.submit(function, *call) for call in calls)
+
+    def _forget_threads(self) -> None:
+        """For a new pool, and for a forked child, which lacks the threads, and where another may have held the lock."""
+        self._lock = threading.Lock()
+        self._executor, self._threads = None, 0
+
+
+_pools: weakref.WeakSet[ThreadPool] = weakref.WeakSet()
+
+
+@first_in_child
+def _forget_all_threads() -> None:
+    for pool in tuple(_pools):
+        pool._forget_threads()
 
 
 def keep_until_exit(kept: object) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from vitdeploy.assess.benchmark.tuning import BoundedAccuracy
 from vitdeploy.assess.data.images import feeds
 from vitdeploy.assess.evaluate.open_run import BESIDE_OTHERS
-from vitdeploy.assess.metrics.features import LOGITS, percentile
+from vitdeploy.assess.metrics.features import LOGITS, TokenVector, percentile
 from vitdeploy.assess.runs.targets import reference_backend
 from vitdeploy.exporting.options import MinCosine
 from vitdeploy.exporting.quantization.calibration_images import BATCH
@@ -51,6 +51,7 @@ class AccuracyMeter:
         config = bundle.read_config()
         self._bundle, self._bound, self._work = bundle, bound, work
         self._problem_type: ProblemType = config.problem_type
+        self._token = TokenVector.of_dict(config.model)
         if isinstance(bound, MinCosine):
             check_cosine(bound, self._problem_type)
         key = ("images", bundle.manifest.reference, data.held_out.sha256(), seconds)
@@ -80,6 +81,7 @@ class AccuracyMeter:
             variant.sha256,
             engine,
             batch_size,
+            self._token.name,
         )
         known = self._work.recall(*key)
         if known is not None:
@@ -96,7 +98,7 @@ class AccuracyMeter:
         data = self.data
         if isinstance(self._bound, MinCosine):
             with self._reference() as reference:
-                target = CosineTarget(self._bound, data.held_out, reference)
+                target = CosineTarget(self._bound, data.held_out, reference, self._token)
                 target.wanted  # noqa: B018  (runs the reference, which is then closed)
                 return target
         with self._reference() as reference:

@@ -8,7 +8,7 @@ from sklearn.metrics.pairwise import paired_cosine_distances
 from sklearn.neighbors import NearestNeighbors
 
 from vitdeploy.assess.metrics import features
-from vitdeploy.assess.metrics.features import cosines, nearness, same_neighbours, vectors
+from vitdeploy.assess.metrics.features import TokenVector, cosines, nearness, same_neighbours, vectors
 
 COUNT, WIDTH = 60, 24
 
@@ -48,30 +48,34 @@ def test_rows_of_the_similarities_are_taken_in_parts(monkeypatch: pytest.MonkeyP
     np.testing.assert_array_equal(same_neighbours(*noisy(0.5)), whole)
 
 
+@pytest.mark.parametrize("token", [TokenVector("cls_token", 1), TokenVector("mean_token", 2)], ids=str)
 @pytest.mark.parametrize(
     ("outputs", "wanted"),
     [
-        (("pooler_output", "last_hidden_state"), ["pooler_output", "cls_token"]),
-        (("last_hidden_state", "hidden_states.1"), ["cls_token"]),
+        (("pooler_output", "last_hidden_state"), ["pooler_output", "token"]),
+        (("last_hidden_state", "hidden_states.1"), ["token"]),
         (("logits", "last_hidden_state"), ["logits"]),
         (("reconstruction",), ["reconstruction"]),
     ],
 )
-def test_what_is_judged(outputs: tuple[str, ...], wanted: list[str]) -> None:
+def test_what_is_judged(outputs: tuple[str, ...], wanted: list[str], token: TokenVector) -> None:
     rng = np.random.default_rng(1)
     shapes = {"pooler_output": (3, 8), "logits": (3, 5)}
     given = {name: rng.standard_normal(shapes.get(name, (3, 7, 8))) for name in outputs}
-    found = vectors(given)
-    assert list(found) == wanted
-    if "cls_token" in wanted:
-        np.testing.assert_array_equal(found["cls_token"], given["last_hidden_state"][:, 0])
+    found = vectors(given, token)
+    names = [token.name if name == "token" else name for name in wanted]
+    assert list(found) == names
+    if token.name in found:
+        tokens = given["last_hidden_state"]
+        by_hand = {"cls_token": tokens[:, 0], "mean_token": tokens[:, 2:].sum(axis=1) / 5}
+        np.testing.assert_allclose(found[token.name], by_hand[token.name], rtol=1e-5)
     searched = [each.output for each in nearness(found, found) if each.same_neighbours is not None]
-    assert searched == ([wanted[0]] if wanted[0] in ("pooler_output", "cls_token") else [])
+    assert searched == ([names[0]] if names[0] in ("pooler_output", token.name) else [])
     assert all(each.same_neighbours is None for each in nearness(found, found, search=False))
 
 
 def test_logits_of_patches_are_judged_whole() -> None:
-    assert vectors({"logits": np.ones((2, 9, 4))})["logits"].shape == (2, 9, 4)
+    assert vectors({"logits": np.ones((2, 9, 4))}, TokenVector("cls_token", 1))["logits"].shape == (2, 9, 4)
 
 
 def test_what_has_no_cosine() -> None:

@@ -17,6 +17,7 @@ from stub_runtime import StubRuntime
 
 from vitdeploy.assess.data.image_set import ImageSet
 from vitdeploy.assess.metrics.accuracy import Accuracy
+from vitdeploy.assess.metrics.features import TokenVector
 from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.errors import CheckFailedError, CheckpointError, UsageError
 from vitdeploy.exporting.options import AccuracyBound, MaxDrop, MinAgreement, MinCosine
@@ -32,6 +33,7 @@ from vitdeploy.system.progress import SILENT
 
 PROCESSOR = ImageProcessor(size=Size(4, 4))
 WIDTH = 6
+CLASS, MEAN = TokenVector("cls_token", 1), TokenVector("mean_token", 0)
 
 
 class Vectors(StubRuntime):
@@ -45,11 +47,12 @@ class Vectors(StubRuntime):
             TensorSpec("last_hidden_state", "float32", ("batch", 2, WIDTH)),
         )
         self.pooled, self.tokens = pooled, pooled if tokens is None else tokens
+        self.patch = np.zeros(WIDTH, np.float32)  # added to the second token
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         shade = np.rint((feeds["pixel_values"][:, 0, 0, 0] + 1) * 127.5).astype(int)  # (N,)
         cls = self.tokens[shade]
-        return {"pooler_output": self.pooled[shade], "last_hidden_state": np.stack([cls, np.zeros_like(cls)], axis=1)}
+        return {"pooler_output": self.pooled[shade], "last_hidden_state": np.stack([cls, self.patch + cls], axis=1)}
 
 
 @pytest.fixture
@@ -64,9 +67,13 @@ def vectors(seed: int, scale: float = 1.0) -> np.ndarray:
 
 
 def target_of(
-    bound: AccuracyBound, folder: Path, runtime: Runtime, problem_type: Any = ProblemType.SINGLE_LABEL
+    bound: AccuracyBound,
+    folder: Path,
+    runtime: Runtime,
+    problem_type: Any = ProblemType.SINGLE_LABEL,
+    token: TokenVector = CLASS,
 ) -> CosineTarget:
-    return open_cosine_target(bound, runtime, problem_type, (folder, PROCESSOR, None, 0, SILENT))
+    return open_cosine_target(bound, runtime, token, problem_type, (folder, PROCESSOR, None, 0, SILENT))
 
 
 @pytest.mark.parametrize("worst", ["pooler_output", "cls_token"])
@@ -82,6 +89,19 @@ def test_the_farther_of_pooled_output_and_cls_token_counts(folder: Path, worst: 
     assert part.value == pytest.approx(
         np.percentile(1 - paired_cosine_distances(wanted[10:30], far[10:30]), 5), abs=1e-6
     )
+
+
+def test_patches_count_for_a_model_without_a_class_token(folder: Path) -> None:
+    wanted = vectors(0)
+    given = Vectors(wanted)
+    given.patch = np.array([3, 0, 0, 0, 0, 0], np.float32)
+    for token, cosine in (
+        (CLASS, 1),
+        (MEAN, np.percentile(1 - paired_cosine_distances(wanted[:40], wanted[:40] + given.patch / 2), 5)),
+    ):
+        found = target_of(MinCosine(0.9), folder, Vectors(wanted), token=token).measure(given)
+        assert found.value == pytest.approx(cosine, abs=1e-6)
+        assert found.nearness.output == ("pooler_output" if token is CLASS else "mean_token")
 
 
 def test_a_search_leaves_a_part_of_the_distance(folder: Path) -> None:

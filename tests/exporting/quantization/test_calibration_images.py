@@ -15,6 +15,7 @@ from stub_runtime import StubRuntime
 from told import Told
 
 from vitdeploy.assess.data.image_set import ImageSet, open_images
+from vitdeploy.assess.metrics.features import TokenVector
 from vitdeploy.errors import ImageError, InputError
 from vitdeploy.exporting.quantization.calibration_images import CalibrationImages
 from vitdeploy.images.preprocessor_config import Size
@@ -23,6 +24,7 @@ from vitdeploy.specs import PixelFormat, PixelStage, TensorSpec
 from vitdeploy.system.progress import SILENT
 
 PROCESSOR = ImageProcessor(size=Size(8, 8))
+CLASS = TokenVector("cls_token", 1)
 BYTES = PixelFormat(PixelStage.RESIZED, "nhwc", "uint8")
 
 
@@ -89,11 +91,11 @@ def test_images_come_one_by_one_in_each_format(folder: Path) -> None:
 
 
 def test_agreement_is_measured_in_each_ones_own_pixels(folder: Path) -> None:
-    (same,) = images_of(folder).agreement(Answers([0, 0, 0]), Answers([0, 0, 0], pixels=BYTES), one_by_one=False)
+    (same,) = images_of(folder).agreement(Answers([0, 0, 0]), Answers([0, 0, 0], pixels=BYTES), CLASS, one_by_one=False)
     assert (same.output, same.images, same.top1_agreement) == ("logits", 6, 1.0)
     assert same.min_cosine == pytest.approx(1, abs=1e-5)
     # Red is 0, 40 ... 200 of 255 and green the rest: red is best from 160 on, and with 89 more from 120 on.
-    (other,) = images_of(folder).agreement(Answers([0, 0, 0]), Answers([0.7, 0, 0]), one_by_one=False)
+    (other,) = images_of(folder).agreement(Answers([0, 0, 0]), Answers([0.7, 0, 0]), CLASS, one_by_one=False)
     assert other.top1_agreement == pytest.approx(5 / 6, abs=1e-6)
     given = [np.array(PROCESSOR([path])).mean(axis=(2, 3))[0] for path in sorted(folder.rglob("*.png"))]
     added = np.array([0.7, 0, 0])
@@ -101,14 +103,15 @@ def test_agreement_is_measured_in_each_ones_own_pixels(folder: Path) -> None:
     assert other.mean_cosine == pytest.approx(np.mean(cosines), abs=1e-5)
     assert other.p5_cosine == pytest.approx(np.percentile(cosines, 5), abs=1e-5)
     assert other.min_cosine == pytest.approx(min(cosines), abs=1e-5)
-    (features,) = images_of(folder).agreement(Answers([0], "features"), Answers([0], "features"), one_by_one=False)
+    answers = Answers([0], "features")
+    (features,) = images_of(folder).agreement(answers, answers, CLASS, one_by_one=False)
     assert features.top1_agreement is None
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_two_images_have_no_choice_of_neighbours(folder: Path, count: int) -> None:
     reference, artifact = (Answers(add, "pooler_output") for add in ([0.0, 0, 0], [0.7, 0, 0]))
-    (found,) = images_of(folder, count).agreement(reference, artifact, one_by_one=False)
+    (found,) = images_of(folder, count).agreement(reference, artifact, CLASS, one_by_one=False)
     assert found.images == count
     assert (found.same_neighbours is None) == (count < 3)
 
@@ -118,7 +121,7 @@ def test_an_artifact_that_ranges_a_batch_takes_images_alone(folder: Path, one_by
     artifact, seen = Answers([0, 0, 0]), []
     run = artifact._run
     artifact._run = lambda feeds: (seen.append(len(feeds["pixel_values"])), run(feeds))[1]  # type: ignore[method-assign, func-returns-value]
-    images_of(folder).agreement(Answers([0, 0, 0]), artifact, one_by_one=one_by_one)
+    images_of(folder).agreement(Answers([0, 0, 0]), artifact, CLASS, one_by_one=one_by_one)
     assert (max(seen), sum(seen)) == (largest, 6)
 
 

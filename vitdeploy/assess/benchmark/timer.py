@@ -16,7 +16,7 @@ import numpy as np
 
 from vitdeploy.assess.data.images import feeds
 from vitdeploy.assess.environment.gpu_memory import gpu_memory_bytes
-from vitdeploy.assess.metrics.features import vectors
+from vitdeploy.assess.metrics.features import TokenVector, vectors
 from vitdeploy.assess.runs.reference import Batches, run_batches
 from vitdeploy.errors import NotFiniteError, UsageError
 from vitdeploy.predictor import load_processor
@@ -159,7 +159,8 @@ class Timer:
     def vectors(self, files: tuple[bytes, ...], image_size: tuple[int, int] | None) -> dict[str, np.ndarray]:
         """Vectors (N, D) of N image files by output; see `vitdeploy.assess.metrics.features.vectors`."""
         batches = Batches(self._processor(image_size), files, _BATCH)
-        return run_batches(self._runtime, batches.feeds(self._runtime), keep=vectors)
+        token = TokenVector.of_dict(self._job.bundle.read_config().model)
+        return run_batches(self._runtime, batches.feeds(self._runtime), keep=lambda outputs: vectors(outputs, token))
 
     def usage(self) -> Usage:
         gpu = None if self._runtime.gpu is None else gpu_memory_bytes(self._runtime.gpu)

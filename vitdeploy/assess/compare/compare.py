@@ -16,7 +16,7 @@ from vitdeploy.assess.compare.results import BackendComparison, Comparison
 from vitdeploy.assess.compare.worst_images import WorstImage, most_different_images
 from vitdeploy.assess.data.images import chosen_images
 from vitdeploy.assess.metrics.cosine_bound import COSINE_BOUNDS
-from vitdeploy.assess.metrics.features import nearness, vectors
+from vitdeploy.assess.metrics.features import TokenVector, nearness, vectors
 from vitdeploy.assess.metrics.logits import LogitsDifference, compare_logits
 from vitdeploy.assess.metrics.outputs import LOGITS, check_tolerance, compare_outputs, default_tolerance
 from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
@@ -172,6 +172,7 @@ def _result(
     with_classes = runtimes.bundle.manifest.task == Task.CLASSIFICATION
     ranked = config.problem_type.ranked
     with runtimes.open(selected) as runtime:
+        token = TokenVector.of_dict(config.model)
         wanted = {spec.name: expected[spec.name] for spec in artifact.outputs}
         given = run_batches(runtime, batches.feeds(runtime))
         return BackendComparison(
@@ -183,7 +184,7 @@ def _result(
             logits=_compare_logits(wanted, given, tolerance) if ranked else None,
             not_finite=tuple(np.flatnonzero(rows_not_finite(given)).tolist()),
             furthest=_worst_images(config.labels, wanted, given, batches.sources) if ranked else (),
-            nearness=() if with_classes else nearness(vectors(wanted), vectors(given), search=search),
+            nearness=() if with_classes else nearness(vectors(wanted, token), vectors(given, token), search=search),
             cosine_bound=COSINE_BOUNDS.get(artifact.precision) if by_cosine and not with_classes else None,
         )
 

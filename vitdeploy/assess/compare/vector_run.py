@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, overload
 
-from vitdeploy.assess.metrics.features import Nearness, nearness, vectors
+from vitdeploy.assess.metrics.features import Nearness, TokenVector, nearness, vectors
 from vitdeploy.assess.runs.reference import Batches, rows_not_finite, run_batches, run_reference
 from vitdeploy.errors import UnavailableError
 
@@ -64,13 +64,14 @@ def run_vectors(
     """Run the reference and the artifacts on every image; UnavailableError if the reference cannot run."""
     batches = Batches(runtimes.processor, _Files(data), batch_size)
     by_name = {artifact.name: artifact for artifact in runtimes.bundle.manifest.artifacts}
+    token = TokenVector.of_dict(runtimes.bundle.read_config().model)
     given_by = {choice.artifact: [spec.name for spec in by_name[choice.artifact].outputs] for choice in selection}
 
     def batch_vectors(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Vectors of a batch; their selection depends on the artifact's other outputs."""
         kept: dict[str, np.ndarray] = {}
         for names in given_by.values():
-            kept |= vectors({name: outputs[name] for name in names})
+            kept |= vectors({name: outputs[name] for name in names}, token)
         return kept
 
     names = tuple(dict.fromkeys(itertools.chain.from_iterable(given_by.values())))
@@ -81,7 +82,7 @@ def run_vectors(
         progress.step(f"running {selected} on {len(data)} images")
         try:
             with runtimes.open(selected) as runtime:
-                given = run_batches(runtime, batches.feeds(runtime), keep=vectors)
+                given = run_batches(runtime, batches.feeds(runtime), keep=lambda outputs: vectors(outputs, token))
                 engine = str(runtime.details["engine"])
         except UnavailableError as exc:
             runs[selected] = VectorRun(*selected, skipped=str(exc))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy._version import __version__
 from vitdeploy.assess.gate.retrieval import FIGURE_TEXTS, RETRIEVAL_FIGURES, AcceptedRetrieval
+from vitdeploy.assess.metrics.features import CLS, MEAN
 from vitdeploy.bundle.manifest import CONFIG
 from vitdeploy.errors import InputError
 from vitdeploy.files.json_text import strict_json
@@ -213,9 +214,12 @@ class Baseline:
     def _changes_of_vectors(self, name: str, new: Baseline) -> list[str]:
         if name not in self.nearness or name not in new.nearness:
             return [f"{name}: vectors {'no longer ' if name in self.nearness else ''}measured"]
+        before, after = self.nearness[name], new.nearness[name]
+        if CLS in before and MEAN in after:  # of a version that took the first patch for the class token
+            return [f"{name}: the model has no class token and is judged by {MEAN} now; accept it with --update"]
         lines = []
-        for output in sorted({*self.nearness[name], *new.nearness[name]}):
-            old, now = (of.get(output, {}) for of in (self.nearness[name], new.nearness[name]))
+        for output in sorted({*before, *after}):
+            old, now = (of.get(output, {}) for of in (before, after))
             lines += [
                 f"{name}: {output}: {figure} {old.get(figure, 'none')} -> {now.get(figure, 'none')}"
                 for figure in FIGURES

@@ -106,7 +106,7 @@ class Rules:
         max_recall_drop: Largest loss of any of these recalls against the baseline. Default: as for `max_drop`.
         min_agreement: Smallest share of images with the reference's top-1 class.
         min_cosine: Smallest 5th percentile, over images, of the cosine similarity with the reference, above 0 and below
-            1: of pooled output and CLS token, or of a classifier's logits, see `vitdeploy.assess.metrics.features`.
+            1; for the vectors that it covers, see `vitdeploy.assess.metrics.features.vectors`.
         min_neighbour_agreement: Smallest share of images with the reference's nearest neighbour, for a model without
             classes.
         max_difference: Largest difference of an output from the reference's, relative to its largest value. Default:

@@ -85,7 +85,7 @@ class CosineBound:
     def resembles(self, difference: Difference) -> bool:
         """True if a whole output is finite and has the mean cosine; its vectors are judged more strictly.
 
-        This covers outputs outside the vectors, such as patch tokens, which may be noise although the CLS token is
+        This covers outputs outside the vectors, such as patch tokens, which may be noise although the class token is
         right.
         """
         return difference.finite and _or_nan(difference.mean_cosine) >= self.mean

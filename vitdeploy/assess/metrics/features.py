@@ -1,7 +1,7 @@
 """Cosine similarity of an artifact's vectors with the reference's, and agreement of nearest neighbours (numpy only).
 
-A model without classes is judged by the vectors that users compare: `image_embeds`, `pooler_output` and the CLS token,
-the first token of `last_hidden_state`; a classifier by its `logits`.
+A model without classes is judged by the vectors that users compare: `image_embeds`, `pooler_output` and one vector of
+`last_hidden_state`, see `TokenVector`; a classifier by its `logits`.
 """
 
 from __future__ import annotations
@@ -19,24 +19,60 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-LOGITS, POOLED, HIDDEN, CLS = "logits", "pooler_output", "last_hidden_state", "cls_token"
+    from vitdeploy.models.config import ViTConfig
+
+LOGITS, POOLED, HIDDEN = "logits", "pooler_output", "last_hidden_state"
+CLS, MEAN = "cls_token", "mean_token"
 PERCENTILE = 5
 TIE = 1e-6  # tolerance of a cosine: float32 cannot separate closer neighbours
 FEWEST_SEARCHED = 3  # with two images, each is the other's nearest in any case
 _ROWS = 1024  # similarities held in memory at a time
 
 
-def vectors(outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+@dataclasses.dataclass(frozen=True)
+class TokenVector:
+    """The vector of `last_hidden_state` that an artifact is judged by: the class token, else the mean of the patches.
+
+    Attributes:
+        name: "cls_token" or "mean_token".
+        num_prefix_tokens: Tokens before the patches.
+    """
+
+    name: str
+    num_prefix_tokens: int
+
+    @classmethod
+    def of(cls, model: ViTConfig) -> TokenVector:
+        """The class token of a model that has one."""
+        return cls(CLS if model.class_token else MEAN, model.num_prefix_tokens)
+
+    @classmethod
+    def of_dict(cls, config: Mapping[str, Any]) -> TokenVector:
+        """The same, from the content of the model's `config.json`; CheckpointError if it is invalid."""
+        from vitdeploy.models.config import ViTConfig  # reads the families, which a predictor does without
+
+        return cls.of(ViTConfig.from_dict(config))
+
+    def __call__(self, tokens: NDArray[Any]) -> NDArray[Any]:
+        """Tokens (N, tokens, D) -> (N, D)."""
+        if self.name == CLS:
+            return tokens[:, 0]
+        mean: NDArray[Any] = tokens[:, self.num_prefix_tokens :].mean(axis=1, dtype=np.float32)
+        return mean
+
+
+def vectors(outputs: Mapping[str, NDArray[Any]], token: TokenVector) -> dict[str, NDArray[Any]]:
     """The vectors (N, D) for judging artifacts, by name.
 
-    These are `logits` (N, classes) if present; else those present of `image_embeds`, `pooler_output` and the CLS token,
-    as `cls_token`. For a model with none, such as one that reconstructs pixels, they are all outputs, (N, ...).
+    These are `logits` (N, classes) if present; else those present of `image_embeds`, `pooler_output` and the vector of
+    `last_hidden_state`, under the name of `token`. For a model with none, such as one that reconstructs pixels, they
+    are all outputs, (N, ...).
     """
     if LOGITS in outputs and outputs[LOGITS].ndim == 2:
         return {LOGITS: outputs[LOGITS]}
     chosen = {name: outputs[name] for name in (EMBEDS, POOLED) if name in outputs}
     if HIDDEN in outputs:
-        chosen[CLS] = outputs[HIDDEN][:, 0]
+        chosen[token.name] = token(outputs[HIDDEN])
     return chosen or dict(outputs)
 
 
@@ -45,14 +81,14 @@ def searchable(names: Collection[str]) -> bool:
     return LOGITS not in names and bool({EMBEDS, POOLED, HIDDEN}.intersection(names))
 
 
-def with_cls(outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """All outputs, and the vectors that are parts of one."""
-    return {**vectors(outputs), **outputs}
+def with_vectors(outputs: Mapping[str, NDArray[Any]], token: TokenVector) -> dict[str, NDArray[Any]]:
+    """All outputs, and the vector of `last_hidden_state`."""
+    return {**vectors(outputs, token), **outputs}
 
 
 def searched(names: Iterable[str]) -> str | None:
-    """The vectors for image search: the embedding, else the pooled output, else the CLS token; never logits."""
-    return next((name for name in (EMBEDS, POOLED, CLS) if name in names), None)
+    """The vectors for image search: the embedding, else the pooled output, else the tokens'; never logits."""
+    return next((name for name in (EMBEDS, POOLED, CLS, MEAN) if name in names), None)
 
 
 def cosines(reference: NDArray[Any], candidate: NDArray[Any]) -> NDArray[np.float64]:
@@ -89,7 +125,8 @@ class Nearness:
     """Comparison of the vectors of N images with the reference's.
 
     Attributes:
-        output: Name, such as "pooler_output", or "cls_token" for the first token of `last_hidden_state`; see `vectors`.
+        output: Name, such as "pooler_output", or "cls_token" and "mean_token" for a vector of `last_hidden_state`; see
+            `vectors`.
         images: Number of images, N.
         mean_cosine: Mean cosine similarity over images.
         p5_cosine: 5th percentile of the cosine similarity, with numpy's linear interpolation.

@@ -17,7 +17,7 @@ from vitdeploy.assess.data.image_set import open_images
 from vitdeploy.assess.data.images import feeds
 from vitdeploy.assess.data.loader import prepare
 from vitdeploy.assess.metrics.agreement import Agreement
-from vitdeploy.assess.metrics.features import FEWEST_SEARCHED, same_neighbours, searched, with_cls
+from vitdeploy.assess.metrics.features import FEWEST_SEARCHED, TokenVector, same_neighbours, searched, with_vectors
 from vitdeploy.assess.metrics.outputs import LOGITS, RelativeError, centred, compare_outputs, has_own_scales
 from vitdeploy.assess.runs.reference import run_batches
 from vitdeploy.bundle.scores import ProblemType
@@ -145,6 +145,7 @@ class CalibrationImages:
         self,
         reference: Runtime,
         artifact: Runtime,
+        token: TokenVector,
         problem_type: ProblemType = ProblemType.SINGLE_LABEL,
         *,
         one_by_one: bool,
@@ -152,6 +153,7 @@ class CalibrationImages:
         """Compare the artifact's outputs with the reference's on each image; one entry per output.
 
         Args:
+            token: The vector of `last_hidden_state`.
             problem_type: The model's problem type; only a single-label classifier has a best class.
             one_by_one: True for batches of one image, if the artifact quantizes each batch with a single range.
         """
@@ -163,10 +165,10 @@ class CalibrationImages:
         compared: list[tuple[np.ndarray, np.ndarray]] = []
         by: str | None = None
         for images in self.batches(BATCH, reference.pixels, artifact.pixels):
-            wanted = with_cls(reference.run(feeds(reference.inputs, images[reference.pixels])))
+            wanted = with_vectors(reference.run(feeds(reference.inputs, images[reference.pixels])), token)
             pixels, together = images[artifact.pixels], 1 if one_by_one else BATCH
             parts = (pixels[at : at + together] for at in range(0, len(pixels), together))
-            given = with_cls(run_batches(artifact, (feeds(artifact.inputs, part) for part in parts)))
+            given = with_vectors(run_batches(artifact, (feeds(artifact.inputs, part) for part in parts)), token)
             by = searched(wanted)
             if by is not None:
                 compared.append((wanted[by], given[by]))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from vitdeploy.assess.data.folder_listing import LeftOut
     from vitdeploy.assess.metrics.cosine_bound import CosineBound
+    from vitdeploy.assess.metrics.features import TokenVector
     from vitdeploy.bundle.manifest import Artifact
     from vitdeploy.bundle.scores import ProblemType
     from vitdeploy.exporting.options import Quantization
@@ -37,6 +38,7 @@ class QuantizationRun:
         cache: Folder of cached measurements; None for no cache.
         accuracy: Target of the mixed-precision search; None without a bound.
         held_out: The same target on held-out images, for judging the artifact; None if there are none.
+        token: The vector of `last_hidden_state` that the artifact is judged by.
     """
 
     reference: Runtime
@@ -45,6 +47,7 @@ class QuantizationRun:
     cache: Path | None
     accuracy: AccuracyTarget | None
     held_out: AccuracyTarget | None
+    token: TokenVector
     problem_type: ProblemType
 
     @classmethod
@@ -54,6 +57,7 @@ class QuantizationRun:
         reference: Runtime,
         processor: ImageProcessor,
         labels: Sequence[str],
+        token: TokenVector,
         problem_type: ProblemType,
         progress: Progress,
     ) -> QuantizationRun:
@@ -83,11 +87,11 @@ class QuantizationRun:
             progress.step(f"running the reference on the images of {path}")
         target: AccuracyTarget | None = None
         if isinstance(bound, MinCosine):
-            target = open_cosine_target(bound, reference, problem_type, source)
+            target = open_cosine_target(bound, reference, token, problem_type, source)
         elif bound is not None:
             target = open_top1_target(bound, reference, problem_type, labels, source)
         accuracy, held_out = (None, None) if target is None else split_target(target, parts)
-        return cls(reference, calibration, parts, asked.cache_folder, accuracy, held_out, problem_type)
+        return cls(reference, calibration, parts, asked.cache_folder, accuracy, held_out, token, problem_type)
 
     @property
     def left_out(self) -> dict[str, LeftOut]:
@@ -115,7 +119,7 @@ class QuantizationRun:
         name, judge, held_out = artifact.name, self.parts.judge, self.parts.held_out
         progress.step(f"comparing {name} with the reference on {len(judge.images)} images")
         one_by_one = artifact.options["scheme"] == DYNAMIC
-        agreements = judge.agreement(self.reference, runtime, self.problem_type, one_by_one=one_by_one)
+        agreements = judge.agreement(self.reference, runtime, self.token, self.problem_type, one_by_one=one_by_one)
         if bound is not None:
             for output in agreements:
                 bound.check(name, output, held_out=held_out)

@@ -10,7 +10,7 @@ import numpy as np
 
 from vitdeploy.assess.data.images import feeds
 from vitdeploy.assess.metrics.cosine_bound import too_long
-from vitdeploy.assess.metrics.features import Nearness, cosines, nearness, shown, vectors
+from vitdeploy.assess.metrics.features import Nearness, TokenVector, cosines, nearness, shown, vectors
 from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.errors import CheckFailedError, CheckpointError, UsageError
 from vitdeploy.exporting.quantization.calibration_images import BATCH, CalibrationImages
@@ -58,11 +58,13 @@ class CosineTarget:
     Attributes:
         bound: The lowest cosine allowed.
         images: N images.
+        token: The vector of `last_hidden_state`.
     """
 
     bound: AccuracyBound
     images: CalibrationImages
     reference: Runtime
+    token: TokenVector
 
     @functools.cached_property
     def wanted(self) -> Mapping[str, NDArray[Any]]:
@@ -71,7 +73,7 @@ class CosineTarget:
         Raises:
             CheckpointError: If the reference's outputs are not finite.
         """
-        rows_of = _vectors(self.images, self.reference)
+        rows_of = self._vectors(self.reference)
         for name, of_one in rows_of.items():
             if not np.isfinite(of_one).all():
                 raise CheckpointError(
@@ -91,10 +93,10 @@ class CosineTarget:
         return 1 - SEARCHED * (1 - self.minimum)
 
     def at(self, positions: Sequence[int]) -> CosineTarget:
-        return CosineTarget(self.bound, self.images.at(list(positions)), self.reference)
+        return CosineTarget(self.bound, self.images.at(list(positions)), self.reference, self.token)
 
     def measure(self, runtime: Runtime, batch_size: int = BATCH) -> LowestCosine:
-        given = _vectors(self.images, runtime, batch_size)
+        given = self._vectors(runtime, batch_size)
         nearest = nearness(self.wanted, given, search=False)
         worst = min(nearest, key=lambda near: near.p5_cosine)
         problem = next(filter(None, (too_long(near, self.minimum) for near in nearest)), None)
@@ -141,9 +143,18 @@ class CosineTarget:
     def __str__(self) -> str:
         return f"{self.bound} on {len(self.images.images)} images"
 
+    def _vectors(self, runtime: Runtime, batch_size: int = BATCH) -> dict[str, NDArray[Any]]:
+        """The vectors of all images, (N, D), by name."""
+        rows_of: dict[str, list[NDArray[Any]]] = {}
+        for batch in self.images.batches(batch_size, runtime.pixels):
+            outputs = runtime.run(feeds(runtime.inputs, batch[runtime.pixels]))
+            for name, rows in vectors(outputs, self.token).items():
+                rows_of.setdefault(name, []).append(rows)
+        return {name: np.concatenate(parts) for name, parts in rows_of.items()}
+
 
 def open_cosine_target(
-    bound: AccuracyBound, reference: Runtime, problem_type: ProblemType, source: Source
+    bound: AccuracyBound, reference: Runtime, token: TokenVector, problem_type: ProblemType, source: Source
 ) -> CosineTarget:
     """Open the images; the reference runs on them at the first measurement.
 
@@ -152,7 +163,7 @@ def open_cosine_target(
         InputError: If there are no images.
     """
     check_cosine(bound, problem_type)
-    return CosineTarget(bound, CalibrationImages.open(*source), reference)
+    return CosineTarget(bound, CalibrationImages.open(*source), reference, token)
 
 
 def check_cosine(bound: AccuracyBound, problem_type: ProblemType) -> None:
@@ -162,12 +173,3 @@ def check_cosine(bound: AccuracyBound, problem_type: ProblemType) -> None:
             f"{bound} does not fit a {problem_type} model: the cosine of its values says nothing about each of them",
             what="accuracy", found=problem_type, hint="leave it out, and bound the difference with --tolerance",
         )  # fmt: skip
-
-
-def _vectors(images: CalibrationImages, runtime: Runtime, batch_size: int = BATCH) -> dict[str, NDArray[Any]]:
-    """The vectors of all images, (N, D), by name."""
-    rows_of: dict[str, list[NDArray[Any]]] = {}
-    for batch in images.batches(batch_size, runtime.pixels):
-        for name, rows in vectors(runtime.run(feeds(runtime.inputs, batch[runtime.pixels]))).items():
-            rows_of.setdefault(name, []).append(rows)
-    return {name: np.concatenate(parts) for name, parts in rows_of.items()}

@@ -1,0 +1,42 @@
+"""Tables of the benchmarks of long-running applications and jobs: soak, memory, opening and closing, kills."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Document = dict[str, Any]
+_ROWS = 12  # of a long run
+
+
+def soak(document: Document) -> list[list[str]]:
+    """Rows of some minutes, the first and the last among them."""
+    points = document["results"]["points"][1:]
+    step = max(1, len(points) // _ROWS)
+    shown = [point for point in points if point is points[0] or point["minute"] % step == 0 or point is points[-1]]
+    return [
+        [
+            f"{point['minute']} min", f"{point['calls']:,}", f"{point['resident_mb']:.1f}", f"{point['p50_ms']:.0f}",
+            f"{point['p99_ms']:.0f}", f"{point['load_average']:.1f}",
+        ]
+        for point in shown
+    ]  # fmt: skip
+
+
+def soak_verdict(document: Document) -> str:
+    results = document["results"]
+    judgement, calls = results["judgement"], sum(point["calls"] for point in results["points"][1:])
+    flat = "flat" if judgement["flat"] else "not flat"
+    stable = "stable" if judgement["p99_stable"] else "not stable"
+    problems = sum(results["problems"].values())
+    return (
+        f"{calls:,} calls, {problems} errors or wrong answers. Resident memory of the last half: {flat}, within "
+        f"{judgement['resident_spread']:.2%}. 99th percentile: {stable}, the last quarter's is "
+        f"{judgement['p99_ratio']:.2f} of that of the one before."
+    )
+
+
+def killed_ray(document: Document) -> tuple[str, str]:
+    """The times of the kills after the first rows of a run, and the rows that had been written then."""
+    times = [kill["after_s"] for kill in document["kills"]]
+    rows = ", ".join(f"{kill['rows_after']:,}" for kill in document["kills"])
+    return (f"{min(times):.1f} to {max(times):.1f} s" if times else "none"), rows
