@@ -44,7 +44,10 @@ if TYPE_CHECKING:
     from vitdeploy.images.processor_options import ProcessorOptions
     from vitdeploy.predictor import Prediction, Predictor
     from vitdeploy.runtimes.warmed_shapes import WarmedShape
-    from vitdeploy.serving.model_repository.repository import TritonModel, write_triton_model
+    from vitdeploy.serving.model_repository.model_folder import TritonModel
+    from vitdeploy.serving.model_repository.python_options import PythonBackend
+    from vitdeploy.serving.model_repository.python_repository import write_python_model
+    from vitdeploy.serving.model_repository.repository import write_triton_model
     from vitdeploy.sources.architectures.weights_options import WeightsFile
     from vitdeploy.system.progress import Progress
     from vitdeploy.trt.options import EngineOptions
@@ -74,6 +77,7 @@ __all__ = [
     "ProcessorOptions",
     "Progress",
     "PushedBundle",
+    "PythonBackend",
     "Quantization",
     "Scenario",
     "ScenarioBenchmark",
@@ -101,6 +105,7 @@ __all__ = [
     "push",
     "sensitivity",
     "tune",
+    "write_python_model",
     "write_triton_model",
 ]
 
@@ -127,12 +132,13 @@ _MODULES = {
     "ProcessorOptions": "images.processor_options",
     "Progress": "system.progress",
     "PushedBundle": "delivery.hub_upload",
+    "PythonBackend": "serving.model_repository.python_options",
     "Quantization": "exporting.options",
     "Scenario": "assess.benchmark.scenarios.options",
     "ScenarioBenchmark": "assess.benchmark.scenarios.results",
     "Sensitivity": "assess.debug.sensitivity",
     "SourceOptions": "exporting.options",
-    "TritonModel": "serving.model_repository.repository",
+    "TritonModel": "serving.model_repository.model_folder",
     "Tuning": "assess.benchmark.tuning",
     "ValidationOptions": "exporting.options",
     "VitDeployError": "errors",
@@ -154,6 +160,7 @@ _MODULES = {
     "push": "delivery.hub_upload",
     "sensitivity": "assess.debug.sensitivity",
     "tune": "tuning.tune",
+    "write_python_model": "serving.model_repository.python_repository",
     "write_triton_model": "serving.model_repository.repository",
 }
 

@@ -1,7 +1,7 @@
 """Triton's model repository: its files, the configuration against the published schema, and what is refused.
 
-Triton itself never ran here. What is known of it is its schema, and the rules of its documentation and sources, of
-which `holds_tritons_rules` has those that a configuration can break.
+No Triton with these backends ran here. What is known of it is its schema, and the rules of its documentation and
+sources, of which `holds_tritons_rules` has those that a configuration can break.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from vitdeploy.errors import BundleError, OutputError, UsageError
 from vitdeploy.exporting.engine_validation import NOT_RUN
 from vitdeploy.runtimes.onnxrt.runtime import OnnxRuntime
 from vitdeploy.serving.model_repository.model_config import model_config
-from vitdeploy.serving.model_repository.repository import CONFIG, TritonModel
+from vitdeploy.serving.model_repository.model_folder import CONFIG, TritonModel
 from vitdeploy.specs import AxisRange, Task
 
 NUMPY_TYPES = {"TYPE_FP32": np.float32, "TYPE_UINT8": np.uint8, "TYPE_BOOL": np.bool_}

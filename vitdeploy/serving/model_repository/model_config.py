@@ -53,7 +53,7 @@ _TYPES = {
 }
 
 
-class _Word(str):
+class Word(str):
     """A keyword of the schema, written without quotes."""
 
     __slots__ = ()
@@ -102,14 +102,14 @@ def model_config(
     """
     backend = triton_backend(artifact.format)
     _check_artifact(artifact)
-    profiles = [read_range(text) for text in artifact.options.get("batch", ())]
-    limit = _max_batch_size(artifact, profiles, max_batch_size)
+    profiles = _profiles(artifact)
+    limit = checked_batch_size(artifact, max_batch_size)
     # The only case in which Triton's documentation recommends them. A batch of 1 is always allowed, and never
     # preferred.
     optima = {profile.optimum for profile in profiles if 1 < profile.optimum <= limit}
     preferred = sorted(optima) if len(profiles) > 1 else []
     batching = {"preferred_batch_size": preferred} if preferred else {}
-    group: dict[str, Any] = {"count": 1, "kind": _Word(_kind(artifact, device))}
+    group: dict[str, Any] = {"count": 1, "kind": Word(_kind(artifact, device))}
     count = len(profiles) * max(len(artifact.options.get(axis, [0])) for axis in _SIZES)
     if count > 1:  # without a named profile, Triton uses only the first
         group["profile"] = [str(index) for index in range(count)]
@@ -118,16 +118,21 @@ def model_config(
         "platform": backend.platform,
         "backend": backend.name,
         "max_batch_size": limit,
-        "input": [_tensor(spec) for spec in artifact.inputs],
+        "input": [tensor_field(spec) for spec in artifact.inputs],
         "output": [
-            _tensor(spec) | ({"label_filename": LABELS} if labeled and spec.name == LABELED_OUTPUT else {})
+            tensor_field(spec) | ({"label_filename": LABELS} if labeled and spec.name == LABELED_OUTPUT else {})
             for spec in artifact.outputs
         ],
         "instance_group": [group],
         **({"dynamic_batching": batching} if limit > 1 else {}),
         "model_warmup": [_warmup(artifact, size) for size in sorted({1, *preferred, limit})],
     }
-    return "".join(f"{line}\n" for line in _lines(config))
+    return text_format(config)
+
+
+def text_format(message: Mapping[str, Any]) -> str:
+    """A message in protobuf's text format."""
+    return "".join(f"{line}\n" for line in _lines(message))
 
 
 def _check_artifact(artifact: Artifact) -> None:
@@ -161,7 +166,9 @@ def _check_artifact(artifact: Artifact) -> None:
             )  # fmt: skip
 
 
-def _max_batch_size(artifact: Artifact, profiles: list[AxisRange], asked: int | None) -> int:
+def checked_batch_size(artifact: Artifact, asked: int | None) -> int:
+    """The largest batch: `asked`, or an engine's, or a default; UsageError if the artifact takes not all from 1 up."""
+    profiles = _profiles(artifact)
     if asked is not None:
         check_count("max_batch_size", asked, most=2**31 - 1)
     if not profiles:
@@ -184,6 +191,11 @@ def _max_batch_size(artifact: Artifact, profiles: list[AxisRange], asked: int | 
     return limit
 
 
+def _profiles(artifact: Artifact) -> list[AxisRange]:
+    """An engine's ranges of batch sizes."""
+    return [read_range(text) for text in artifact.options.get("batch", ())]
+
+
 def _kind(artifact: Artifact, device: str | None) -> str:
     if device is not None and device not in _KINDS:
         raise UsageError(
@@ -204,9 +216,10 @@ def _kind(artifact: Artifact, device: str | None) -> str:
     return "KIND_GPU" if artifact.precision == Precision.FP16 else "KIND_AUTO"
 
 
-def _tensor(spec: TensorSpec) -> dict[str, Any]:
+def tensor_field(spec: TensorSpec) -> dict[str, Any]:
+    """An input or output of a configuration."""
     dims = [axis if isinstance(axis, int) else -1 for axis in spec.shape[1:]]
-    return {"name": spec.name, "data_type": _Word(_TYPES[spec.dtype]), "dims": dims}
+    return {"name": spec.name, "data_type": Word(_TYPES[spec.dtype]), "dims": dims}
 
 
 def _warmup(artifact: Artifact, size: int) -> dict[str, Any]:
@@ -214,7 +227,7 @@ def _warmup(artifact: Artifact, size: int) -> dict[str, Any]:
     inputs = []
     for spec in artifact.inputs:
         dims = [_usual(axis, artifact.axes) for axis in spec.shape[1:]]
-        value = {"data_type": _Word(_TYPES[spec.dtype]), "dims": dims, "zero_data": True}
+        value = {"data_type": Word(_TYPES[spec.dtype]), "dims": dims, "zero_data": True}
         inputs.append({"key": spec.name, "value": value})
     return {"name": f"batch of {size}", "batch_size": size, "inputs": inputs}
 
@@ -241,7 +254,7 @@ def _lines(message: Mapping[str, Any], indent: str = "") -> list[str]:
 def _scalar(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(_scalar, value))}]"
-    if isinstance(value, _Word):
+    if isinstance(value, Word):
         return value
     if isinstance(value, str):
         return '"' + re.sub(r"[^ !#-\[\]-~]", lambda x: "".join(f"\\{byte:03o}" for byte in x[0].encode()), value) + '"'
