@@ -54,7 +54,7 @@ class Job:
         self._folder = tempfile.mkdtemp(prefix="ray-")  # sockets have short paths
 
     def start(self, output: Path) -> subprocess.Popen[str]:
-        command = [
+        command: list[str | Path] = [
             self._python.absolute(), ROOT / "examples/ray/batch_job.py", "parquet", self._images, "--bundle",
             self._bundle, "--output", output, "--cpus", "4", "--actors", "2", "--rows", str(ROWS_PER_TASK),
             "--rows-per-file", str(ROWS_PER_FILE),

@@ -18,8 +18,9 @@ from typing import Any
 
 import ray
 
-from vitdeploy.serving.scale_out.ray_data import Workers, run_ray_job
+from vitdeploy.serving.scale_out.ray_data import run_ray_job
 from vitdeploy.serving.scale_out.ray_sources import ImageFiles, ParquetRows, WebDataset
+from vitdeploy.serving.scale_out.ray_workers import Workers
 
 SOURCES: dict[str, Any] = {"parquet": ParquetRows, "files": ImageFiles, "tar": WebDataset}
 

@@ -68,7 +68,15 @@ def server(digits: Bundle) -> Iterator[Server]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": folder, "HOME": folder}
-    command = [python, ROOT / "examples/ray/serve_app.py", digits.path, "--port", str(port), "--cpus", "2"]
+    command: list[str | Path] = [
+        python,
+        ROOT / "examples/ray/serve_app.py",
+        digits.path,
+        "--port",
+        str(port),
+        "--cpus",
+        "2",
+    ]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(
         [*command, "--deployment", json.dumps(DEPLOYMENT)], text=True, cwd="/", env=environ, **pipes

@@ -32,9 +32,8 @@ if TYPE_CHECKING:
     from vitdeploy.serving.in_process.leases import Lease
 
 
-@serve.deployment(name="vitdeploy")
-class BundleDeployment:
-    """A replica, with one open bundle."""
+class BundleReplica:
+    """A replica of the deployment, with one open bundle."""
 
     _config: ServeConfig  # Serve configures a replica before it has requests
     _model: ReloadingPredictor | None = None
@@ -75,7 +74,7 @@ class BundleDeployment:
                 return JSONResponse({"error": str(exc)}, 500)
         return JSONResponse(answer)
 
-    @serve.batch
+    @serve.batch  # type: ignore[untyped-decorator]
     async def _run(
         self, images: list[tuple[Predictor, Labels | Vectors, np.ndarray]]
     ) -> list[dict[str, Any] | NotFiniteError]:
@@ -128,4 +127,5 @@ def app(
         "max_ongoing_requests": 2 * settings.max_batch_size, "max_queued_requests": 8 * settings.max_batch_size,
         **(deployment or {}),
     }  # fmt: skip
-    return BundleDeployment.options(user_config=dataclasses.asdict(settings), **options).bind()
+    replicas = serve.deployment(name="vitdeploy", user_config=dataclasses.asdict(settings), **options)(BundleReplica)
+    return replicas.bind()

@@ -32,7 +32,7 @@ class ParquetRows:
 
     def count(self) -> int | None:
         """Number of rows, from the files' footers."""
-        return sum(pd.dataset(path, format="parquet").count_rows() for path in self.paths)
+        return sum(int(pd.dataset(path, format="parquet").count_rows()) for path in self.paths)
 
 
 @dataclasses.dataclass(frozen=True)
