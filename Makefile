@@ -18,7 +18,7 @@ BENCHMARKS := processor export predict_overhead pixels evaluate int8 onnxruntime
 demo: .venv/.demo  ## export, prove and time the embedded model
 	$(BIN)/vitdeploy demo
 
-test: .venv/.dev $(ENVS)/embedded/.done $(ENVS)/optimum/.done $(TENSORRT:%=$(ENVS)/tensorrt-%/.done) $(TRITON) $(RAY) chromium check  ## every check, in every environment
+test: .venv/.dev $(ENVS)/embedded/.done $(ENVS)/optimum/.done $(TENSORRT:%=$(ENVS)/tensorrt-%/.done) $(TRITON) $(RAY) $(ENVS)/kubernetes/.done chromium check  ## every check, in every environment
 
 check: .venv/.dev  ## every check; tests of other environments are skipped where those were not made
 	$(BIN)/ruff format --check .
@@ -146,6 +146,11 @@ $(ENVS)/tensorrt-10/.done: VERSION := 10.16.1.11
 $(ENVS)/tensorrt-11/.done: VERSION := 11.4.0.106
 $(ENVS)/tensorrt-%/.done: .venv/.dev
 	$(BIN)/python $(PIP_INSTALL) --no-deps --upgrade --target $(@D) tensorrt-cu13-bindings==$(VERSION)
+	touch $@
+
+# Published schemas of Kubernetes and KServe, for the tests of examples/kubernetes, which read their files.
+$(ENVS)/kubernetes/.done: .venv/.dev
+	$(BIN)/python $(PIP_INSTALL) --no-deps --upgrade --target $(@D) kubernetes-validate==1.37.0 kserve==0.21.0
 	touch $@
 
 $(ENVS)/protoc/.done:

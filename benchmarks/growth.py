@@ -68,12 +68,15 @@ def write_photographs(folder: Path, draw: random.Random) -> list[Path]:
 
 
 def _point(minute: float, calls: int) -> dict[str, float]:
+    return {"minute": minute, "calls": calls, **memory()}
+
+
+def memory() -> dict[str, float]:
+    """Resident memory, what malloc has in use and what it holds free, and Python's blocks."""
     gc.collect()
     info = _libc().mallinfo2()
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return {
-        "minute": minute,
-        "calls": calls,
         "resident_mb": resident / 1e6,
         "in_use_mb": (info.uordblks + info.hblkhd) / 1e6,
         "held_free_mb": info.fordblks / 1e6,

@@ -77,8 +77,8 @@ class Job:
 
 def rows_written(output: Path) -> int:
     """Rows that an unfinished job has recorded."""
-    checkpoint = output.with_name(f"{output.name}.unfinished") / "checkpoint"
-    found = [path for path in checkpoint.glob("*.parquet") if ".pending" not in path.name]
+    unfinished = output.with_name(f"{output.name}.unfinished")
+    found = [path for path in unfinished.glob("*/checkpoint/*.parquet") if ".pending" not in path.name]
     return sum(pq.read_metadata(path).num_rows for path in found)
 
 

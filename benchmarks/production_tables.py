@@ -15,7 +15,8 @@ def soak(document: Document) -> list[list[str]]:
     shown = [point for point in points if point is points[0] or point["minute"] % step == 0 or point is points[-1]]
     return [
         [
-            f"{point['minute']} min", f"{point['calls']:,}", f"{point['resident_mb']:.1f}", f"{point['p50_ms']:.0f}",
+            f"{point['minute']} min", f"{point['calls']:,}", f"{point['resident_mb']:.1f}",
+            f"{point['resident_peak_mb']:.1f}", f"{point['p50_ms']:.0f}",
             f"{point['p99_ms']:.0f}", f"{point['load_average']:.1f}",
         ]
         for point in shown

@@ -2,7 +2,8 @@
 
 Threads call one predictor of a ViT-tiny with dynamic image size in ONNX Runtime on the CPU, without a pause: seeded
 photographs of many sizes, in batches of 1 to 8, at five sizes of the model's input. Every answer is compared with the
-one that its image gave alone. Memory is flat if the resident memory of the last half's minutes is within 2 %.
+one that its image gave alone. Memory is flat if the resident memory of the last half's minutes, each the median of its
+seconds, is within 2 %.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 SIZES = ((224, 224), (160, 160), (224, 320), (320, 224), (288, 288))
 # Sums of another order, in float32: of another batch, another kernel.
 TOLERANCE = 1e-3
+LOOK_S = 1.0  # between looks at the memory: requests in progress hold some, so a minute has its median
 FLAT = 0.02
 STABLE = 0.2
 
@@ -102,8 +104,11 @@ def measure(minutes: int, threads: int, minute_s: float) -> dict[str, Any]:
             callers = Callers(predictor, files, answers, threads)
             begin = time.monotonic()
             for minute in range(1, minutes + 1):
-                time.sleep(max(0.0, begin + minute * minute_s - time.monotonic()))
-                points.append(_point(minute, callers.latencies()))
+                resident = []
+                while (left := begin + minute * minute_s - time.monotonic()) > 0:
+                    time.sleep(min(left, LOOK_S))
+                    resident.append(resident_mb())
+                points.append(_point(minute, callers.latencies(), resident))
             callers.stop()
             options = {name: predictor.runtime.details[name] for name in ("intra_op_threads", "allow_spinning")}
     return {
@@ -115,14 +120,15 @@ def measure(minutes: int, threads: int, minute_s: float) -> dict[str, Any]:
     }
 
 
-def _point(minute: int, latencies: list[float]) -> dict[str, float]:
+def _point(minute: int, latencies: list[float], resident: list[float]) -> dict[str, float]:
     median, high = np.percentile(latencies, [50, 99]) if latencies else (np.nan, np.nan)
     return {
         "minute": minute,
         "calls": len(latencies),
         "p50_ms": float(1e3 * median),
         "p99_ms": float(1e3 * high),
-        "resident_mb": resident_mb(),
+        "resident_mb": statistics.median(resident),
+        "resident_peak_mb": max(resident),
         "threads": threading.active_count(),
         "load_average": os.getloadavg()[0],
     }

@@ -1,4 +1,4 @@
-"""Write the tables of both README.md, between their markers, and README's chart from recorded results."""
+"""Write the documents' tables, between their markers, and README's chart from recorded results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent
-DOCUMENTS = (FOLDER / "README.md", ROOT / "README.md")
+DOCUMENTS = (FOLDER / "README.md", ROOT / "README.md", ROOT / "docs" / "guides" / "capacity.md")
 CHART = ROOT / "docs" / "images" / "latency.svg"
 LEVEL = 0.02  # ratios this near to 1 are equal
 _MARKED = re.compile(r"(?P<start><!-- (?P<table>\w+): (?P<file>\S+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
@@ -381,6 +381,19 @@ def _interval(values: list[float]) -> str:
     return f"{estimate:.3f}, {low:.3f} to {high:.3f}"
 
 
+def capacity(document: Document) -> str:
+    """Throughput from JPEG files in the largest batch size, the highest first; all cores of the machine worked."""
+    cores, found = int(document["machine"]["cores"]), document["rows"]
+    size = max(next(iter(found.values()))["batch_sizes"], key=int)
+    rows = []
+    for name in sorted(found, key=lambda name: found[name]["batch_sizes"][size]["jpeg_ms"]):
+        per_second = 1e3 / found[name]["batch_sizes"][size]["jpeg_ms"]
+        hours = (images / per_second / 3600 for images in (1e6, 1e9))
+        rows.append([name, f"{per_second:.1f}", f"{per_second / cores:.1f}", *(f"{number:,.1f}" for number in hours)])
+    header = [f"from JPEG, batch {size}", "images/s", "images/s a core"]
+    return markdown([*header, "1,000,000 images, machine hours", "1,000,000,000 images, machine hours"], rows)
+
+
 def readme(document: Document) -> str:
     """The rows of the chart."""
     rows = []
@@ -425,7 +438,7 @@ def growth(document: Document) -> str:
 
 
 def soak(document: Document) -> str:
-    header = ["minute", "calls", "resident (MB)", "p50 (ms)", "p99 (ms)", "load average"]
+    header = ["minute", "calls", "resident (MB)", "its peak (MB)", "p50 (ms)", "p99 (ms)", "load average"]
     return f"{markdown(header, production_tables.soak(document))}\n\n{production_tables.soak_verdict(document)}"
 
 
@@ -480,6 +493,7 @@ TABLES: dict[str, Callable[[Document], str]] = {
         accuracy_bound,
         export,
         attention,
+        capacity,
         dynamic_size,
         engines,
         evaluate,

@@ -135,6 +135,16 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return vitdeploy.export(default_checkpoint(), output=tmp_path_factory.mktemp("digits") / "bundle")
 
 
+@pytest.fixture(scope="session")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny model's bundle for feature extraction. Whoever alters it takes a copy."""
+    from bundles import write_bundle
+
+    from vitdeploy.specs import Task
+
+    return write_bundle(tmp_path_factory.mktemp("features"), Task.FEATURES).path
+
+
 @pytest.fixture
 def tiny_config() -> dict[str, Any]:
     """Arguments of transformers' ViTConfig for a model of 17 tokens that runs in a millisecond."""

@@ -122,6 +122,11 @@ def test_prediction_needs_numpy_pillow_and_onnxruntime_alone(installed: Path, di
 import json, sys, vitdeploy
 with vitdeploy.load(sys.argv[1], backend="onnxruntime") as predictor:
     best = predictor.predict([sys.argv[2]], top_k=3)[0]
+with (
+    vitdeploy.ReloadingPredictor(sys.argv[1], backend="onnxruntime") as predictor,
+    vitdeploy.AsyncPredictor(vitdeploy.MicroBatcher(predictor)).batcher as batcher,
+):
+    assert batcher.predict(sys.argv[2], top_k=3) == [best]
 print(json.dumps({"best": [p.to_dict() for p in best], "modules": sorted(sys.modules), "file": vitdeploy.__file__}))
 """
     found = json.loads(run(python, "-c", code, digits.path, photograph, PYTHONPATH=str(installed)))

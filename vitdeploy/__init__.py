@@ -44,6 +44,9 @@ if TYPE_CHECKING:
     from vitdeploy.images.processor_options import ProcessorOptions
     from vitdeploy.predictor import Prediction, Predictor
     from vitdeploy.runtimes.warmed_shapes import WarmedShape
+    from vitdeploy.serving.in_process.async_predictor import AsyncPredictor
+    from vitdeploy.serving.in_process.micro_batcher import MicroBatcher
+    from vitdeploy.serving.in_process.reloading_predictor import ReloadingPredictor
     from vitdeploy.serving.model_repository.model_folder import TritonModel
     from vitdeploy.serving.model_repository.python_options import PythonBackend
     from vitdeploy.serving.model_repository.python_repository import write_python_model
@@ -56,6 +59,7 @@ if TYPE_CHECKING:
 telemetry.disable()  # here, because every module of the package is imported after it
 
 __all__ = [
+    "AsyncPredictor",
     "Benchmark",
     "BenchmarkComparison",
     "Bisection",
@@ -70,6 +74,7 @@ __all__ = [
     "GraphOptions",
     "ImageProcessor",
     "MaxDrop",
+    "MicroBatcher",
     "MinAgreement",
     "MinCosine",
     "Prediction",
@@ -79,6 +84,7 @@ __all__ = [
     "PushedBundle",
     "PythonBackend",
     "Quantization",
+    "ReloadingPredictor",
     "Scenario",
     "ScenarioBenchmark",
     "Sensitivity",
@@ -111,6 +117,7 @@ __all__ = [
 
 # Imported on first use: `import vitdeploy` is cheap, and a name loads only its own dependencies.
 _MODULES = {
+    "AsyncPredictor": "serving.in_process.async_predictor",
     "Benchmark": "assess.benchmark.result",
     "BenchmarkComparison": "assess.benchmark.comparison",
     "Bisection": "assess.debug.bisection",
@@ -125,6 +132,7 @@ _MODULES = {
     "GraphOptions": "exporting.graph_options",
     "ImageProcessor": "images.processor",
     "MaxDrop": "exporting.options",
+    "MicroBatcher": "serving.in_process.micro_batcher",
     "MinAgreement": "exporting.options",
     "MinCosine": "exporting.options",
     "Prediction": "predictor",
@@ -134,6 +142,7 @@ _MODULES = {
     "PushedBundle": "delivery.hub_upload",
     "PythonBackend": "serving.model_repository.python_options",
     "Quantization": "exporting.options",
+    "ReloadingPredictor": "serving.in_process.reloading_predictor",
     "Scenario": "assess.benchmark.scenarios.options",
     "ScenarioBenchmark": "assess.benchmark.scenarios.results",
     "Sensitivity": "assess.debug.sensitivity",

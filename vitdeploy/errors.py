@@ -12,6 +12,7 @@ The tree, with the codes::
     │   │   └── OtherHardwareError     3  an engine was built for another GPU
     │   ├── HubError                   3
     │   ├── ExhaustedError             3  memory, threads or open files ran out
+    │   ├── OverloadedError            3  the queue of requests is full; later it may not be
     │   └── OutputError                3  the result could not be written (full disk, no permission)
     └── InputError                     4  absent, unreadable or corrupt input
         ├── CheckpointError            4
@@ -147,6 +148,10 @@ class HubError(UnavailableError):
 
 class ExhaustedError(UnavailableError):
     """This machine ran out of memory, threads or open files; the input may be valid."""
+
+
+class OverloadedError(UnavailableError):
+    """The queue of requests is full; nothing of the refused request was computed."""
 
 
 class OutputError(UnavailableError):

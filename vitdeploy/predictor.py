@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitdeploy.bundle.bundle import EXPORT_AGAIN, Bundle
+from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.bundle.scores import ProblemType, default_problem_type
 from vitdeploy.errors import BundleError, NotFiniteError, UsageError, check_count, shown
@@ -18,6 +18,7 @@ from vitdeploy.images.open import image_name
 from vitdeploy.images.processor import ImageProcessor, as_batch
 from vitdeploy.runtimes import formats_of
 from vitdeploy.runtimes.choice import open_choice
+from vitdeploy.runtimes.fit import check_classes, check_fit
 from vitdeploy.runtimes.warmed_shapes import WarmedShape, warm
 from vitdeploy.specs import MOST_A_BATCH, POOLS, PixelStage, Pool, Precision, Task
 from vitdeploy.system.argument_types import check_type, typed
@@ -371,37 +372,3 @@ def batch_size_for(processor: ImageProcessor, of: Runtime | Artifact, wanted: in
     axis = of.inputs[0].shape[0]
     limit = of.axes[axis].maximum if isinstance(axis, str) and axis in of.axes else None
     return wanted if limit is None else min(wanted, limit)
-
-
-def check_fit(bundle: Bundle, processor: ImageProcessor, runtime: Runtime) -> None:
-    """Raise BundleError unless the processor's image size and channels fit the runtime's input."""
-    shape = runtime.inputs[0].shape
-    if runtime.pixels.channels(shape) != processor.num_channels:
-        channels, given = runtime.pixels.channels(shape), processor.num_channels
-        raise BundleError(
-            f"{bundle.path}: the image processor gives {given} channels, the model takes {channels}",
-            what="channels", where=bundle.path, expected=channels, found=given, hint=EXPORT_AGAIN,
-        )  # fmt: skip
-    takes, gives = runtime.pixels.size(shape), processor.output_size
-    if runtime.pixels.stage is PixelStage.DECODED or (gives is None and all(isinstance(axis, str) for axis in takes)):
-        return
-    fits = gives is not None and all(
-        size == axis if isinstance(axis, int) else axis not in runtime.axes or size in runtime.axes[axis]
-        for size, axis in zip(gives, takes, strict=True)
-    )
-    if not fits:
-        ranges = ", ".join(f"{name} {sizes}" for name, sizes in runtime.axes.items())
-        raise BundleError(
-            f"{bundle.path}: the image processor gives images of {gives}, the model takes {ranges or takes}",
-            what="size", where=bundle.path, expected=takes, found=gives, hint=EXPORT_AGAIN,
-        )  # fmt: skip
-
-
-def check_classes(bundle: Bundle, labels: Sequence[str], runtime: Runtime) -> None:
-    """Raise BundleError unless every logit has a label."""
-    width = next((spec.shape[-1] for spec in runtime.outputs if spec.name == "logits"), 0)
-    if width != len(labels):
-        raise BundleError(
-            f"{bundle.path}: config.json names {len(labels)} classes, the model gives {width} logits",
-            what="id2label", where=bundle.path, expected=width, found=len(labels), hint=EXPORT_AGAIN,
-        )  # fmt: skip

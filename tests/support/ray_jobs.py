@@ -27,8 +27,8 @@ SOURCES: dict[str, Any] = {"parquet": ParquetRows, "files": ImageFiles, "tar": W
 
 def written_files(output: Path) -> int:
     """Number of files of rows that an unfinished job has written and recorded."""
-    checkpoint = output.with_name(f"{output.name}.unfinished") / "checkpoint"
-    return sum(".pending" not in path.name for path in checkpoint.glob("*.parquet"))
+    unfinished = output.with_name(f"{output.name}.unfinished")
+    return sum(".pending" not in path.name for path in unfinished.glob("*/checkpoint/*.parquet"))
 
 
 def actors() -> list[int]:

@@ -22,7 +22,6 @@ def _write(folder: JobFolder, name: str, ids: list[int], *, rows: bool = True, r
     if rows:
         pq.write_table(pa.table({"id": ids, "label": ["cat"] * len(ids)}), folder.parts / f"{name}-0.parquet")
     if recorded is not None:
-        folder.checkpoint.mkdir(exist_ok=True)
         pq.write_table(pa.table({"id": ids}), folder.checkpoint / f"{name}{recorded}.parquet")
 
 
@@ -30,18 +29,32 @@ def _names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*.parquet"))
 
 
-def test_what_is_not_whole_is_removed(tmp_path: Path) -> None:
-    with JobFolder(tmp_path / "rows", IDENTITY) as folder:
-        assert folder.repair() == 0
-        _write(folder, "u_000000", [0, 1])
-        _write(folder, "u_000001", [2, 3], recorded=".pending")
-        _write(folder, "u_000002", [4], recorded=None)
-        _write(folder, "u_000003", [5, 6], rows=False)
-        _write(folder, "u_000004", [7, 8])
-        _write(folder, "u_000004", [7, 8], rows=False, recorded=".pending")  # its task was tried again, and killed
-        (folder.parts / "u_000005-0.parquet").write_bytes(b"PAR1")
-        assert folder.repair() == 2
-        assert (_names(folder.parts), _names(folder.checkpoint)) == (["u_000000-0.parquet"], ["u_000000.parquet"])
+def test_a_run_takes_over_what_is_whole(tmp_path: Path) -> None:
+    with JobFolder(tmp_path / "rows", IDENTITY) as first:
+        assert first.resumed == 0
+        _write(first, "u_000000", [0, 1])
+        _write(first, "u_000001", [2, 3], recorded=".pending")
+        _write(first, "u_000002", [4], recorded=None)
+        _write(first, "u_000003", [5, 6], rows=False)
+        _write(first, "u_000004", [7, 8])
+        _write(first, "u_000004", [7, 8], rows=False, recorded=".pending")  # its task was tried again, and killed
+        (first.parts / "u_000005-0.parquet").write_bytes(b"PAR1")
+    with JobFolder(tmp_path / "rows", IDENTITY) as second:
+        assert second.resumed == 2
+        assert (_names(second.parts), _names(second.checkpoint)) == (["u_000000-0.parquet"], ["u_000000.parquet"])
+        assert not first.parts.exists()
+
+
+def test_a_process_of_an_earlier_run_that_still_writes_changes_nothing(tmp_path: Path) -> None:
+    with JobFolder(tmp_path / "rows", IDENTITY) as first:
+        _write(first, "u_000000", [0, 1])
+    with JobFolder(tmp_path / "rows", IDENTITY) as second:
+        for folder in (first.parts, first.checkpoint):
+            folder.mkdir(parents=True)
+        _write(first, "u_000001", [2])
+        _write(second, "v_000000", [2])
+        second.finish("id", 3)
+    assert _names(tmp_path / "rows") == ["u_000000-0.parquet", "v_000000-0.parquet"]
 
 
 def test_a_finished_job_is_its_output(tmp_path: Path) -> None:
@@ -50,8 +63,8 @@ def test_a_finished_job_is_its_output(tmp_path: Path) -> None:
         assert not folder.finished
         _write(folder, "u_000000", [0, 1])
     with JobFolder(output, IDENTITY) as folder:
-        assert folder.repair() == 2
         _write(folder, "v_000000", [2])
+        _write(folder, "v_000001", [3], recorded=".pending")
         folder.finish("id", 3)
     assert [path.name for path in tmp_path.iterdir()] == ["rows"]
     assert sorted(pq.read_table(output).column("id").to_pylist()) == [0, 1, 2]

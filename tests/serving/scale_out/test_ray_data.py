@@ -124,11 +124,11 @@ def test_a_killed_job_goes_on(
     output = tmp_path / "rows"
     command: list[str | Path] = [EXAMPLE, "parquet", rows, "--bundle", ray_jobs.bundle, "--output", output]
     command += ["--actors", "2", "--rows", "50", "--rows-per-file", "100", "--cpus", "4"]
-    checkpoint = tmp_path / "rows.unfinished/checkpoint"
+    unfinished = tmp_path / "rows.unfinished"
     silent: dict[str, Any] = dict.fromkeys(("stdout", "stderr"), subprocess.DEVNULL)
     environ = {**os.environ, **ray_jobs.environ}
     with subprocess.Popen([ray_jobs.python, *command], env=environ, cwd="/", **silent) as driver:
-        while len(list(checkpoint.glob("*.parquet"))) < 3:
+        while len(list(unfinished.glob("*/checkpoint/*.parquet"))) < 3:
             assert driver.poll() is None, "it was over before the kill"
             time.sleep(0.01)
         driver.send_signal(signal.SIGKILL)
@@ -137,4 +137,4 @@ def test_a_killed_job_goes_on(
     assert 0 < result["resumed"] < ROWS == result["rows"]
     everything = [expected[number % len(images)] for number in range(ROWS)]
     _check(_rows(output, "id"), "id", list(range(ROWS)), everything)
-    assert not checkpoint.parent.exists()
+    assert not unfinished.exists()

@@ -9,7 +9,7 @@ import numpy as np
 from vitdeploy.assess.evaluate.open_run import OpenRun
 from vitdeploy.assess.metrics.accuracy import MOST_CLASSES, NOT_FINITE, Predictions, best_classes
 from vitdeploy.assess.metrics.outputs import LOGITS
-from vitdeploy.predictor import check_classes
+from vitdeploy.runtimes.fit import check_classes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

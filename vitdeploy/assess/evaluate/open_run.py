@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitdeploy.errors import UnavailableError
-from vitdeploy.predictor import batch_size_for, check_fit
+from vitdeploy.predictor import batch_size_for
+from vitdeploy.runtimes.fit import check_fit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

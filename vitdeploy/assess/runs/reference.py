@@ -10,7 +10,8 @@ import numpy as np
 
 from vitdeploy.assess.data.images import ImageSources, feeds
 from vitdeploy.errors import UsageError
-from vitdeploy.predictor import batch_size_for, check_fit
+from vitdeploy.predictor import batch_size_for
+from vitdeploy.runtimes.fit import check_fit
 from vitdeploy.system.progress import Progress
 
 if TYPE_CHECKING:

@@ -99,10 +99,8 @@ def run_ray_job(
         "batch_size": size,
         "versions": {"vitdeploy": __version__, "pillow": PIL.__version__, "numpy": np.__version__},
     }
-    resumed = 0
     with JobFolder(place, identity) as folder:
         if not folder.finished:
-            resumed = folder.repair()
             dataset = source.read()
             workers.check_cluster()
             dataset.context.checkpoint_config = CheckpointConfig(
@@ -127,4 +125,4 @@ def run_ray_job(
     table = pd.dataset(place, format="parquet")
     count = table.count_rows()
     failed = table.count_rows(filter=pd.field("error").is_valid()) if count else 0
-    return RayJobResult(str(place), count, failed, count if folder.finished else resumed)
+    return RayJobResult(str(place), count, failed, count if folder.finished else folder.resumed)

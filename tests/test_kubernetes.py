@@ -1,0 +1,121 @@
+"""The manifests of `examples/kubernetes`: valid, restricted, bounded, and of one mind with each other."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import kubernetes_schemas
+import pytest
+import yaml
+from environments import ROOT
+from jsonschema import Draft202012Validator
+
+FOLDER = ROOT / "examples" / "kubernetes"
+DOCUMENTS = {
+    f"{file.stem}/{document['kind']}/{document['metadata']['name']}": document
+    for file in sorted(FOLDER.glob("*.yaml"))
+    for document in yaml.safe_load_all(file.read_text(encoding="utf-8"))
+}
+USERS = ("labels", "matchLabels", "annotations", "requests", "limits", "rayStartParams")  # names of the user's choice
+CUSTOM = [name for name, document in DOCUMENTS.items() if document["apiVersion"].startswith(("serving.kserve", "ray"))]
+
+
+def pods(value: Any) -> Iterator[dict[str, Any]]:
+    """Specifications of pods anywhere in a document."""
+    if isinstance(value, dict):
+        if "containers" in value:
+            yield value
+        for inner in value.values():
+            yield from pods(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from pods(inner)
+
+
+PODS = {f"{name}/{index}": pod for name, document in DOCUMENTS.items() for index, pod in enumerate(pods(document))}
+
+
+def misspelt(document: Any, path: tuple[str | int, ...]) -> Any:
+    """The document with another name for the field at a path."""
+    result = copy.deepcopy(document)
+    parent = result
+    for step in path[:-1]:
+        parent = parent[step]
+    parent[f"{path[-1]}s"] = parent.pop(path[-1])
+    return result
+
+
+def fields(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Paths of the fields of a document, but for those that a user names."""
+    if isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from fields(inner, (*path, index))
+    if isinstance(value, dict) and path[-1:] not in [(name,) for name in USERS]:
+        for name, inner in value.items():
+            yield (*path, name)
+            yield from fields(inner, (*path, name))
+
+
+def check(document: Any, validator: Draft202012Validator) -> None:
+    """The document is valid, and no longer if any of its fields is misspelt."""
+    validator.validate(document)
+    for path in fields(document):
+        assert not validator.is_valid(misspelt(document, path)), path
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_a_manifest_is_valid_and_a_misspelt_field_is_not(name: str) -> None:
+    check(DOCUMENTS[name], kubernetes_schemas.validator(DOCUMENTS[name]))
+
+
+@pytest.mark.parametrize("name", CUSTOM)
+def test_a_manifest_is_what_the_published_definition_takes(name: str) -> None:
+    check({**DOCUMENTS[name], "metadata": {}}, kubernetes_schemas.published(DOCUMENTS[name]))
+
+
+@pytest.mark.parametrize("name", PODS)
+def test_a_pod_has_no_rights_that_it_does_not_need(name: str) -> None:
+    """Kubernetes' Pod Security Standard "restricted", and a read-only root file system."""
+    pod = PODS[name]
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
+    mounted = {volume["name"]: volume for volume in pod["volumes"]}
+    assert all(set(volume) - {"name"} <= {"emptyDir", "persistentVolumeClaim"} for volume in pod["volumes"])
+    for container in pod["containers"]:
+        security = container["securityContext"]
+        assert security == {
+            "runAsNonRoot": True, "runAsUser": 1000, "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"},
+        }  # fmt: skip
+        assert {mount["name"] for mount in container["volumeMounts"]} <= mounted.keys()
+        assert "/tmp" in {mount["mountPath"] for mount in container["volumeMounts"]}
+
+
+def test_images_have_versions() -> None:
+    images = {container["image"] for pod in PODS.values() for container in pod["containers"]}
+    assert len(images) >= 2
+    for image in images:
+        _, _, tag = image.rpartition(":")
+        assert any(map(str.isdigit, tag)), image
+        assert "latest" not in tag
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_requests_are_limits(name: str) -> None:
+    """Guaranteed quality of service: no other pod takes the memory, and threads are not throttled by neighbours."""
+
+    def resources(value: Any) -> Iterator[dict[str, Any]]:
+        if isinstance(value, dict):
+            if "limits" in value:
+                yield value
+            value = list(value.values())
+        for inner in value if isinstance(value, list) else ():
+            yield from resources(inner)
+
+    found = list(resources(DOCUMENTS[name]))
+    for each in found:
+        assert each["requests"] == each["limits"]
+        assert {"cpu", "memory"} <= each["limits"].keys()
+    containers = sum(len(pod["containers"]) for pod in pods(DOCUMENTS[name]))
+    assert len(found) >= containers or "ServingRuntime" in name  # its resources are those of the InferenceService
