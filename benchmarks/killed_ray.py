@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     import argparse
 
 ROOT = Path(__file__).parents[1]
-ROWS_PER_SOURCE, ROWS_PER_FILE, ROWS_PER_TASK, BAD_EVERY = 2000, 500, 250, 9973
-LONGEST_SHARE = 0.25  # of an uninterrupted run's time, from its first rows until a kill
+ROWS_PER_SOURCE, ROWS_PER_FILE, ROWS_PER_TASK, BAD_EVERY = 2000, 250, 250, 9973
+LONGEST_SHARE = 0.2  # of the time that the remaining rows take, from the first rows of a run until its kill
 
 
 def write_images(folder: Path, count: int) -> None:
@@ -82,23 +82,30 @@ def rows_written(output: Path) -> int:
     return sum(pq.read_metadata(path).num_rows for path in found)
 
 
+def wait_for_rows(process: subprocess.Popen[str], output: Path, before: int) -> None:
+    while rows_written(output) <= before and process.poll() is None:
+        time.sleep(0.05)
+
+
 def sorted_rows(output: Path) -> Any:
     return pd.dataset(output, format="parquet").to_table().sort_by("id").combine_chunks()
 
 
 def measure(job: Job, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     draw = random.Random(arguments.seed)
-    begin = time.monotonic()
     whole, output = folder / "whole", folder / "killed"
-    first = job.end(job.start(whole))
+    begin = time.monotonic()
+    process = job.start(whole)
+    wait_for_rows(process, whole, 0)
+    first_rows_s = time.monotonic() - begin
+    first = job.end(process)
     uninterrupted_s = time.monotonic() - begin
     kills = []
     for _ in range(arguments.kills):
         process, before = job.start(output), rows_written(output)
-        while rows_written(output) == before and process.poll() is None:
-            time.sleep(0.05)
-        # The rest of the rows shrinks: so does the time within which the job is killed.
-        seconds = draw.uniform(0, LONGEST_SHARE * uninterrupted_s * (1 - before / arguments.images))
+        wait_for_rows(process, output, before)
+        remaining_s = (uninterrupted_s - first_rows_s) * (1 - before / arguments.images)
+        seconds = draw.uniform(0, LONGEST_SHARE * remaining_s)
         time.sleep(seconds)
         if process.poll() is not None:
             raise SystemExit("the job ended before a kill")

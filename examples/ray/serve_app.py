@@ -34,7 +34,7 @@ def main() -> None:
     for line in itertools.chain(["{}"], sys.stdin):
         settings |= json.loads(line)
         serve.run(app(**settings, deployment=given.deployment))
-        print(serve.status().applications["default"].status, flush=True)
+        print(serve.status().applications["default"].status.value, flush=True)
     serve.shutdown()
 
 
