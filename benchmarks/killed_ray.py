@@ -7,6 +7,7 @@ after random times, and it is continued until it ends.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -77,9 +78,11 @@ class Job:
 
 def rows_written(output: Path) -> int:
     """Rows that an unfinished job has recorded."""
-    unfinished = output.with_name(f"{output.name}.unfinished")
-    found = [path for path in unfinished.glob("*/checkpoint/*.parquet") if ".pending" not in path.name]
-    return sum(pq.read_metadata(path).num_rows for path in found)
+    unfinished, rows = output.with_name(f"{output.name}.unfinished"), 0
+    for path in unfinished.glob("*/checkpoint/*.parquet"):
+        with contextlib.suppress(FileNotFoundError):  # a run takes over those of the one before
+            rows += pq.read_metadata(path).num_rows if ".pending" not in path.name else 0
+    return rows
 
 
 def wait_for_rows(process: subprocess.Popen[str], output: Path, before: int) -> None:

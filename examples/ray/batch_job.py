@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--cpus", type=int, help="start a local Ray with so many, instead of joining a cluster")
     given = parser.parse_args()
     paths = tuple(given.paths)
-    sources = {
+    sources: dict[str, ParquetRows | ImageFiles | WebDataset] = {
         "parquet": ParquetRows(paths, given.id_column),
         "files": ImageFiles(paths),
         "webdataset": WebDataset(paths),

@@ -25,6 +25,7 @@ PURPOSES = {
     "tensorrt": "build and run TensorRT engines",
     "tensorrt-rtx": "build and run TensorRT-RTX engines",
     "parquet": "read labelled data from Parquet files",
+    "ray": "run jobs on Ray Data, and serve with Ray Serve",
     "demo": "export, and write HTML reports",
 }
 _FOR_DEVELOPERS = frozenset({"dev", "docs"})
