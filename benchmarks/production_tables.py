@@ -1,4 +1,4 @@
-"""Tables of the benchmarks of long-running applications and jobs: soak, memory, opening and closing, kills."""
+"""Tables of the benchmarks of long-running applications and jobs: soak, memory, micro-batches, kills."""
 
 from __future__ import annotations
 
@@ -34,6 +34,19 @@ def soak_verdict(document: Document) -> str:
         f"{judgement['resident_spread']:.2%}. 99th percentile: {stable}, the last quarter's is "
         f"{judgement['p99_ratio']:.2f} of that of the one before."
     )
+
+
+def micro_batches(document: Document) -> list[list[str]]:
+    """A row for each model, backend, number of clients and way to answer."""
+    return [
+        [
+            each["model"], each["backend"], str(each["clients"]), way, f"{found['images_per_s']:.1f}",
+            f"{each['ratios'][way]:.2f}", f"{found['p50_ms']:.1f}", f"{found['p99_ms']:.1f}",
+            f"{found['cpu_ms']:.1f}", f"{found['batch']:.1f}",
+        ]
+        for each in document["results"]
+        for way, found in each["ways"].items()
+    ]  # fmt: skip
 
 
 def killed_ray(document: Document) -> tuple[str, str]:

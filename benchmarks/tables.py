@@ -442,6 +442,12 @@ def soak(document: Document) -> str:
     return f"{markdown(header, production_tables.soak(document))}\n\n{production_tables.soak_verdict(document)}"
 
 
+def micro_batches(document: Document) -> str:
+    header = ["model", "backend", "clients", "answered by", "images/s", "/ predict's", "p50 (ms)", "p99 (ms)",
+              "CPU ms an image", "images a run"]  # fmt: skip
+    return markdown(header, production_tables.micro_batches(document))
+
+
 def killed_ray(document: Document) -> str:
     times, lost = production_tables.killed_ray(document)
     header = ["images", "uninterrupted (s)", "kills", "rows written at each kill", "last run (s)", "rows"]
@@ -502,6 +508,7 @@ TABLES: dict[str, Callable[[Document], str]] = {
         int8,
         killed_ray,
         large,
+        micro_batches,
         onnxruntime_floor,
         pixels,
         predict_overhead,
