@@ -38,6 +38,7 @@ COMMANDS = {
         "vitdeploy.cli.model_repository:triton",
         "Add an artifact to a Triton Inference Server model repository.",
     ),
+    "serve": ("vitdeploy.cli.serve:serve", "Serve a bundle with Triton Inference Server."),
     "pack": ("vitdeploy.cli.packing:pack", "Write a slim bundle: chosen artifacts, and the files that they need."),
     "push": ("vitdeploy.cli.push:push", "Push a bundle to a repository on the Hugging Face Hub."),
     "verify": ("vitdeploy.cli.verify:verify", "Check every file of a bundle against its manifest."),

@@ -23,7 +23,6 @@ COMMANDS = {
     "time": "benchmark",
     "profile": "benchmark",
     "autotune": "tune",
-    "serve": "triton",
     "deploy": "triton",
     "publish": "push",
     "upload": "push",

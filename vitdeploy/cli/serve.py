@@ -1,0 +1,92 @@
+"""`vitdeploy serve`."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vitdeploy.cli.command import command, option
+from vitdeploy.cli.output import PATH, json_option, one_line, print_json, print_table
+from vitdeploy.cli.process import print_error
+from vitdeploy.cli.value_options import values_from_options
+from vitdeploy.cli.verbosity import is_verbose
+from vitdeploy.errors import VitDeployError
+from vitdeploy.serving.model_repository.python_options import DEFAULTS, PythonBackend
+from vitdeploy.serving.server import server_options
+from vitdeploy.serving.server.server_options import ServerOptions
+
+if TYPE_CHECKING:
+    from vitdeploy.serving.server.bundle_server import BundleServer
+
+
+@command(
+    examples=(
+        "serve vit",
+        "serve vit --precision int8 --max-batch-size 16 --max-delay 5",
+        "serve vit --triton /opt/tritonserver --http-port 9000",
+    )
+)
+@click.argument("bundle", type=PATH)
+@option("--name", help="Model name. Default: the bundle's.")
+@option(
+    "--repository", type=PATH,
+    help="Folder for Triton's model repository, whose other models are served too. Default: a temporary one.",
+)  # fmt: skip
+@values_from_options(python=PythonBackend, server=ServerOptions)
+@json_option
+def serve(
+    bundle: str,
+    name: str | None,
+    repository: str | None,
+    python: PythonBackend | None,
+    server: ServerOptions | None,
+    as_json: bool,
+) -> None:
+    """Serve BUNDLE with Triton Inference Server: encoded images in, labels and scores or vectors out.
+
+    The protocol is the Open Inference Protocol (KServe's version 2), over HTTP and gRPC. Triton batches requests; one
+    that finds the queue full is refused. Everything else about it is in docs/guides/triton.md.
+
+    A new export of the bundle, or SIGHUP, is served once it is verified and warm; the version before answers until
+    then, and goes on if the new one fails. SIGTERM and SIGINT end it: requests in progress are answered.
+    """
+    from vitdeploy.serving.server.bundle_server import BundleServer
+
+    with BundleServer(
+        bundle, python or DEFAULTS, server or server_options.DEFAULTS, name=name, repository=repository,
+        verbose=is_verbose(),
+    ) as running:  # fmt: skip
+        _handle_signals(running)
+        if running.wait_until_ready():
+            _describe(bundle, running, as_json)
+            running.run(_report)
+
+
+def _handle_signals(server: BundleServer) -> None:
+    def stop(*_: Any) -> None:
+        server.stop()
+
+    def reload(*_: Any) -> None:
+        server.ask_for_reload()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, reload)
+
+
+def _describe(bundle: str, server: BundleServer, as_json: bool) -> None:
+    if as_json:
+        print_json({"bundle": bundle, **server.to_dict()})
+        return
+    rows = [(name, address) for name, address in server.addresses.items()]
+    print_table(f"{server.model.artifact} of {bundle} as {server.model.name}", ("protocol", "address"), rows)
+
+
+def _report(event: str | VitDeployError) -> None:
+    if isinstance(event, VitDeployError):
+        print_error(event, "; the version before is still served")
+    else:
+        click.echo(one_line(event), err=True)

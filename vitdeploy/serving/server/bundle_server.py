@@ -1,0 +1,193 @@
+"""Serve a bundle with a Triton process, and replace it by a new export without a gap."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.bundle.manifest import MANIFEST
+from vitdeploy.errors import VitDeployError
+from vitdeploy.files.atomic import replace_folder
+from vitdeploy.serving.model_repository.python_options import DEFAULTS, PythonBackend
+from vitdeploy.serving.model_repository.python_repository import served_artifact, write_python_model
+from vitdeploy.serving.server import server_options
+from vitdeploy.serving.server.installation import find_installation
+from vitdeploy.serving.server.triton_process import TritonProcess
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from vitdeploy.serving.server.server_options import ServerOptions
+
+_LOOK_S, _RETRY_S = 0.5, 10.0
+
+
+class BundleServer:
+    """A bundle in a Triton process of its own; a context manager that starts and drains it.
+
+    Args:
+        bundle: The bundle; the files in use are verified.
+        options: The model in Triton's Python backend.
+        server: The process.
+        name: Name of the model. Default: the bundle's.
+        repository: Model repository. Default: a temporary folder.
+        verbose: True for all of Triton's messages.
+
+    Raises:
+        MissingDependencyError: If no Triton is installed.
+        VitDeployError: As `write_python_model`.
+
+    Attributes:
+        process: The Triton process.
+        model: The model as written; another one after each reload.
+        version: Version of the model that is served.
+    """
+
+    def __init__(
+        self,
+        bundle: str | os.PathLike[str],
+        options: PythonBackend = DEFAULTS,
+        server: ServerOptions = server_options.DEFAULTS,
+        *,
+        name: str | None = None,
+        repository: str | os.PathLike[str] | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self._bundle, self._options, self._server = Path(bundle), options, server
+        installation = find_installation(server.triton)
+        self.version = self._next = 1
+        self._stop, self._asked = threading.Event(), False
+        with contextlib.ExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vitdeploy-serve-")))
+            self._repository = folder / "models" if repository is None else Path(repository).resolve()
+            self._seen, self._content = self._manifest_state(), self._served_content()
+            self.model = write_python_model(bundle, self._repository, options, name=name)
+            backends = installation.backends(folder / "backends")
+            self.process = TritonProcess(installation, self._repository, backends, server, verbose=verbose)
+            stack.callback(self.process.stop)
+            self._stack = stack.pop_all()
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """Where clients find the model, by protocol."""
+        host, ports = self._server.host, self.process.ports
+        host = f"[{host}]" if ":" in host else host
+        return {
+            "http": f"http://{host}:{ports.http}/v2/models/{self.model.name}",
+            "grpc": f"{host}:{ports.grpc}",
+            "metrics": f"http://{host}:{ports.metrics}/metrics",
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        model = {"name": self.model.name, "artifact": self.model.artifact, "version": self.version}
+        return {**model, "addresses": self.addresses, "triton_pid": self.process.pid}
+
+    def wait_until_ready(self) -> bool:
+        """Wait for the model; False if it was stopped before. UnavailableError with Triton's reason if it fails."""
+        return self.process.wait_for_model(self.model.name, self.version, until=self._stop.is_set)
+
+    def run(self, report: Callable[[str | VitDeployError], None]) -> None:
+        """Watch the bundle and the process until `stop` is called.
+
+        Args:
+            report: Told of each reload, and of the error of one that failed.
+
+        Raises:
+            UnavailableError: If Triton ends by itself.
+        """
+        retry_s = float("inf")
+        while not self._stop.wait(_LOOK_S):
+            if self.process.exit_code is not None:
+                raise self.process.ended()
+            asked, self._asked = self._asked, False
+            if not (asked or time.monotonic() >= retry_s or (self._server.watch and self._is_replaced())):
+                continue
+            retry_s = float("inf")
+            try:
+                if self.reload():
+                    report(f"{self.model.name} version {self.version} is served")
+                elif asked:
+                    report(f"{self._bundle} has not changed")
+            except VitDeployError as exc:
+                report(exc)
+                retry_s = time.monotonic() + _RETRY_S
+
+    def reload(self) -> bool:
+        """Serve the bundle that is in the folder now; False if it is the one that is served.
+
+        Triton opens the new version, verifies its checksums and runs it before it takes requests. The version before
+        answers until then, and goes on if the new one fails.
+
+        Raises:
+            VitDeployError: If the new bundle cannot be served; the version before still is.
+        """
+        self._seen, content = self._manifest_state(), self._served_content()
+        if content == self._content:
+            return False
+        # Beside the repository, which Triton looks into, and on the same file system.
+        staging = self._repository.with_name(f".{self._repository.name}.vitdeploy-next")
+        self._next = version = self._next + 1
+        try:
+            model = write_python_model(self._bundle, staging, self._options, name=self.model.name, version=version)
+            replace_folder(model.path, self.model.path)  # the version before is now in the staging folder
+            try:
+                if not self.process.wait_for_model(self.model.name, version, until=self._stop.is_set):
+                    return False
+            except VitDeployError:
+                replace_folder(model.path, self.model.path)
+                raise
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        self.version, self._content = version, content
+        return True
+
+    def ask_for_reload(self) -> None:
+        """Let `run` reload the bundle if it has changed; safe in a signal handler."""
+        self._asked = True
+
+    def stop(self) -> None:
+        """Let `run` and `wait_until_ready` return; at the second call, end Triton at once. Safe in a signal handler."""
+        if self._stop.is_set():
+            self.process.kill()
+        self._stop.set()
+
+    def close(self) -> None:
+        """Answer the requests in progress, end Triton, and remove temporary files."""
+        self._stop.set()
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _is_replaced(self) -> bool:
+        return self._manifest_state() not in (None, self._seen)
+
+    def _manifest_state(self) -> tuple[int, int, int] | None:
+        """Identity of the bundle's manifest; None while there is none."""
+        try:
+            stat = (self._bundle / MANIFEST).stat()
+        except OSError:
+            return None
+        return stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+    def _served_content(self) -> list[str]:
+        """Checksums of the files that are served."""
+        opened = Bundle.open(self._bundle)
+        artifacts = opened.needed_for(served_artifact(opened, self._options).artifact)
+        records = [*opened.manifest.configuration, *(record for artifact in artifacts for record in artifact.files)]
+        return [record.sha256 for record in records]

@@ -1,0 +1,240 @@
+"""A `tritonserver` process: its arguments, its ports, its answers about itself, and its end."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import ctypes
+import http.client
+import json
+import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vitdeploy.errors import UnavailableError, UsageError, first_line
+from vitdeploy.files.polling import poll
+from vitdeploy.serving.server.installation import Installation
+from vitdeploy.serving.server.server_options import ServerOptions
+
+_ANSWER_S = 5.0  # for Triton's answers about itself
+_KILL_S = 10.0  # after the timeout that Triton knows of
+_KEPT_LINES = 40
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_EVERY = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104  (to what a client connects instead)
+# Over shared memory, traces and log settings a client could read and write the server's memory and files.
+_CLOSED_APIS = "shared-memory,trace,logging"
+# An error in Triton's log, whose messages are quoted, and its last line if it does not start.
+_ERROR = re.compile(r'(?:E\d{4} [^\]]*\] "?|error: )(?P<text>.*?)"?$')
+_LOAD, _BREAK = "failed to load '", "\\n"
+
+
+class Ports(NamedTuple):
+    """Where it listens."""
+
+    http: int
+    grpc: int
+    metrics: int
+
+
+class TritonProcess:
+    """A running Triton that polls a model repository. Its output goes to standard error, line by line.
+
+    Args:
+        installation: The Triton to start.
+        repository: Model repository.
+        backends: Folder of backends; None for the one that is compiled in.
+        options: Addresses and timeouts.
+        verbose: True for all of Triton's messages, False for warnings and errors after the start.
+
+    Raises:
+        UnavailableError: If it cannot be started.
+
+    Attributes:
+        ports: Where it listens.
+    """
+
+    def __init__(
+        self,
+        installation: Installation,
+        repository: Path,
+        backends: Path | None,
+        options: ServerOptions,
+        *,
+        verbose: bool = False,
+    ) -> None:
+        self._options, self._verbose = options, verbose
+        self._host = _EVERY.get(options.host, options.host)
+        self._id = f"vitdeploy-{secrets.token_hex(8)}"  # another server may listen on the port
+        self.ports = Ports(*_ports(options))
+        self._lines: collections.deque[str] = collections.deque(maxlen=_KEPT_LINES)
+        self._is_shown = threading.Event()
+        if verbose:
+            self._is_shown.set()
+        command = [str(installation.binary), *self._arguments(repository, backends)]
+        try:
+            self._process = subprocess.Popen(  # noqa: S603  (a server that the user has installed)
+                command, env=installation.environ(os.environ), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
+                preexec_fn=_end_with_parent(),
+            )  # fmt: skip
+        except OSError as exc:
+            raise UnavailableError(
+                f"{installation.binary} cannot be started: {first_line(exc)}", what="triton", where=installation.binary
+            ) from exc
+        self._reader = threading.Thread(target=self._read_output, name="triton-output", daemon=True)
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """Its exit code, negative for a signal; None while it runs."""
+        return self._process.poll()
+
+    def wait_for_model(self, name: str, version: int, *, until: Callable[[], bool] = lambda: False) -> bool:
+        """Wait until a version of a model is ready; True if it is, False if `until` became true before.
+
+        Raises:
+            UnavailableError: If the model does not load, Triton ends, or the time is over; with Triton's reason.
+        """
+
+        def state() -> str | None:
+            if self.exit_code is not None:
+                raise self.ended()
+            if until():
+                return "left"
+            if (self._ask("GET", "/v2") or {}).get("name") != self._id:
+                return None
+            reason = self._refusal(name, version)
+            if reason is not None:
+                raise UnavailableError(f"Triton does not load {name}: {reason}", what=name, found=reason)
+            answer = self._ask("GET", f"/v2/models/{name}/versions/{version}/ready")
+            return None if answer is None else "ready"
+
+        reached = poll(state, self._options.ready_timeout_s)
+        if reached is None:
+            seconds = self._options.ready_timeout_s
+            raise UnavailableError(
+                f"{name} was not ready within {seconds} s", what="ready_timeout", expected=seconds,
+                hint="raise --ready-timeout",
+            )  # fmt: skip
+        self._is_shown.set()
+        return reached == "ready"
+
+    def ended(self) -> UnavailableError:
+        """The error for a Triton that ended by itself."""
+        self._reader.join(_ANSWER_S)
+        code = self._process.wait()
+        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        return UnavailableError(f"Triton ended {how}{self._last_words()}", what="triton", found=code)
+
+    def kill(self) -> None:
+        """End it at once."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
+    def stop(self) -> None:
+        """End it: requests in progress are answered within the timeout, others refused; raises nothing."""
+        if self.exit_code is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.terminate()
+            try:
+                self._process.wait(self._options.exit_timeout_s + _KILL_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._reader.join(_ANSWER_S)
+
+    def _arguments(self, repository: Path, backends: Path | None) -> list[str]:
+        options, ports = self._options, self.ports
+        # A line break cannot be sent in a header: the closed interfaces open for nobody who reads this command.
+        closed = f"{_CLOSED_APIS}:vitdeploy={secrets.token_hex(16)}\n{secrets.token_hex(16)}"
+        return [
+            f"--id={self._id}",
+            f"--model-repository={repository}",
+            "--model-control-mode=poll",  # in which clients cannot load models, and so no code
+            "--repository-poll-secs=1",
+            "--disable-auto-complete-config",
+            "--strict-readiness=false",  # a bundle whose reload fails leaves the version before, which is ready
+            *([] if backends is None else [f"--backend-directory={backends}"]),
+            f"--http-address={options.host}",
+            f"--http-port={ports.http}",
+            f"--grpc-address={options.host}",
+            f"--grpc-port={ports.grpc}",
+            f"--metrics-port={ports.metrics}",
+            f"--exit-timeout-secs={options.exit_timeout_s}",
+            f"--http-restricted-api={closed}",
+            f"--grpc-restricted-protocol={closed}",
+            f"--log-info={str(self._verbose).lower()}",
+        ]
+
+    def _refusal(self, name: str, version: int) -> str | None:
+        """Reason why a version does not load, in one line; None if it may."""
+        models: Any = self._ask("POST", "/v2/repository/index") or ()
+        for model in models:
+            if (model["name"], model.get("version"), model.get("state")) == (name, str(version), "UNAVAILABLE"):
+                return str(model.get("reason", "")).partition("\n")[0] or None
+        return None
+
+    def _ask(self, method: str, path: str) -> Any:
+        """Triton's answer; None if there is none."""
+        connection = http.client.HTTPConnection(self._host, self.ports.http, timeout=_ANSWER_S)
+        try:
+            connection.request(method, path)
+            response = connection.getresponse()
+            content = response.read()
+            return (json.loads(content) if content else {}) if response.status == http.client.OK else None
+        except (OSError, http.client.HTTPException, ValueError):
+            return None
+        finally:
+            connection.close()
+
+    def _read_output(self) -> None:
+        assert self._process.stdout is not None  # noqa: S101  (a pipe was asked for)
+        for line in self._process.stdout:
+            self._lines.append(line.rstrip())
+            if self._is_shown.is_set():
+                print(line, end="", file=sys.stderr, flush=True)
+
+    def _last_words(self) -> str:
+        """Triton's reason in its last lines, for a message."""
+        lines = [match["text"] for match in map(_ERROR.match, self._lines) if match] or self._lines
+        reasons = [line for line in lines if _LOAD in line] or lines
+        return f": {reasons[-1].partition(_BREAK)[0]:.500}" if reasons else ""
+
+
+def _ports(options: ServerOptions) -> list[int]:
+    """The ports, with different free ones for 0."""
+    with contextlib.ExitStack() as stack:
+        ports = []
+        for port in (options.http_port, options.grpc_port, options.metrics_port):
+            if port == 0:
+                family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+                listener = stack.enter_context(socket.socket(family))
+                try:
+                    listener.bind((options.host, 0))
+                except OSError as exc:
+                    raise UsageError(
+                        f"cannot listen on {options.host!r:.80}: {exc.strerror}", what="host", found=options.host
+                    ) from exc
+                port = listener.getsockname()[1]
+            ports.append(port)
+    return ports
+
+
+def _end_with_parent() -> Callable[[], None] | None:
+    """On Linux, let the process end gracefully if this one is killed."""
+    if sys.platform != "linux":
+        return None
+    libc = ctypes.CDLL(None)
+    return lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
