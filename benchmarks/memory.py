@@ -147,7 +147,7 @@ def measure_sharing(preset: str, processes: int, runs: int) -> list[dict[str, An
                     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
                     held = [subprocess.Popen(command, **pipes) for _ in range(processes)]
                     for process in held:
-                        process.stdout.readline()
+                        _line(process)  # it is open
                     figures = [_answer(process) for process in held]
                     for process in held:
                         process.communicate("\n")
@@ -158,11 +158,15 @@ def measure_sharing(preset: str, processes: int, runs: int) -> list[dict[str, An
 
 def _answer(process: subprocess.Popen[str]) -> dict[str, float]:
     assert process.stdin is not None
-    assert process.stdout is not None
     process.stdin.write("\n")
     process.stdin.flush()
-    figures: dict[str, float] = json.loads(process.stdout.readline())
+    figures: dict[str, float] = json.loads(_line(process))
     return figures
+
+
+def _line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:

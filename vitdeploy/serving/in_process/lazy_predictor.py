@@ -39,6 +39,8 @@ class LazyPredictor:
         options: Arguments of `vitdeploy.load`, such as `backend` and `precision`.
     """
 
+    _predictor: Predictor | None
+
     def __init__(self, path: str | os.PathLike[str], **options: Any) -> None:
         self.path = str(Path(path).absolute())  # a worker may have another working directory
         self.options = options
@@ -95,7 +97,7 @@ class LazyPredictor:
 
     def _begin(self) -> None:
         self._closed = False
-        self._predictor: Predictor | None = None
+        self._predictor = None
         self._forget()
         _lazy_predictors.add(self)
 
