@@ -1,4 +1,4 @@
-"""Tables of the benchmarks of long-running applications: soak, memory, opening and closing."""
+"""Tables of the benchmarks of long-running applications: soak, memory, opening and closing, micro-batches."""
 
 from __future__ import annotations
 
@@ -68,4 +68,16 @@ def open_close(document: Document) -> list[list[str]]:
             str(point["descriptors"]),
         ]
         for point in document["results"]["points"]
+    ]  # fmt: skip
+
+
+def micro_batches(document: Document) -> list[list[str]]:
+    """A row for each model, backend, number of clients and way to answer."""
+    return [
+        [
+            each["model"], each["backend"], str(each["clients"]), way, f"{found['images_per_s']:.1f}",
+            f"{each['ratios'][way]:.2f}", f"{found['p50_ms']:.1f}", f"{found['p99_ms']:.1f}", f"{found['batch']:.1f}",
+        ]
+        for each in document["results"]
+        for way, found in each["ways"].items()
     ]  # fmt: skip

@@ -457,6 +457,12 @@ def open_close(document: Document) -> str:
     return markdown(header, production_tables.open_close(document))
 
 
+def micro_batches(document: Document) -> str:
+    header = ["model", "backend", "clients", "answered by", "images/s", "/ predict's", "p50 (ms)", "p99 (ms)",
+              "images a run"]  # fmt: skip
+    return markdown(header, production_tables.micro_batches(document))
+
+
 def trips(document: Document) -> str:
     commits = list(document["trees"])
     figures = {
@@ -507,6 +513,7 @@ TABLES: dict[str, Callable[[Document], str]] = {
         int8,
         large,
         memory,
+        micro_batches,
         onnxruntime_floor,
         open_close,
         pixels,

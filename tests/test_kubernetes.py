@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +20,15 @@ DOCUMENTS = {
     for file in sorted(FOLDER.glob("*.yaml"))
     for document in yaml.safe_load_all(file.read_text(encoding="utf-8"))
 }
-USERS = ("labels", "matchLabels", "annotations", "requests", "limits", "rayStartParams")  # names of the user's choice
+USERS = (
+    "labels",
+    "matchLabels",
+    "selector",
+    "annotations",
+    "requests",
+    "limits",
+    "rayStartParams",
+)  # names of the user's choice
 CUSTOM = [name for name, document in DOCUMENTS.items() if document["apiVersion"].startswith(("serving.kserve", "ray"))]
 
 
@@ -52,7 +62,7 @@ def fields(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str |
     if isinstance(value, list):
         for index, inner in enumerate(value):
             yield from fields(inner, (*path, index))
-    if isinstance(value, dict) and path[-1:] not in [(name,) for name in USERS]:
+    if isinstance(value, dict) and ("matchLabels" in value or path[-1:] not in [(name,) for name in USERS]):
         for name, inner in value.items():
             yield (*path, name)
             yield from fields(inner, (*path, name))
@@ -119,3 +129,42 @@ def test_requests_are_limits(name: str) -> None:
         assert {"cpu", "memory"} <= each["limits"].keys()
     containers = sum(len(pod["containers"]) for pod in pods(DOCUMENTS[name]))
     assert len(found) >= containers or "ServingRuntime" in name  # its resources are those of the InferenceService
+
+
+def test_threads_are_the_cpus_of_the_pod() -> None:
+    """Triton's own backend does not know the quota."""
+    (runtime,) = (document for document in DOCUMENTS.values() if document["kind"] == "ServingRuntime")
+    (service,) = (document for document in DOCUMENTS.values() if document["kind"] == "InferenceService")
+    model = service["spec"]["predictor"]["model"]
+    assert model["runtime"] == runtime["metadata"]["name"]
+    cpus = model["resources"]["limits"]["cpu"]
+    assert f"--backend-config=onnxruntime,intra_op_thread_count={cpus}" in runtime["spec"]["containers"][0]["args"]
+
+
+def test_volumes_are_claimed_and_parts_find_each_other() -> None:
+    claims = {name.rpartition("/")[2] for name in DOCUMENTS if "/PersistentVolumeClaim/" in name}
+    text = "".join(json.dumps(document) for document in DOCUMENTS.values())
+    named = set(re.findall(r'"claimName": "([^"]+)"|pvc://([^/"]+)', text))
+    assert {name for pair in named for name in pair if name} == claims
+    application = {
+        document["kind"]: document["spec"] for name, document in DOCUMENTS.items() if name.startswith("application/")
+    }
+    labels = application["Deployment"]["template"]["metadata"]["labels"]
+    assert application["Deployment"]["selector"]["matchLabels"] == labels
+    assert application["PodDisruptionBudget"]["selector"]["matchLabels"] == labels
+    assert application["Service"]["selector"] == labels
+    assert f"application/Deployment/{application['HorizontalPodAutoscaler']['scaleTargetRef']['name']}" in DOCUMENTS
+
+
+def test_the_application_has_what_its_manifest_asks_for() -> None:
+    """Paths of probes, settings from the environment, its port and its files."""
+    folder = ROOT / "examples" / "fastapi_app"
+    source, image = ((folder / name).read_text(encoding="utf-8") for name in ("app.py", "Dockerfile"))
+    (container,) = DOCUMENTS["application/Deployment/vit-app"]["spec"]["template"]["spec"]["containers"]
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert f'@app.get("{container[probe]["httpGet"]["path"]}")' in source
+    for variable in container["env"]:
+        assert re.search(rf"^    {variable['name'].lower()}: ", source, re.MULTILINE), variable
+    (port,) = container["ports"]
+    assert f'"--port", "{port["containerPort"]}"' in image
+    assert {path.name for path in folder.glob("*.py")} == set(re.findall(r"\w+\.py", image))

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vitdeploy.delivery.hub_upload import PushedBundle, push
     from vitdeploy.delivery.loading import load
     from vitdeploy.delivery.packing import pack
+    from vitdeploy.delivery.signing import sign
     from vitdeploy.errors import VitDeployError
     from vitdeploy.exporting.graph_options import GraphOptions
     from vitdeploy.exporting.options import (
@@ -112,6 +113,7 @@ __all__ = [
     "pack",
     "push",
     "sensitivity",
+    "sign",
     "tune",
     "write_python_model",
     "write_triton_model",
@@ -171,6 +173,7 @@ _MODULES = {
     "pack": "delivery.packing",
     "push": "delivery.hub_upload",
     "sensitivity": "assess.debug.sensitivity",
+    "sign": "delivery.signing",
     "tune": "tuning.tune",
     "write_python_model": "serving.model_repository.python_repository",
     "write_triton_model": "serving.model_repository.repository",
