@@ -76,7 +76,8 @@ def micro_batches(document: Document) -> list[list[str]]:
     return [
         [
             each["model"], each["backend"], str(each["clients"]), way, f"{found['images_per_s']:.1f}",
-            f"{each['ratios'][way]:.2f}", f"{found['p50_ms']:.1f}", f"{found['p99_ms']:.1f}", f"{found['batch']:.1f}",
+            f"{each['ratios'][way]:.2f}", f"{found['p50_ms']:.1f}", f"{found['p99_ms']:.1f}",
+            f"{found['cpu_ms']:.1f}", f"{found['batch']:.1f}",
         ]
         for each in document["results"]
         for way, found in each["ways"].items()

@@ -459,7 +459,7 @@ def open_close(document: Document) -> str:
 
 def micro_batches(document: Document) -> str:
     header = ["model", "backend", "clients", "answered by", "images/s", "/ predict's", "p50 (ms)", "p99 (ms)",
-              "images a run"]  # fmt: skip
+              "CPU ms an image", "images a run"]  # fmt: skip
     return markdown(header, production_tables.micro_batches(document))
 
 
