@@ -169,6 +169,7 @@ def run_image_job(
             raise ImageError(f"none of {len(errors)} images could be read; the first: {errors[0]}", what="images")
         resumed = sum(batch["rows"] for batch in unfinished.batches)
         with writing(target):
+            unfinished.finished.unlink(missing_ok=True)  # of a killed run, or a link
             try:
                 move_file(rows.write(unfinished, image_set.names, errors), target)
             except OSError:
