@@ -60,9 +60,16 @@ class Loaded:
         return found.count("answered") == len(found.outcomes) and (found.percentile_ms(99) or 0.0) <= self.bound_ms
 
     def highest(self, rate: float) -> tuple[float | None, list[Outcomes]]:
-        """The highest of 20 steps up to `rate` that holds in three replays, with these; None and the last if none."""
-        found: list[Outcomes] = []
-        for step in range(_STEPS, 0, -1):
+        """The highest of 20 steps up to `rate` of which three replays hold, with these; None and the last if none is.
+
+        Bisected by single replays, and lowered until three others hold.
+        """
+        low, high = 0, _STEPS + 1
+        while high - low > 1:
+            middle = (low + high) // 2 if low or high <= _STEPS else _STEPS  # the rate itself first
+            found = [self.replay(rate * middle / _STEPS)]
+            low, high = (middle, high) if self.holds(found[0]) else (low, middle)
+        for step in range(low, 0, -1):
             found = []
             while len(found) < _REPLAYS and all(map(self.holds, found)):
                 found.append(self.replay(rate * step / _STEPS))
