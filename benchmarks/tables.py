@@ -433,11 +433,11 @@ def serve_load(document: Document) -> str:
                 f"{model}, {protocol}", f"{found['bound_ms']:g}", f"{found['in_process']['queries_per_second']:.4g}",
                 f"{same['p99_ms']:.1f}" + ("" if same["held"] else f" ({_others(same)})"),
                 "none" if served is None else f"{served:.4g}",
-                _range([replay["p99_ms"] for replay in row["replays"]]),
+                _spread_ms([replay["p99_ms"] for replay in row["replays"]]),
                 f"{overload['rate']:.4g}", f"{overload['answered_per_second']:.4g}",
                 f"{overload['p99_ms']:.0f}", f"{overload['refused_p99_ms']:.0f}" if overload["refused_p99_ms"] else "",
                 f"{overload['memory_first_quarter_mb']:.0f} to {overload['memory_last_quarter_mb']:.0f}",
-                _range([replay["p99_ms"] for replay in recovered]),
+                _spread_ms([replay["p99_ms"] for replay in recovered]),
             ])  # fmt: skip
             kills += [
                 [
@@ -462,7 +462,7 @@ def _others(load: Document) -> str:
     return ", ".join(others) or "missed"
 
 
-def _range(values: list[float]) -> str:
+def _spread_ms(values: list[float]) -> str:
     return f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
 
 
