@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import http.client
 import json
+import os
 import re
+import socket
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import kubernetes_schemas
 import pytest
 import yaml
-from environments import ROOT
+from environments import ROOT, environment
 from jsonschema import Draft202012Validator
+
+from vitdeploy.files.polling import poll
 
 FOLDER = ROOT / "examples" / "kubernetes"
 DOCUMENTS = {
@@ -30,6 +38,30 @@ USERS = (
     "rayStartParams",
 )  # names of the user's choice
 CUSTOM = [name for name, document in DOCUMENTS.items() if document["apiVersion"].startswith(("serving.kserve", "ray"))]
+
+
+START_TRITON = """
+import os, sys
+from vitdeploy.serving.server.installation import find_installation
+found = find_installation()
+os.execve(found.binary, [str(found.binary), *sys.argv[1:]], found.environ(os.environ))
+"""
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [each.getsockname()[1] for each in sockets]
+
+
+def status(port: int, path: str) -> int | None:
+    """The status of an answer; None if nothing listens."""
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
+        try:
+            connection.request("GET", path)
+        except OSError:
+            return None
+        return connection.getresponse().status
 
 
 def pods(value: Any) -> Iterator[dict[str, Any]]:
@@ -168,3 +200,30 @@ def test_the_application_has_what_its_manifest_asks_for() -> None:
     (port,) = container["ports"]
     assert f'"--port", "{port["containerPort"]}"' in image
     assert {path.name for path in folder.glob("*.py")} == set(re.findall(r"\w+\.py", image))
+
+
+def test_triton_starts_with_the_arguments_of_its_manifest(tmp_path: Path) -> None:
+    """On other ports, without models; it answers the probes, and keeps interfaces closed that reach into the server."""
+    python, models, log = environment("triton"), tmp_path / "models", tmp_path / "log"
+    models.mkdir()
+    (runtime,) = (document for document in DOCUMENTS.values() if document["kind"] == "ServingRuntime")
+    (container,) = runtime["spec"]["containers"]
+    port, grpc, metrics = free_ports(3)
+    changed = {"--model-repository": models, "--http-port": port, "--grpc-port": grpc}
+    arguments = [argument for argument in container["args"] if argument.partition("=")[0] not in changed]
+    assert len(arguments) == len(container["args"]) - len(changed)
+    arguments += [f"{name}={value}" for name, value in changed.items()]
+    arguments += [f"--metrics-port={metrics}", "--http-address=127.0.0.1", "--grpc-address=127.0.0.1"]
+    with log.open("wb") as output, subprocess.Popen(
+        [python, "-c", START_TRITON, *arguments], env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL,
+        stdout=output, stderr=subprocess.STDOUT,
+    ) as process:  # fmt: skip
+        try:
+            poll(lambda: process.poll() or status(port, "/v2/health/live"), 60)
+            for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+                assert status(port, container[probe]["httpGet"]["path"]) == 200, log.read_text()
+            assert status(port, "/v2/logging") == 403
+            process.terminate()
+            assert process.wait(30) == 0
+        finally:
+            process.kill()

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from vitdeploy.predictor import Prediction, Predictor
     from vitdeploy.runtimes.warmed_shapes import WarmedShape
     from vitdeploy.serving.in_process.async_predictor import AsyncPredictor
+    from vitdeploy.serving.in_process.lazy_predictor import LazyPredictor
     from vitdeploy.serving.in_process.micro_batcher import MicroBatcher
     from vitdeploy.serving.in_process.reloading_predictor import ReloadingPredictor
     from vitdeploy.serving.model_repository.model_folder import TritonModel
@@ -74,6 +75,7 @@ __all__ = [
     "GateResult",
     "GraphOptions",
     "ImageProcessor",
+    "LazyPredictor",
     "MaxDrop",
     "MicroBatcher",
     "MinAgreement",
@@ -133,6 +135,7 @@ _MODULES = {
     "GateResult": "assess.gate.gate",
     "GraphOptions": "exporting.graph_options",
     "ImageProcessor": "images.processor",
+    "LazyPredictor": "serving.in_process.lazy_predictor",
     "MaxDrop": "exporting.options",
     "MicroBatcher": "serving.in_process.micro_batcher",
     "MinAgreement": "exporting.options",
