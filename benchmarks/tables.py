@@ -575,6 +575,7 @@ TABLES: dict[str, Callable[[Document], str]] = {
         processor,
         intervals,
         readme,
+        serve_load,
         server_replay,
         soak,
         peer_comparison,
