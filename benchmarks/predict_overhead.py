@@ -2,7 +2,7 @@
 
 Three calls take turns on one session: the session itself, `predict` on a preprocessed image (checks, scores and
 labels), and `predict` on a JPEG file. The overhead is the median difference from the session in the same round. The
-image processor alone takes a batch too: with threads that a call starts and ends, and with those that a predictor keeps.
+image processor alone takes a batch too: with threads that a call starts and ends, and with those a predictor keeps.
 """
 
 from __future__ import annotations
