@@ -1,4 +1,4 @@
-"""Tables of the benchmarks of long-running applications: soak, memory, opening and closing, micro-batches."""
+"""Tables of the benchmarks of long-running applications and jobs: soak, memory, micro-batches, kills."""
 
 from __future__ import annotations
 
@@ -82,3 +82,10 @@ def micro_batches(document: Document) -> list[list[str]]:
         for each in document["results"]
         for way, found in each["ways"].items()
     ]  # fmt: skip
+
+
+def killed_ray(document: Document) -> tuple[str, str]:
+    """The times of the kills after the first rows of a run, and the rows that had been written then."""
+    times = [kill["after_s"] for kill in document["kills"]]
+    rows = ", ".join(f"{kill['rows_after']:,}" for kill in document["kills"])
+    return (f"{min(times):.1f} to {max(times):.1f} s" if times else "none"), rows

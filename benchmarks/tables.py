@@ -465,6 +465,16 @@ def micro_batches(document: Document) -> str:
     return markdown(header, production_tables.micro_batches(document))
 
 
+def killed_ray(document: Document) -> str:
+    times, lost = production_tables.killed_ray(document)
+    header = ["images", "uninterrupted (s)", "kills", "rows written at each kill", "last run (s)", "rows"]
+    row = [
+        f"{document['images']:,}", f"{document['uninterrupted_s']:.0f}", f"{len(document['kills'])} (after {times})",
+        lost, f"{document['last_run_s']:.0f}", "equal" if document["equal"] else "different",
+    ]  # fmt: skip
+    return markdown(header, [row])
+
+
 def trips(document: Document) -> str:
     commits = list(document["trees"])
     figures = {
@@ -513,6 +523,7 @@ TABLES: dict[str, Callable[[Document], str]] = {
         gpu_latency,
         growth,
         int8,
+        killed_ray,
         large,
         memory,
         micro_batches,
