@@ -1,4 +1,4 @@
-"""A Ray Data job on 100,000 images, killed at random times: are the rows those of an uninterrupted run?
+"""A Ray Data job on many images, killed at random times: are the rows those of an uninterrupted run?
 
 The embedded model's held-out images, each many times, and a few that are no images, in parquet files. The example
 `examples/ray/batch_job.py` is run once without interruption; then its driver is killed (SIGKILL), with which Ray ends,
