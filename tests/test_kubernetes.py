@@ -17,7 +17,7 @@ from typing import Any
 import kubernetes_schemas
 import pytest
 import yaml
-from environments import ROOT, environment
+from environments import ROOT, environment, run
 from jsonschema import Draft202012Validator
 
 from vitdeploy.files.polling import poll
@@ -45,6 +45,19 @@ import os, sys
 from vitdeploy.serving.server.installation import find_installation
 found = find_installation()
 os.execve(found.binary, [str(found.binary), *sys.argv[1:]], found.environ(os.environ))
+"""
+
+
+BUILD_APPLICATION = """
+import importlib, json, sys, yaml
+from ray.serve.schema import ServeDeploySchema
+(application,) = ServeDeploySchema.model_validate(yaml.safe_load(sys.argv[1])).applications
+module, name = application.import_path.split(":")
+deployment = getattr(importlib.import_module(module), name)(application.args)._bound_deployment
+print(json.dumps({
+    "bundle": deployment.user_config["bundle"], "num_cpus": deployment.ray_actor_options["num_cpus"],
+    "max_replicas": deployment._deployment_config.autoscaling_config.max_replicas,
+}))
 """
 
 
@@ -227,3 +240,21 @@ def test_triton_starts_with_the_arguments_of_its_manifest(tmp_path: Path) -> Non
             assert process.wait(30) == 0
         finally:
             process.kill()
+
+
+def test_the_ray_job_gives_options_that_its_script_has() -> None:
+    program, script, *words = DOCUMENTS["ray-job/RayJob/vit-batch"]["spec"]["entrypoint"].split()
+    source = (ROOT / "examples" / "ray" / script.rpartition("/")[2]).read_text(encoding="utf-8")
+    assert program == "python"
+    for word in words:
+        assert not word.startswith("--") or f'add_argument("{word}"' in source, word
+
+
+def test_ray_serve_takes_the_configuration_of_the_ray_service() -> None:
+    """By Ray's own schema; the application is built, not run."""
+    python = environment("ray")
+    config = DOCUMENTS["ray-service/RayService/vit"]["spec"]["serveConfigV2"]
+    built = run(
+        python, "-c", BUILD_APPLICATION, config, PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "examples" / "ray")])
+    )
+    assert json.loads(built.splitlines()[-1]) == {"bundle": "/models/vit", "num_cpus": 4, "max_replicas": 16}

@@ -18,6 +18,11 @@ from ray import serve
 from vitdeploy.serving.scale_out.ray_serve import app
 
 
+def build(settings: dict[str, Any]) -> serve.Application:
+    """The application of a Serve configuration that imports `serve_app:build`; its `args` are those of `app`."""
+    return app(**settings)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle")

@@ -76,6 +76,20 @@ def test_a_signed_bundle_is_opened(signed: Path, keys: Path) -> None:
     ran = run("verify", signed, "--public-key", keys / "own.pub", "--json")
     assert (ran.code, json.loads(ran.out)["public_key"]) == (0, str(keys / "own.pub"))
     assert run("verify", signed).code == 0
+    image.save(signed.parent / "image.png")
+    for name, code in (("own", 0), ("other", 4)):
+        assert run("predict", signed, signed.parent / "image.png", "--public-key", keys / f"{name}.pub").code == code
+
+
+def test_embed_checks_the_signature(single: Bundle, keys: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "features"
+    features = vitdeploy.SourceOptions(task="image-feature-extraction")
+    vitdeploy.export(single.path, output=folder, source=features)
+    vitdeploy.sign(folder, private_key=keys / "own.pem")
+    Image.new("RGB", (40, 50), (200, 10, 30)).save(tmp_path / "image.png")
+    command = ("embed", folder, tmp_path / "image.png", "--output", tmp_path / "vectors.npy", "--public-key")
+    assert run(*command, keys / "other.pub").code == 4
+    assert run(*command, keys / "own.pub").code == 0
 
 
 def test_the_library_s_own_command_verifies_it(signed: Path, keys: Path) -> None:
