@@ -103,7 +103,7 @@ def measure(job: Job, folder: Path, arguments: argparse.Namespace) -> dict[str, 
     first_rows_s = time.monotonic() - begin
     first = job.end(process)
     uninterrupted_s = time.monotonic() - begin
-    kills = []
+    kills: list[dict[str, Any]] = []
     for _ in range(arguments.kills):
         process, before = job.start(output), rows_written(output)
         wait_for_rows(process, output, before)
