@@ -154,6 +154,8 @@ class TritonProcess:
                 self._process.kill()
                 self._process.wait()
         self._reader.join(_ANSWER_S)
+        if self._process.stdout is not None and not self._reader.is_alive():
+            self._process.stdout.close()
 
     def _arguments(self, repository: Path, backends: Path | None) -> list[str]:
         options, ports = self._options, self.ports
