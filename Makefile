@@ -9,6 +9,8 @@ TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 ORT_DI
 TENSORRT := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),10 11)
 # Triton Inference Server, where there is a wheel of it.
 TRITON := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(ENVS)/triton/.done)
+# Ray, where there is a wheel of it.
+RAY := $(if $(filter Linux-x86_64 Linux-aarch64 Darwin-arm64,$(shell uname -s)-$(shell uname -m)),$(ENVS)/ray/.done)
 BENCHMARKS := processor export predict_overhead pixels evaluate int8 onnxruntime_floor accuracy_bound attention dynamic_size engines
 
 .PHONY: demo test check chromium docs format fuzz bench bench-large bench-peers golden triton-schema mutations gpu-check clean
@@ -16,7 +18,7 @@ BENCHMARKS := processor export predict_overhead pixels evaluate int8 onnxruntime
 demo: .venv/.demo  ## export, prove and time the embedded model
 	$(BIN)/vitdeploy demo
 
-test: .venv/.dev $(ENVS)/embedded/.done $(ENVS)/optimum/.done $(TENSORRT:%=$(ENVS)/tensorrt-%/.done) $(TRITON) $(ENVS)/kubernetes/.done chromium check  ## every check, in every environment
+test: .venv/.dev $(ENVS)/embedded/.done $(ENVS)/optimum/.done $(TENSORRT:%=$(ENVS)/tensorrt-%/.done) $(TRITON) $(RAY) $(ENVS)/kubernetes/.done chromium check  ## every check, in every environment
 
 check: .venv/.dev  ## every check; tests of other environments are skipped where those were not made
 	$(BIN)/ruff format --check .
@@ -123,6 +125,15 @@ $(ENVS)/openvino/.done: constraints-openvino.txt .venv/.dev
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 		> $$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz_main.pth
 	$(@D)/bin/python $(PIP_INSTALL) --no-deps -c constraints-openvino.txt openvino nncf ninja psutil pydot tabulate
+	touch $@
+
+# Ray, without torch. numpy, Pillow and ONNX Runtime are borrowed from the embedded environment.
+$(ENVS)/ray/.done: constraints-ray.txt $(ENVS)/embedded/.done
+	$(PYTHON) -m venv $(@D)
+	echo '$(CURDIR)' > $$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vitdeploy.pth
+	$(ENVS)/embedded/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> $$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz_embedded.pth
+	$(@D)/bin/python $(PIP_INSTALL) --no-deps -r constraints-ray.txt
 	touch $@
 
 # An image processor in Rust, a peer of benchmarks/processor.py, which adds this folder to its path.

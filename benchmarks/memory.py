@@ -3,6 +3,9 @@
 A ViT with dynamic image size and random weights on the CPU; each setting in processes of its own, in turns. A process
 opens the file, runs single images, then a series of mixed batches and sizes, from several threads too, and at the end
 single images again: what is resident then is what the settings keep. Processor time is the median over single images.
+
+Then, for ViT-B, the memory of processes that have the same bundle open at a time: the proportional set size of each, in
+which a page that several processes share counts in parts.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 from common import parser, record, start, turns, vitdeploy_export, wait
+
+import vitdeploy
 
 # Name, session options, run options, process environment.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -106,6 +111,64 @@ def resident_mb() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
+def hold(bundle: str, precision: str, prepack: bool, runs: int) -> None:
+    """Open a bundle, run it, and say what this process holds once a line comes in."""
+    with vitdeploy.load(bundle, precision=precision, prepack=prepack, intra_op_threads=1) as predictor:
+        pixel_values = np.full((1, 3, *(predictor.processor.output_size or ())), 0.5, np.float32)
+        predictor.logits(pixel_values)
+        cpu = []
+        for _ in range(runs):
+            begin = time.process_time()
+            predictor.logits(pixel_values)
+            cpu.append(1e3 * (time.process_time() - begin))
+        print(flush=True)
+        sys.stdin.readline()
+        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+        sizes = {line.split(":")[0]: int(line.split()[1]) / 1000 for line in lines if line.endswith(" kB")}
+        private = sizes["Private_Clean"] + sizes["Private_Dirty"]
+        figures = {"cpu_ms": statistics.median(cpu), "resident_mb": sizes["Rss"], "proportional_mb": sizes["Pss"]}
+        print(json.dumps({**figures, "private_mb": private}), flush=True)
+        sys.stdin.readline()
+
+
+def measure_sharing(preset: str, processes: int, runs: int) -> list[dict[str, Any]]:
+    """Figures of one of the processes that have a bundle open together."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for external in (False, True):
+            bundle = str(Path(folder, f"external-{external}"))
+            form = ["--external-data"] if external else []
+            wait(start([*vitdeploy_export(Path(bundle), "--random-weights", preset), *form]))
+            wait(start([*vitdeploy_export(Path(bundle), bundle, "--int8"), *form]))
+            for precision in ("fp32", "int8"):
+                for prepack in (True, False):
+                    command = [sys.executable, __file__, "--worker", bundle, "--hold", precision, "--runs", str(runs)]
+                    command += ["--prepack"] if prepack else []
+                    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+                    held = [subprocess.Popen(command, **pipes) for _ in range(processes)]
+                    for process in held:
+                        _line(process)  # it is open
+                    figures = [_answer(process) for process in held]
+                    for process in held:
+                        process.communicate("\n")
+                    medians = {key: statistics.median(each[key] for each in figures) for key in figures[0]}
+                    rows.append({"precision": precision, "external": external, "prepack": prepack, **medians})
+    return rows
+
+
+def _answer(process: subprocess.Popen[str]) -> dict[str, float]:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+    figures: dict[str, float] = json.loads(_line(process))
+    return figures
+
+
+def _line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder, "model")
@@ -131,14 +194,22 @@ def main() -> None:
     arguments_parser.add_argument("--runs", type=int, default=40, help="of each kind in a process")
     arguments_parser.add_argument("--threads", type=int, default=4, help="that run mixed shapes")
     arguments_parser.add_argument("--processes", type=int, default=3, help="of each setting")
+    arguments_parser.add_argument("--shared-preset", default="vit-base-patch16-224", help="architecture of the bundle")
+    arguments_parser.add_argument("--shared-by", type=int, default=4, help="processes that have it open")
     arguments_parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments_parser.add_argument("--setting", help=argparse.SUPPRESS)
+    arguments_parser.add_argument("--hold", help=argparse.SUPPRESS)
+    arguments_parser.add_argument("--prepack", action="store_true", help=argparse.SUPPRESS)
     arguments = arguments_parser.parse_args()
+    if arguments.hold:
+        hold(arguments.worker, arguments.hold, arguments.prepack, arguments.runs)
+        return
     if arguments.worker:
         print(json.dumps(work(arguments.worker, arguments.setting, arguments.runs, arguments.threads)))
         return
-    results = measure(arguments)
-    del arguments.worker, arguments.setting
+    sharing = measure_sharing(arguments.shared_preset, arguments.shared_by, arguments.runs)
+    results = {"settings": measure(arguments), "sharing": sharing}
+    del arguments.worker, arguments.setting, arguments.hold, arguments.prepack
     record(arguments, {"results": results})
 
 

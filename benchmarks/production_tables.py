@@ -1,4 +1,4 @@
-"""Tables of the benchmarks of long-running applications: soak, memory, opening and closing."""
+"""Tables of the benchmarks of long-running applications and jobs: soak, memory, micro-batches, kills."""
 
 from __future__ import annotations
 
@@ -34,3 +34,58 @@ def soak_verdict(document: Document) -> str:
         f"{judgement['resident_spread']:.2%}. 99th percentile: {stable}, the last quarter's is "
         f"{judgement['p99_ratio']:.2f} of that of the one before."
     )
+
+
+def memory(document: Document) -> tuple[list[list[str]], list[list[str]]]:
+    """Rows of the settings, and of the processes that share a file."""
+    found = document["results"]
+    base = found["settings"]["default"]
+    settings = [
+        [
+            name,
+            *(f"{row[key]:.0f}" for key in ("mixed_mb", "threads_mb", "last_mb", "peak_mb")),
+            f"{row['last_cpu_ms'] / base['last_cpu_ms']:.2f}", f"{row['mixed_cpu_s'] / base['mixed_cpu_s']:.2f}",
+        ]
+        for name, row in found["settings"].items()
+    ]  # fmt: skip
+    fastest = {row["precision"]: row["cpu_ms"] for row in reversed(found["sharing"]) if row["prepack"]}
+    sharing = [
+        [
+            row["precision"], "beside the graph" if row["external"] else "in the file", str(row["prepack"]),
+            *(f"{row[key]:.0f}" for key in ("resident_mb", "proportional_mb", "private_mb")),
+            f"{row['cpu_ms'] / fastest[row['precision']]:.2f}",
+        ]
+        for row in found["sharing"]
+    ]  # fmt: skip
+    return settings, sharing
+
+
+def open_close(document: Document) -> list[list[str]]:
+    return [
+        [
+            f"{point['times']:,}", f"{point['resident_mb']:.1f}", f"{point['in_use_mb']:.1f}",
+            f"{point['held_free_mb']:.1f}", f"{point['python_blocks']:,}", str(point["threads"]),
+            str(point["descriptors"]),
+        ]
+        for point in document["results"]["points"]
+    ]  # fmt: skip
+
+
+def micro_batches(document: Document) -> list[list[str]]:
+    """A row for each model, backend, number of clients and way to answer."""
+    return [
+        [
+            each["model"], each["backend"], str(each["clients"]), way, f"{found['images_per_s']:.1f}",
+            f"{each['ratios'][way]:.2f}", f"{found['p50_ms']:.1f}", f"{found['p99_ms']:.1f}",
+            f"{found['cpu_ms']:.1f}", f"{found['batch']:.1f}",
+        ]
+        for each in document["results"]
+        for way, found in each["ways"].items()
+    ]  # fmt: skip
+
+
+def killed_ray(document: Document) -> tuple[str, str]:
+    """The times of the kills after the first rows of a run, and the rows that had been written then."""
+    times = [kill["after_s"] for kill in document["kills"]]
+    rows = ", ".join(f"{kill['rows_after']:,}" for kill in document["kills"])
+    return (f"{min(times):.1f} to {max(times):.1f} s" if times else "none"), rows

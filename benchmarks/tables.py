@@ -442,6 +442,37 @@ def soak(document: Document) -> str:
     return f"{markdown(header, production_tables.soak(document))}\n\n{production_tables.soak_verdict(document)}"
 
 
+def memory(document: Document) -> str:
+    settings, sharing = production_tables.memory(document)
+    of_settings = ["", "MB after mixed shapes", "... by threads at a time", "... and single images again", "peak MB",
+                   "CPU time of an image / default's", "... of mixed shapes"]  # fmt: skip
+    of_sharing = ["ViT-B", "weights", "prepack", "resident MB", "proportional MB", "private MB",
+                  "CPU time of an image / prepacked"]  # fmt: skip
+    return f"{markdown(of_settings, settings)}\n\n{markdown(of_sharing, sharing)}"
+
+
+def open_close(document: Document) -> str:
+    header = ["times opened and closed", "resident (MB)", "in use by malloc (MB)", "held free by malloc (MB)",
+              "Python's blocks", "threads", "descriptors"]  # fmt: skip
+    return markdown(header, production_tables.open_close(document))
+
+
+def micro_batches(document: Document) -> str:
+    header = ["model", "backend", "clients", "answered by", "images/s", "/ predict's", "p50 (ms)", "p99 (ms)",
+              "CPU ms an image", "images a run"]  # fmt: skip
+    return markdown(header, production_tables.micro_batches(document))
+
+
+def killed_ray(document: Document) -> str:
+    times, lost = production_tables.killed_ray(document)
+    header = ["images", "uninterrupted (s)", "kills", "rows written at each kill", "last run (s)", "rows"]
+    row = [
+        f"{document['images']:,}", f"{document['uninterrupted_s']:.0f}", f"{len(document['kills'])} (after {times})",
+        lost, f"{document['last_run_s']:.0f}", "equal" if document["equal"] else "different",
+    ]  # fmt: skip
+    return markdown(header, [row])
+
+
 def trips(document: Document) -> str:
     commits = list(document["trees"])
     figures = {
@@ -490,8 +521,12 @@ TABLES: dict[str, Callable[[Document], str]] = {
         gpu_latency,
         growth,
         int8,
+        killed_ray,
         large,
+        memory,
+        micro_batches,
         onnxruntime_floor,
+        open_close,
         pixels,
         predict_overhead,
         processor,

@@ -53,11 +53,11 @@ class OpenVINOGraph(TracedGraph):
         return None
 
     @with_threads
-    def write(self, folder: Path, max_bytes: int = 0) -> Exported:
+    def write(self, folder: Path, max_bytes: int | None = None) -> Exported:
         """Write `openvino/model_fp32.xml` (or of another precision) and the weights beside it.
 
         Args:
-            max_bytes: See `write_onnx`; by default, OpenVINO maps every weight instead of copying it.
+            max_bytes: See `write_onnx`. Default: 0, so that OpenVINO maps every weight instead of copying it.
 
         Raises:
             UsageError: If a node to keep in float32 does not exist.
@@ -78,7 +78,7 @@ class OpenVINOGraph(TracedGraph):
         (folder / "openvino").mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             source = Path(scratch, "model.onnx")
-            write_onnx(self.model, source, max_bytes)
+            write_onnx(self.model, source, max_bytes or 0)
             forget(self.model.graph.initializers.values())
             write_ir(source, folder / f"{name}.xml", str(self.model.graph.name))
         return Exported(

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vitdeploy.delivery.hub_upload import PushedBundle, push
     from vitdeploy.delivery.loading import load
     from vitdeploy.delivery.packing import pack
+    from vitdeploy.delivery.signing import sign
     from vitdeploy.errors import VitDeployError
     from vitdeploy.exporting.graph_options import GraphOptions
     from vitdeploy.exporting.options import (
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from vitdeploy.predictor import Prediction, Predictor
     from vitdeploy.runtimes.warmed_shapes import WarmedShape
     from vitdeploy.serving.in_process.async_predictor import AsyncPredictor
+    from vitdeploy.serving.in_process.lazy_predictor import LazyPredictor
     from vitdeploy.serving.in_process.micro_batcher import MicroBatcher
     from vitdeploy.serving.in_process.reloading_predictor import ReloadingPredictor
     from vitdeploy.serving.model_repository.model_folder import TritonModel
@@ -73,6 +75,7 @@ __all__ = [
     "GateResult",
     "GraphOptions",
     "ImageProcessor",
+    "LazyPredictor",
     "MaxDrop",
     "MicroBatcher",
     "MinAgreement",
@@ -110,6 +113,7 @@ __all__ = [
     "pack",
     "push",
     "sensitivity",
+    "sign",
     "tune",
     "write_python_model",
     "write_triton_model",
@@ -131,6 +135,7 @@ _MODULES = {
     "GateResult": "assess.gate.gate",
     "GraphOptions": "exporting.graph_options",
     "ImageProcessor": "images.processor",
+    "LazyPredictor": "serving.in_process.lazy_predictor",
     "MaxDrop": "exporting.options",
     "MicroBatcher": "serving.in_process.micro_batcher",
     "MinAgreement": "exporting.options",
@@ -168,6 +173,7 @@ _MODULES = {
     "pack": "delivery.packing",
     "push": "delivery.hub_upload",
     "sensitivity": "assess.debug.sensitivity",
+    "sign": "delivery.signing",
     "tune": "tuning.tune",
     "write_python_model": "serving.model_repository.python_repository",
     "write_triton_model": "serving.model_repository.repository",

@@ -295,6 +295,7 @@ def load(
     backend: str | None = None,
     precision: str | None = None,
     device: str | None = None,
+    public_key: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> Predictor:
     """Open a bundle for prediction. Each file is verified before use.
@@ -306,6 +307,7 @@ def load(
             opened (see `vitdeploy.tune`). Otherwise, or without one, it is the only matching artifact; of several,
             ONNX Runtime's first, and fp32 first.
         device: "cpu", "cuda" or "cuda:1". Default: "cpu", or "cuda" for an engine.
+        public_key: Key that must have signed the bundle, see `vitdeploy.sign`. Default: signatures are not checked.
         options: Runtime options of the backend, such as `intra_op_threads` for onnxruntime.
 
     Warns:
@@ -318,7 +320,7 @@ def load(
         MissingDependencyError: If the backend's library is not installed.
         DeviceError: If the device is not available.
     """
-    bundle = Bundle.open(path)
+    bundle = Bundle.open(path, public_key=public_key)
     config, processor = bundle.read_config(), load_processor(bundle)
     labels, problem_type = config.labels, config.problem_type
     opened = open_choice(bundle, backend, precision, device, options)

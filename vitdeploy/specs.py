@@ -269,6 +269,7 @@ class ExportSpec:
         reduce_range: int8 on a CPU: 7-bit weights, for processors that accumulate products in 16 bits.
         smooth_quant: int8 and fp8: SmoothQuant migration strength, 0 to 1: how far differences between activation
             channels move into weights. "auto" for 0.65 if that has less error on images; "off" for none.
+        external_data: ONNX: weights in a file beside the graph, whatever their size.
         rest: int8 and fp8: precision of the layers that are not quantized, "fp16" for TensorRT or "bf16" for OpenVINO;
             None for float32.
     """
@@ -280,6 +281,7 @@ class ExportSpec:
     io_dtype: str = "float32"
     opset: int | None = None
     optimize: str | None = None
+    external_data: bool = False
     keep_fp32: tuple[str, ...] = ()
     target: str | None = None
     scheme: str | None = None

@@ -74,11 +74,12 @@ class TracedGraph:
         return measured_graph(self.model, activations(self.model), largest_magnitude)
 
     @with_threads
-    def write(self, folder: Path, max_bytes: int = MAX_BYTES) -> Exported:
+    def write(self, folder: Path, max_bytes: int | None = None) -> Exported:
         """Write `onnx/model.onnx` with a dynamic batch axis, after onnx's full check.
 
         Args:
-            max_bytes: Larger weights go to `model.onnx.data` beside the model.
+            max_bytes: Larger weights go to `model.onnx.data` beside the model. Default: the limit of a file, or 0 with
+                `ExportSpec.external_data`.
 
         Raises:
             UsageError: If a node to keep in float32 does not exist.
@@ -86,6 +87,8 @@ class TracedGraph:
             OSError: If a file cannot be written.
         """
         spec, graph = self.spec, self.model
+        if max_bytes is None:
+            max_bytes = 0 if spec.external_data else MAX_BYTES
         options, versions = self.finish()
         precision = spec.precision
         name = "model.onnx" if precision is Precision.FP32 else f"model_{precision}.onnx"

@@ -67,7 +67,13 @@ class OnnxRuntimeOptions(RuntimeOptions):
     prepack: bool = option(
         True,
         "whether weights are laid out anew for the processor when the file is opened, which is faster to run and takes "
-        "longer, and more memory, to open.",
+        "longer, and more memory, to open. Without it, weights exported with external data are mapped: all processes "
+        "that open the file share them.",
+    )
+    shrink_memory: bool = option(
+        False,
+        "whether memory goes back to the system after each run (CPU only). By default the session keeps what its "
+        "largest runs at a time took. It suits batches and images of many sizes; runs take a little longer.",
     )
     graph_optimization: str = option("all", "level of graph optimization.", choices=tuple(_LEVELS))
     io_binding: bool | None = option(
@@ -134,6 +140,24 @@ def session_options(options: OnnxRuntimeOptions, threads: int, spinning: bool) -
         session.add_session_config_entry(f"session.{pool}.allow_spinning", str(int(spinning)))
     session.add_session_config_entry("session.disable_prepacking", str(int(not options.prepack)))
     return session
+
+
+def run_options(options: OnnxRuntimeOptions) -> ort.RunOptions | None:
+    """Settings of each run; None for ONNX Runtime's.
+
+    Raises:
+        UsageError: If memory is to be shrunk that is not the CPU provider's.
+    """
+    if not options.shrink_memory:
+        return None
+    if tuple(options.providers or (CPU,)) != (CPU,):
+        raise UsageError(
+            f"shrink_memory needs {CPU} alone, got {', '.join(options.providers or ())}",
+            what="shrink_memory", expected=(CPU,), found=options.providers, hint="leave it out",
+        )  # fmt: skip
+    settings = ort.RunOptions()
+    settings.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return settings
 
 
 DEFAULTS = OnnxRuntimeOptions()

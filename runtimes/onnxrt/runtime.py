@@ -15,7 +15,7 @@ from vitdeploy.errors import BundleError, DeviceError, UsageError, VitDeployErro
 from vitdeploy.files.opened import OpenedFile
 from vitdeploy.runtimes.base import Runtime
 from vitdeploy.runtimes.engine.cuda_memory import wait_for
-from vitdeploy.runtimes.onnxrt.options import DEFAULTS, OnnxRuntimeOptions, session_options
+from vitdeploy.runtimes.onnxrt.options import DEFAULTS, OnnxRuntimeOptions, run_options, session_options
 from vitdeploy.runtimes.onnxrt.parallel import ParallelRuns, check_batches, device_images, images, run_threads
 from vitdeploy.runtimes.onnxrt.session import CPU, CUDA, ENGINE_ERRORS, INSTEAD_OF_CPU, TENSORRT, open_session
 from vitdeploy.runtimes.onnxrt.shape_nodes import shape_nodes
@@ -70,7 +70,7 @@ class OnnxRuntime(Runtime):
         file, providers = OpenedFile.of(path), tuple(options.providers or ())
         provider_options = {name: dict(values) for name, values in (options.provider_options or {}).items()}
         self._parallel: ParallelRuns | None = None
-        runs = run_threads(options)
+        runs, self._run_options = run_threads(options), run_options(options)
         threads = session_threads(options.intra_op_threads) if runs is None else ThreadCount(1, "one a run")
         spinning = options.allow_spinning
         if spinning is None:
@@ -110,6 +110,7 @@ class OnnxRuntime(Runtime):
             "inter_op_threads": options.inter_op_threads,
             "allow_spinning": spinning,
             "prepack": options.prepack,
+            "shrink_memory": options.shrink_memory,
             "graph_optimization": options.graph_optimization,
             "io_binding": self._io_binding,
         }
@@ -152,13 +153,13 @@ class OnnxRuntime(Runtime):
         names = [spec.name for spec in self.outputs]
         with self._errors():
             if not self._io_binding:
-                return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+                return dict(zip(names, self._session.run(names, dict(feeds), self._run_options), strict=True))
             binding = self._session.io_binding()  # one per call: threads must not share a binding
             for name, array in feeds.items():
                 binding.bind_cpu_input(name, np.ascontiguousarray(array))
             for name in names:
                 binding.bind_output(name)
-            self._session.run_with_iobinding(binding)
+            self._session.run_with_iobinding(binding, self._run_options)
             return dict(zip(names, binding.copy_outputs_to_cpu(), strict=True))
 
     def _run_device(self, arrays: Mapping[str, DeviceArray]) -> None:
@@ -177,7 +178,7 @@ class OnnxRuntime(Runtime):
                 array = arrays[spec.name]
                 bind(spec.name, *place, array.dtype.type, array.shape, array.address)
         with self._errors():
-            self._session.run_with_iobinding(binding)
+            self._session.run_with_iobinding(binding, self._run_options)
             binding.synchronize_outputs()
 
     @contextlib.contextmanager

@@ -59,6 +59,7 @@ class Arguments:
             "gate": lambda: ["bundle", "--data", "data", "--backend", "onnxruntime"],
             "inspect": lambda: ["bundle"],
             "verify": lambda: ["bundle"],
+            "sign": lambda: ["bundle", "--private-key", "file"],
             "triton": lambda: ["bundle", "models"],
             "pack": lambda: ["bundle", "--artifact", "onnx-fp32", "-o", "packed"],
             "push": lambda: ["nowhere", "org/name"],

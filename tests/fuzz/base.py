@@ -10,16 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import safetensors.torch
 import torch
 from bundles import export_all, tiny_model, write_checkpoint_of
 from npz_files import save_arrays
 from PIL import Image
 
+import vitdeploy
+from vitdeploy import SourceOptions
+from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.cli import main
 from vitdeploy.exporting.graph_options import GraphOptions
 from vitdeploy.images.preprocessor_config import CLASS_OF_MODEL
 from vitdeploy.images.processor import ImageProcessor
+from vitdeploy.system.processor import processor_identity
+from vitdeploy.tuning.record import record_choice
+from vitdeploy.tuning.variant import Variant
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 LABELS = ("cat", "dog", "newt")
@@ -45,11 +52,24 @@ def _make(base: Path) -> None:
     _other_forms(base, checkpoint)
     export_all(checkpoint, formats=("onnx", "torchscript"), output=base / "bundle")
     export_all(checkpoint, formats=("onnx",), output=base / "embedded", graph=GraphOptions(embed_resize=True))
+    features = SourceOptions(task="image-feature-extraction")
+    vitdeploy.export(checkpoint, output=base / "features", source=features)
+    _tuned(base)
     _images(base)
     onnx = ("--backend", "onnxruntime")
     _run("compare", base / "bundle", *onnx, "--save-golden", base / "golden.npz")
     _run("evaluate", base / "bundle", "--data", base / "data", *onnx, "--batch-size", 2, "--resume", base / "resume")
     _run("gate", base / "bundle", "--data", base / "data", "--baseline", base / "baseline.json", "--update")
+
+
+def _tuned(base: Path) -> None:
+    """A bundle with a choice that was measured on this machine."""
+    bundle = Bundle.open(shutil.copytree(base / "bundle", base / "tuned"))
+    record_choice(
+        bundle, Variant.of(bundle, bundle.artifact("onnx", "fp32")), (),
+        backend="onnxruntime", options={"intra_op_threads": 1}, batch_size=2,
+        machine=processor_identity() | {"engine": f"onnxruntime {onnxruntime.__version__}"}, evidence={},
+    )  # fmt: skip
 
 
 def _run(*args: object) -> None:

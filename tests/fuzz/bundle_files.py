@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from fuzz.cases import DAMAGED, PASSED, UNAVAILABLE, USAGE, Case
 from fuzz.damage import choose, damaged, odd_json
 from fuzz.special_files import copy_tree, replace, rewrite
+from vitdeploy.runtimes.choice import TunedElsewhereWarning
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,6 +86,41 @@ class BundleFiles:
             return None if len(scores) == len(self._predictions) and worst < 1e-4 else f"other scores: {scores}"
 
         return Case(f"{note} ({command})", ("predict", "bundle", self._image, *backend, "--json"), allowed, check)
+
+
+class TunedBundles:
+    """The tuned choice in a manifest, and its evidence.
+
+    Oracle: refused; or, opened by default, it predicts as the undamaged bundle, with whatever setting.
+    """
+
+    def __init__(self, base: Path) -> None:
+        self._bundle, self._image = base / "tuned", str(base / "data" / "cat" / "0.png")
+        self._manifest = json.loads((self._bundle / "manifest.json").read_bytes())
+        self._predictions = _predictions(self._bundle, self._image)
+
+    def make(self, rng: np.random.Generator, folder: Path) -> Case:
+        bundle = copy_tree(self._bundle, folder / "bundle")
+        tuned, note = self._manifest["tuned"], ""
+        if rng.random() < 0.9:
+            note, text, _ = odd_json(rng, tuned, more_keys=tuple(tuned))
+            whole = json.dumps({**self._manifest, "tuned": 0}).encode()
+            rewrite(bundle / "manifest.json", whole.replace(b'"tuned": 0', b'"tuned": ' + text))
+        else:
+            note, content = damaged(rng, (bundle / "tuning.json").read_bytes())
+            rewrite(bundle / "tuning.json", content)
+
+        def call() -> list[float]:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", TunedElsewhereWarning)
+                return _predictions(bundle, self._image)
+
+        def check(scores: list[float]) -> str | None:
+            worst = max((abs(a - b) for a, b in zip(scores, self._predictions, strict=False)), default=1.0)
+            return None if len(scores) == len(self._predictions) and worst < 1e-4 else f"other scores: {scores}"
+
+        allowed = frozenset({PASSED, USAGE, UNAVAILABLE, DAMAGED})
+        return Case(f"tuned: {note}", ("predict", "bundle", self._image, "--json"), allowed, check, call)
 
 
 def _replace_folder(rng: np.random.Generator, folder: Path) -> tuple[str, bool]:

@@ -20,10 +20,15 @@ CLASSES = {
     "baseline": "fuzz.gates:Baselines",
     "resume": "fuzz.gates:ResumeFiles",
     "cache": "fuzz.caches:CalibrationCaches",
+    "job": "fuzz.jobs:UnfinishedJobs",
+    "job-inputs": "fuzz.jobs:JobInputs",
+    "tuned": "fuzz.bundle_files:TunedBundles",
+    "backend": "fuzz.served:BackendRequests",
+    "application": "fuzz.application:ApplicationRequests",
     "arguments": "fuzz.arguments:Arguments",
 }
 SLOW = {"config", "processor", "safetensors", "torch", "npz", "index", "adapter"}  # whose command is an export
-LIBRARY_ALONE = {"cache"}  # whose files no command is given by name
+LIBRARY_ALONE = {"cache", "backend", "application"}  # that no command reads
 
 
 def real_every(name: str) -> int:

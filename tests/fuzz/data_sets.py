@@ -37,10 +37,14 @@ class DataSets:
             self._kinds.append(self._parquet)
 
     def make(self, rng: np.random.Generator, folder: Path) -> Case:
-        note, name = choose(rng, self._kinds)(rng, folder)
+        note, name = self.draw(rng, folder)
         limit = ("--limit", "3") if rng.random() < 0.2 else ()
         args = ("evaluate", str(self._base / "bundle"), "--data", name, "--backend", "onnxruntime", *limit, "--json")
         return Case(note, args, frozenset({PASSED, DAMAGED}), _check)
+
+    def draw(self, rng: np.random.Generator, folder: Path) -> tuple[str, str]:
+        """Write a data set; how it was made, and its name."""
+        return choose(rng, self._kinds)(rng, folder)
 
     def _folder(self, rng: np.random.Generator, folder: Path) -> tuple[str, str]:
         data = copy_tree(self._base / "data", folder / "data")

@@ -32,7 +32,7 @@ class Images:
         self._predictors = [vitdeploy.load(bundle) for bundle in self._bundles]
 
     def make(self, rng: np.random.Generator, folder: Path) -> Case:
-        note, content = self._content(rng)
+        note, content = self.content(rng)
         path = folder / choose(rng, ("a.jpg", "a.png", "a", "a.tif", "a.eps", "-é\udcff.gif"))
         path.write_bytes(content)
         if rng.random() < _SPECIAL_SHARE:
@@ -50,7 +50,8 @@ class Images:
         return Case(f"{note} ({'embedded' if which else 'plain'})", args, frozenset({PASSED, DAMAGED}), _check, call)
 
     @staticmethod
-    def _content(rng: np.random.Generator) -> tuple[str, bytes]:
+    def content(rng: np.random.Generator) -> tuple[str, bytes]:
+        """How an image was made, and the file."""
         draw = rng.random()
         if draw < _HUGE_SHARE:
             return huge(rng)

@@ -47,12 +47,12 @@ def browser() -> Iterator[Browser]:
 
 
 @contextlib.contextmanager
-def open_page(browser: Browser, path: Path, width: int, height: int, *, dark: bool = False) -> Iterator[Page]:
-    """A loaded page in a window of that size, in pixels."""
+def open_page(browser: Browser, place: Path | str, width: int, height: int, *, dark: bool = False) -> Iterator[Page]:
+    """A loaded page, of a file or an address, in a window of that size, in pixels."""
     with browser.new_page(
         viewport={"width": width, "height": height},
         color_scheme="dark" if dark else "light",
         is_mobile=width < _DESK,
     ) as page:
-        page.goto(path.as_uri())
+        page.goto(place if isinstance(place, str) else place.as_uri())
         yield page

@@ -234,6 +234,7 @@ def test_every_variable_is_set_unless_the_user_did(clean: pytest.MonkeyPatch, na
     telemetry.disable()
     assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
     assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "0"
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
 
 
 @pytest.mark.parametrize(("chosen", "expected"), [(None, ["off"]), ("0", []), ("1", [])])

@@ -59,7 +59,9 @@ class Unfinished:
             if not self.vectors.exists():
                 log.unlink(missing_ok=True)  # of a run that was killed after it moved the vectors to their place
             self._log = stack.enter_context(WorkFile(log, header))
-            descriptor = os.open(self.vectors, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+            # A link is refused: it would be moved to the output's place in the end, instead of the rows.
+            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+            descriptor = os.open(self.vectors, flags, 0o666)
             self._file: BinaryIO = stack.enter_context(os.fdopen(descriptor, "r+b"))
             self._restore(_npy_header(shape))
             self._stack = stack.pop_all()

@@ -14,6 +14,7 @@ from vitdeploy.bundle.configuration import Configuration
 from vitdeploy.bundle.external_data import check_external_data
 from vitdeploy.bundle.manifest import CONFIG, MANIFEST, Artifact, FileRecord, Manifest
 from vitdeploy.bundle.manifest_parser import parse_manifest
+from vitdeploy.bundle.signature import check_signature
 from vitdeploy.errors import BundleChangedError, BundleError, UsageError, VitDeployError, shown
 from vitdeploy.files.file_kinds import PROCESSOR_CONFIGS, is_model_file_name
 from vitdeploy.files.json_text import json_object, strict_json
@@ -48,8 +49,18 @@ class Bundle:
 
     @classmethod
     @typed
-    def open(cls, path: str | os.PathLike[str]) -> Bundle:
-        """Read the manifest in `path`; BundleError if it cannot be used. Other files are verified on use."""
+    def open(cls, path: str | os.PathLike[str], *, public_key: str | os.PathLike[str] | None = None) -> Bundle:
+        """Read the manifest in `path`. Other files are verified on use.
+
+        Args:
+            path: The bundle's folder.
+            public_key: Key that must have signed the manifest; see `vitdeploy.bundle.signature.check_signature`.
+
+        Raises:
+            BundleError: If the manifest cannot be used, or the key did not sign it.
+            InputError: If the key cannot be read.
+            MissingDependencyError: If a key is given, and model-signing is not installed.
+        """
         folder = Path(path)
         try:
             exists = (folder / MANIFEST).exists()
@@ -63,7 +74,15 @@ class Bundle:
             content = read_regular(file)
         except OSError as exc:
             raise BundleError(f"{file} cannot be read: {exc.strerror}", where=file, hint=EXPORT_AGAIN) from exc
-        return cls(folder, parse_manifest(json_object(file, content, BundleError, strict_json, EXPORT_AGAIN), file))
+        if public_key is not None:
+            check_signature(folder, content, public_key)
+        return cls.parse(folder, content)
+
+    @classmethod
+    def parse(cls, folder: Path, manifest: bytes) -> Bundle:
+        """The bundle in a folder with this content of its manifest; BundleError if it cannot be used."""
+        file = folder / MANIFEST
+        return cls(folder, parse_manifest(json_object(file, manifest, BundleError, strict_json, EXPORT_AGAIN), file))
 
     def reopened(self) -> Bundle:
         """Open the bundle that is now in the folder; it must have the same model and image processor.

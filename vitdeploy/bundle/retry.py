@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.bundle.signature import check_nothing_beside
 from vitdeploy.errors import BundleChangedError
 
 F = TypeVar("F", bound="Callable[..., Any]")
@@ -37,8 +38,14 @@ def retry_if_changed(function: F) -> F:
 
 
 @retry_if_changed
-def open_verified(path: str | os.PathLike[str]) -> Bundle:
-    """A bundle with all files verified; BundleError as `Bundle.open` and `Bundle.verify`."""
-    bundle = Bundle.open(path)
+def open_verified(path: str | os.PathLike[str], *, public_key: str | os.PathLike[str] | None = None) -> Bundle:
+    """A bundle with all files verified; with a public key, signed by it and without further files.
+
+    Raises:
+        BundleError: As `Bundle.open`, `Bundle.verify` and `check_nothing_beside`.
+    """
+    bundle = Bundle.open(path, public_key=public_key)
     bundle.verify()
+    if public_key is not None:
+        check_nothing_beside(bundle.path, bundle.manifest)
     return bundle

@@ -41,6 +41,7 @@ COMMANDS = {
     "serve": ("vitdeploy.cli.serve:serve", "Serve a bundle with Triton Inference Server."),
     "pack": ("vitdeploy.cli.packing:pack", "Write a slim bundle: chosen artifacts, and the files that they need."),
     "push": ("vitdeploy.cli.push:push", "Push a bundle to a repository on the Hugging Face Hub."),
+    "sign": ("vitdeploy.cli.sign:sign", "Sign a bundle with a private key."),
     "verify": ("vitdeploy.cli.verify:verify", "Check every file of a bundle against its manifest."),
     "doctor": ("vitdeploy.cli.doctor:doctor", "Show working backends, and what the others need."),
     "demo": ("vitdeploy.cli.demo:demo", "Export, compare and time the embedded model, with a report."),

@@ -61,6 +61,7 @@ def embed(
     backend: str | None,
     precision: str | None,
     device: str | None,
+    public_key: str | None,
     revision: str | None,
     token: str | None,
     as_json: bool,
@@ -77,7 +78,10 @@ def embed(
     from vitdeploy.batch.embed_job import embed as embed_images
     from vitdeploy.errors import ImageError
 
-    opening = {"backend": backend, "precision": precision, "device": device, "revision": revision, "token": token}
+    opening = {
+        "backend": backend, "precision": precision, "device": device, "public_key": public_key, "revision": revision,
+        "token": token,
+    }  # fmt: skip
     with open_predictor(bundle, **opening) as predictor, CommandProgress("images") as progress:
         result = embed_images(predictor, images, output, progress=progress, **options)
     opened = predictor.details

@@ -9,7 +9,7 @@ import click
 
 from vitdeploy.cli import synonyms
 from vitdeploy.cli.command import option
-from vitdeploy.cli.output import one_line, read_device
+from vitdeploy.cli.output import PATH, one_line, read_device
 from vitdeploy.runtimes import BACKENDS
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ _OPTIONS = (
         "fp32.",
     ),
     option("--device", callback=read_device, help="cpu, cuda or cuda:1. Default: cpu; cuda for an engine."),
+    option("--public-key", type=PATH, help="PEM file of the key that must have signed the bundle; see sign."),
     option("--revision", group="Hub", help="Branch, tag or commit of a bundle on the Hub."),
     option(
         "--token", envvar="HF_TOKEN", group="Hub", help="Hub token, for a private or gated bundle.  [env: HF_TOKEN]"

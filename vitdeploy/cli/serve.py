@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +13,21 @@ from vitdeploy.cli.output import PATH, json_option, one_line, print_json, print_
 from vitdeploy.cli.process import print_error
 from vitdeploy.cli.value_options import values_from_options
 from vitdeploy.cli.verbosity import is_verbose
-from vitdeploy.errors import VitDeployError
+from vitdeploy.errors import UsageError, VitDeployError
 from vitdeploy.serving.model_repository.python_options import DEFAULTS, PythonBackend
 from vitdeploy.serving.server import server_options
 from vitdeploy.serving.server.server_options import ServerOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from vitdeploy.serving.server.bundle_server import BundleServer
 
 
 @command(
     examples=(
         "serve vit",
+        "serve vit --page",
         "serve vit --precision int8 --max-batch-size 16 --max-delay 5",
         "serve vit --triton /opt/tritonserver --http-port 9000",
     )
@@ -34,12 +38,19 @@ if TYPE_CHECKING:
     "--repository", type=PATH,
     help="Folder for Triton's model repository, whose other models are served too. Default: a temporary one.",
 )  # fmt: skip
+@option("--page", is_flag=True, help="Also serve a page for browsers on this machine: drop an image, see the answer.")
+@option(
+    "--page-port", type=click.IntRange(0, 65_535), default=8003, show_default=True, metavar="N",
+    help="Port of the page; 0 for a free one.",
+)  # fmt: skip
 @values_from_options(python=PythonBackend, server=ServerOptions)
 @json_option
 def serve(
     bundle: str,
     name: str | None,
     repository: str | None,
+    page: bool,
+    page_port: int,
     python: PythonBackend | None,
     server: ServerOptions | None,
     as_json: bool,
@@ -52,15 +63,22 @@ def serve(
     A new export of the bundle, or SIGHUP, is served once it is verified and warm; the version before answers until
     then, and goes on if the new one fails. SIGTERM and SIGINT end it: requests in progress are answered.
     """
+    from vitdeploy.serving.page.served_page import page_of
     from vitdeploy.serving.server.bundle_server import BundleServer
 
-    with BundleServer(
-        bundle, python or DEFAULTS, server or server_options.DEFAULTS, name=name, repository=repository,
-        verbose=is_verbose(),
-    ) as running:  # fmt: skip
+    if page and python is not None and python.input != PythonBackend.input:
+        raise UsageError("the page sends encoded images", what="page", found=python.input, hint="leave --input out")
+    with contextlib.ExitStack() as stack:
+        running = BundleServer(
+            bundle, python or DEFAULTS, server or server_options.DEFAULTS, name=name, repository=repository,
+            verbose=is_verbose(),
+        )  # fmt: skip
+        stack.enter_context(running)
         _handle_signals(running)
+        opened = stack.enter_context(page_of(running, bundle, page_port)) if page else None
         if running.wait_until_ready():
-            _describe(bundle, running, as_json)
+            addresses = {**running.addresses, **({} if opened is None else {"page": opened.url})}
+            _describe(bundle, running, addresses, as_json)
             running.run(_report)
 
 
@@ -77,12 +95,12 @@ def _handle_signals(server: BundleServer) -> None:
         signal.signal(signal.SIGHUP, reload)
 
 
-def _describe(bundle: str, server: BundleServer, as_json: bool) -> None:
+def _describe(bundle: str, server: BundleServer, addresses: Mapping[str, str], as_json: bool) -> None:
     if as_json:
-        print_json({"bundle": bundle, **server.to_dict()})
+        print_json({"bundle": bundle, **server.to_dict(), "addresses": {**addresses}})
         return
-    rows = [(name, address) for name, address in server.addresses.items()]
-    print_table(f"{server.model.artifact} of {bundle} as {server.model.name}", ("protocol", "address"), rows)
+    title = f"{server.model.artifact} of {bundle} as {server.model.name}"
+    print_table(title, ("protocol", "address"), list(addresses.items()))
 
 
 def _report(event: str | VitDeployError) -> None:

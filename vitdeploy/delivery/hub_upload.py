@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import MANIFEST, Manifest
 from vitdeploy.bundle.retry import retry_if_changed
+from vitdeploy.bundle.signature import SIGNATURE, check_current, read_signature
 from vitdeploy.delivery.model_card import CARD, model_card
 from vitdeploy.errors import BundleError, HubError, InputError, MissingDependencyError, UsageError, readable
 from vitdeploy.files.regular_file import read_regular
@@ -70,8 +71,9 @@ def push(
 ) -> PushedBundle:
     """Push a bundle to a model repository on the Hub, in one commit, with a model card from its manifest.
 
-    Every file is verified first. The repository and the branch are created if missing. An earlier bundle, of any model,
-    is replaced: files of it that this one lacks are removed; other files stay. An existing README.md is kept.
+    Every file is verified first, and a signature is pushed along. The repository and the branch are created if missing.
+    An earlier bundle, of any model, is replaced: files of it that this one lacks are removed; other files stay. An
+    existing README.md is kept.
 
     Args:
         bundle: The bundle or its folder.
@@ -84,7 +86,7 @@ def push(
         progress: Receives each step.
 
     Raises:
-        BundleError: If there is no bundle, or one of its files was altered.
+        BundleError: If there is no bundle, one of its files was altered, or its signature is of another manifest.
         InputError: If the bundle's README.md is not text.
         UsageError: If an argument is invalid, or the repository has another visibility, or is no bundle and has files
             of these names.
@@ -113,6 +115,10 @@ def push(
         names, parent = listed(there), _commit_id(there.sha)
         stale = _stale(opened, name, names, parent, token)
         added: dict[str, Any] = {MANIFEST: opened.manifest.to_json().encode()}
+        signature = read_signature(opened.path)
+        if signature is not None:
+            check_current(opened.path, signature, added[MANIFEST])
+            added[SIGNATURE] = signature
         card = "kept" if CARD in names and not replace_card else "written" if own_card is None else "own"
         if card != "kept":
             added[CARD] = model_card(opened, name).encode() if own_card is None else own_card
@@ -158,7 +164,7 @@ def _stale(bundle: Bundle, name: str, names: set[str], commit: str, token: str |
     taken = sorted(new & names)
     before = _manifest_of(name, commit, token) if MANIFEST in names else None
     if before is not None:
-        return sorted({record.path for record in before.records} & names - new)
+        return sorted({SIGNATURE, *(record.path for record in before.records)} & names - new)
     if taken and bundle.manifest.source.id != name:
         raise UsageError(
             f"'{name}' holds other files, which would be overwritten: {', '.join(taken)}",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vitdeploy import predictor
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import MANIFEST
+from vitdeploy.bundle.signature import SIGNATURE
 from vitdeploy.errors import BundleError, HubError, NoReferenceError, UsageError
 from vitdeploy.predictor import Predictor, files_to_open
 from vitdeploy.runtimes.choice import choose, differing, loads, tuned_choice
@@ -28,6 +29,7 @@ def load(
     device: str | None = None,
     revision: str | None = None,
     token: str | None = None,
+    public_key: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> Predictor:
     """Open a bundle for prediction. Each file is verified before use.
@@ -45,6 +47,8 @@ def load(
         device: "cpu", "cuda" or "cuda:1". Default: "cpu", or "cuda" for an engine.
         revision: A branch, tag or commit on the Hub.
         token: Access token for a private or gated repository. Default: the token from `hf auth login`.
+        public_key: PEM file of the key that must have signed the bundle, see `vitdeploy.sign`. Its signature is checked
+            before the manifest is parsed. Default: signatures are not checked.
         options: Runtime options of the backend, such as `intra_op_threads` for onnxruntime.
 
     Warns:
@@ -52,14 +56,16 @@ def load(
             cannot run here and the usual one is opened instead; the reason is in `Predictor.details`.
 
     Raises:
-        BundleError: If there is no bundle, or one of its files was altered.
+        BundleError: If there is no bundle, one of its files was altered, or the public key did not sign it.
+        InputError: If the public key cannot be read.
         CheckpointError: If the Hub has no such repository or revision, or a file was damaged in transit.
         HubError: If the Hub refuses the request, or cannot be reached and the cache has no complete copy.
         UsageError: If an argument is invalid.
-        MissingDependencyError: If the backend's library is not installed; or huggingface_hub, for a Hub id.
+        MissingDependencyError: If the backend's library is not installed; or huggingface_hub, for a Hub id; or
+            model-signing, for a public key.
         DeviceError: If the device is not available.
     """
-    opening = {"backend": backend, "precision": precision, "device": device, **options}
+    opening = {"backend": backend, "precision": precision, "device": device, "public_key": public_key, **options}
     if not is_hub_id(path):
         if revision is not None:
             raise UsageError(
@@ -72,7 +78,8 @@ def load(
 
     def choose_files(files: Files) -> Choice:
         manifest = _located(files, MANIFEST)
-        bundle = Bundle.open(manifest.parent)
+        signature = [] if public_key is None else [_located(files, SIGNATURE)]
+        bundle = Bundle.open(manifest.parent, public_key=public_key)
         usual = choose(bundle, backend, precision)
         records = files_to_open(bundle, usual.backend, usual.precision)
         tuned = tuned_choice(bundle, backend, precision, device, options)
@@ -80,7 +87,7 @@ def load(
             first = files_to_open(bundle.with_only(tuned[1]), tuned[0].backend, tuned[1].precision)
             records = (*first, *(records if differing(tuned[0]) else ()))  # on another machine it may not run
         paths = dict.fromkeys(record.path for record in records)
-        return Choice((manifest, *(_located(files, path) for path in paths)))
+        return Choice((manifest, *signature, *(_located(files, path) for path in paths)))
 
     name = os.fspath(path)
     try:
@@ -116,6 +123,8 @@ def _located(files: Files, name: str) -> Path:
     if path is None:
         if name == MANIFEST:
             problem, hint = f"{files.label} is not a vitdeploy bundle (no {MANIFEST})", "vitdeploy export makes one"
+        elif name == SIGNATURE:
+            problem, hint = f"{files.label} is not signed (no {SIGNATURE})", "sign the bundle, and push it again"
         else:
             problem, hint = f"{files.label} has no {name}, which its {MANIFEST} names", "push the bundle again"
         raise BundleError(problem, what=name, where=files.label, hint=hint)

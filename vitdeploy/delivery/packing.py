@@ -13,6 +13,7 @@ from vitdeploy.assess.runs.targets import reference_backend
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import MANIFEST, FileRecord, Manifest, PackedFrom
 from vitdeploy.bundle.retry import retry_if_changed
+from vitdeploy.bundle.signature import unrecorded
 from vitdeploy.bundle.staging import check_target
 from vitdeploy.errors import BundleChangedError, UsageError, readable
 from vitdeploy.files.atomic import replace_folder, staged_folder, sync
@@ -28,7 +29,8 @@ def pack(
 ) -> Bundle:
     """Write a bundle with these artifacts, the configuration, the image processor and the labels.
 
-    The reference's weights are omitted unless "torch" is among the artifacts. The manifest keeps source, options and
+    The reference's weights are omitted unless "torch" is among the artifacts. A signature is not copied: it is of the
+    whole bundle's manifest. The manifest keeps source, options and
     validation, and records omitted files. The same bundle and artifacts give the same bytes.
 
     Args:
@@ -112,10 +114,5 @@ def _problem_of(target: Path) -> str | None:
     manifest = Bundle.open(target).manifest
     if manifest.packed_from is None:
         return "it is a bundle that was exported, not packed"
-    named = {MANIFEST, *(record.path for record in manifest.records)}
-    others = sorted(
-        path.relative_to(target).as_posix()
-        for path in target.rglob("*")
-        if (path.is_symlink() or not path.is_dir()) and path.relative_to(target).as_posix() not in named
-    )
+    others = unrecorded(target, manifest)
     return f"it holds {others[0]}, which is not part of the bundle" if others else None

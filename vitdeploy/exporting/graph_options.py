@@ -43,6 +43,11 @@ class GraphOptions:
         choices=("onnxruntime",),
         unset="a graph for every runtime",
     )
+    external_data: bool = option(
+        False,
+        "Write the weights to a file beside the ONNX graph. Processes that open it with prepack=False share one copy "
+        "in memory.",
+    )
     keep_fp32: tuple[str, ...] | Sequence[str] = option(
         (),
         "Layers, parts or nodes that stay float32 in a lower precision; vitdeploy debug prints their names.",
@@ -191,6 +196,7 @@ def spec_of(
         io_dtype=graph.io_dtype,
         opset=graph.opset,
         optimize=graph.optimize,
+        external_data=graph.external_data,
         keep_fp32=tuple(graph.keep_fp32),
         target=target,
         scheme=scheme,

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 
 # Read when the library is imported. onnxruntime: Privacy.md in its package. huggingface_hub: its page "Environment
 # variables"; transformers and hf_xet read it too. torch, onnx, onnxscript, safetensors and TensorRT report nothing.
+# Ray reads its variable when a cluster is started: its page "Usage Stats Collection".
 _ONNXRUNTIME = "ORT_DISABLE_TELEMETRY"
-VARIABLES = (_ONNXRUNTIME, "HF_HUB_DISABLE_TELEMETRY")
+VARIABLES = {_ONNXRUNTIME: "1", "HF_HUB_DISABLE_TELEMETRY": "1", "RAY_USAGE_STATS_ENABLED": "0"}
 _OPENVINO, _REPORTER = "openvino", "openvino_telemetry"
 
 
@@ -21,8 +22,8 @@ def disable() -> None:
     later events can be stopped.
     """
     undecided = _ONNXRUNTIME not in os.environ
-    for name in VARIABLES:
-        os.environ.setdefault(name, "1")
+    for name, off in VARIABLES.items():
+        os.environ.setdefault(name, off)
     # Missing while another thread imports the library, or in a module that only has its name.
     stop = getattr(sys.modules.get("onnxruntime"), "disable_telemetry_events", None)
     if undecided and stop is not None:

@@ -27,6 +27,9 @@ from small_graphs import graph_of
 
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.errors import BundleError, DeviceError, UsageError
+from vitdeploy.exporting.graph_options import GraphOptions
+from vitdeploy.exporting.options import SourceOptions
+from vitdeploy.exporting.workflow import export
 from vitdeploy.runtimes import open_runtime
 from vitdeploy.runtimes.onnxrt import runtime as onnxrt
 from vitdeploy.runtimes.onnxrt import session as onnxrt_session
@@ -498,3 +501,50 @@ def test_a_relu_before_float8_stays(tmp_path: Path) -> None:
     with OnnxRuntime(tmp_path / "relu.onnx") as runtime:
         y = runtime.run({"x": np.array([[-1, -0.5, 0.5, 1]], np.float32)})["y"]
     assert y.tolist() == [[0, 0, 0.5, 1]]
+
+
+@pytest.mark.parametrize("io_binding", [False, True])
+def test_memory_goes_back_after_each_run_if_asked(bundle: Bundle, io_binding: bool) -> None:
+    def shrunk(settings: ort.RunOptions | None) -> str:
+        return "" if settings is None else settings.get_run_config_entry("memory.enable_memory_arena_shrinkage")
+
+    arrays = make_feeds(tiny_model(), 3)
+    outputs = {"logits": np.empty((3, 3), np.float32)}
+    found, asked = [], []
+    for shrinks in (False, True):
+        options = {"shrink_memory": shrinks, "io_binding": io_binding}
+        with open_runtime(bundle, "onnxruntime", options) as runtime:
+            assert isinstance(runtime, OnnxRuntime)
+            assert runtime.details["shrink_memory"] is shrinks
+            found.append(runtime.run(arrays)["logits"])
+            runtime.run_device(arrays, outputs)
+            np.testing.assert_array_equal(outputs["logits"], found[-1])
+            asked.append(shrunk(runtime._run_options))
+    np.testing.assert_array_equal(found[0], found[1])
+    assert asked == ["", "cpu:0"]
+
+
+def test_only_the_memory_of_the_cpu_goes_back(probe: Path) -> None:
+    with raises(UsageError, what="shrink_memory", expected=(CPU,), found=(CUDA,)):
+        OnnxRuntime(probe, OnnxRuntimeOptions(providers=(CUDA,), shrink_memory=True))
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
+def test_external_data_is_mapped_where_it_is_not_laid_out_anew(tmp_path: Path) -> None:
+    def mapped() -> bool:
+        return str(data) in Path("/proc/self/maps").read_text(encoding="utf-8")
+
+    place = tmp_path / "out"
+    source = SourceOptions(random_weights="vit-tiny-patch16-32")
+    exported = export(output=place, source=source, graph=GraphOptions(external_data=True))
+    files = [record.path for record in exported.artifact("onnx", "fp32").files]
+    assert files == ["onnx/model.onnx", "onnx/model.onnx.data"]
+    data = (place / files[1]).resolve()
+    assert not mapped()
+    images = {"pixel_values": np.ones((2, 3, 32, 32), np.float32)}
+    with open_runtime(exported, "onnxruntime", {"prepack": False}) as runtime:
+        assert mapped()
+        first = runtime.run(images)["logits"]
+    assert not mapped()
+    with open_runtime(exported, "onnxruntime") as runtime:
+        np.testing.assert_allclose(runtime.run(images)["logits"], first, rtol=0, atol=1e-5)  # sums of another order

@@ -98,6 +98,16 @@ def test_a_cancelled_image_gives_its_place_to_another(queue: RequestQueue, clock
     assert queue.statistics().cancelled == 2
 
 
+def test_a_queue_without_images_holds_no_predictor(queue: RequestQueue, clock: Clock) -> None:
+    """One that was replaced is closed by then; its memory is free once nothing refers to it."""
+    cancelled, _ = put(queue, 4, 8)
+    cancelled.future.cancel()
+    queue.settle(cancelled)
+    clock.now = 1.0
+    assert len(queue.take() or ()) == 1
+    assert not queue._groups
+
+
 def test_an_image_that_was_cancelled_while_it_was_read_does_not_run(queue: RequestQueue) -> None:
     request = Request(b"")
     queue.accept([request])

@@ -25,6 +25,8 @@ PURPOSES = {
     "tensorrt": "build and run TensorRT engines",
     "tensorrt-rtx": "build and run TensorRT-RTX engines",
     "parquet": "read labelled data from Parquet files",
+    "signing": "sign bundles, and check signatures",
+    "ray": "run jobs on Ray Data, and serve with Ray Serve",
     "demo": "export, and write HTML reports",
 }
 _FOR_DEVELOPERS = frozenset({"dev", "docs"})

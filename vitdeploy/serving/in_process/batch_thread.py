@@ -49,18 +49,27 @@ def _end(queue: RequestQueue, thread: threading.Thread, process: int, *, drain: 
 
 
 def _run_batches(queue: RequestQueue) -> None:
-    while (batch := queue.take()) is not None:
-        running = [
-            (request.future, request.prepared)
-            for request in batch
-            if request.future.set_running_or_notify_cancel() and request.prepared is not None
-        ]
-        if running:
-            queue.add_batch(len(running))
-            run_batch(running)
+    while _run_next(queue):
+        pass
 
 
-def run_batch(batch: Sequence[tuple[Future[Any], PreparedImage]]) -> None:
+def _run_next(queue: RequestQueue) -> bool:
+    """Run the next batch; False if there will be none. A function, so that an idle thread holds no batch."""
+    batch = queue.take()
+    if batch is None:
+        return False
+    running = [
+        (request.future, request.prepared)
+        for request in batch
+        if request.future.set_running_or_notify_cancel() and request.prepared is not None
+    ]
+    if running:
+        queue.add_batch(len(running))
+        _run(running)
+    return True
+
+
+def _run(batch: Sequence[tuple[Future[Any], PreparedImage]]) -> None:
     """Run images of one group, and complete their futures, which are running."""
     predictor = batch[0][1].group.predictor
     try:

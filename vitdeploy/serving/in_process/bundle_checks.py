@@ -41,5 +41,5 @@ def check_same_answers(new: Predictor, old: Predictor, *, allow_new_labels: bool
         if found != expected:
             bundle = new.details.get("bundle")
             message = f"{bundle}: the new bundle has other {what}: {shown(found, 80)} instead of {shown(expected, 80)}"
-            hint = "set allow_new_labels for a model with other classes" if what != "outputs" else "restart for it"
+            hint = "start the application anew for it" if what == "outputs" else "set allow_new_labels if that is meant"
             raise BundleError(message, what=what, where=bundle, expected=expected, found=found, hint=hint)

@@ -62,15 +62,15 @@ class _Opened:
 class ReloadingPredictor:
     """A predictor that opens its bundle again when that was replaced, without a gap.
 
-    A new bundle comes into use once its checksums are verified, it has the labels of the old one, an image of noise has
-    finite outputs, and it is warm. Requests in progress end with the old one, which is then closed. A bundle that is
-    refused changes nothing. Both are in memory meanwhile.
+    A new bundle comes into use once its checksums are verified, it has the outputs and labels of the old one, an image
+    of noise has finite outputs, and it is warm. Requests in progress end with the old one, which is then closed. A
+    bundle that is refused changes nothing. Both are in memory meanwhile.
 
     A context manager. In a forked child it refuses every call: make it after the fork.
 
     Args:
         path: The bundle's folder, which an export replaces in one step, or a link to it.
-        allow_new_labels: Accept a bundle with other labels.
+        allow_new_labels: Accept a bundle with other labels, and so with another problem type and other output shapes.
         batch_sizes: Images per run of the warm-up; see `Predictor.warm_up`.
         image_sizes: (height, width) of the model's input in the warm-up; see `Predictor.warm_up`.
         watch: Seconds between looks at the bundle's manifest; a new one is reloaded, and a failure logged and tried

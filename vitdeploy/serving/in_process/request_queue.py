@@ -124,7 +124,10 @@ class RequestQueue:
             if request in self._waiting:
                 self._waiting.remove(request)
                 if request.prepared is not None:
-                    self._groups[request.prepared.group].remove(request)
+                    group = request.prepared.group
+                    self._groups[group].remove(request)
+                    if not self._groups[group]:
+                        del self._groups[group]  # it holds its predictor
                 self._changed.notify_all()
             if future.cancelled():
                 self._counters.cancelled += 1
@@ -142,7 +145,7 @@ class RequestQueue:
         with self._changed:
             while self._waiting or not self._closed:
                 now = self._clock()
-                oldest = {group: requests[0].queued_s for group, requests in self._groups.items() if requests}
+                oldest = {group: requests[0].queued_s for group, requests in self._groups.items()}
                 due = [group for group, queued_s in oldest.items() if self._is_due(group, now - queued_s)]
                 if due:
                     return self._pop(min(due, key=oldest.__getitem__))

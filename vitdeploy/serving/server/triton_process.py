@@ -27,6 +27,7 @@ from vitdeploy.serving.server.server_options import ServerOptions
 _ANSWER_S = 5.0  # for Triton's answers about itself
 _KILL_S = 10.0  # after the timeout that Triton knows of
 _KEPT_LINES = 40
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  (where Triton's Python backend has it)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _EVERY = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104  (to what a client connects instead)
 # Over shared memory, traces and log settings a client could read and write the server's memory and files.
@@ -59,6 +60,7 @@ class TritonProcess:
 
     Attributes:
         ports: Where it listens.
+        client_host: Address under which this machine reaches it.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class TritonProcess:
         verbose: bool = False,
     ) -> None:
         self._options, self._verbose = options, verbose
-        self._host = _EVERY.get(options.host, options.host)
+        self.client_host = _EVERY.get(options.host, options.host)
         self._id = f"vitdeploy-{secrets.token_hex(8)}"  # another server may listen on the port
         self.ports = Ports(*_ports(options))
         self._lines: collections.deque[str] = collections.deque(maxlen=_KEPT_LINES)
@@ -133,8 +135,8 @@ class TritonProcess:
 
     def ended(self) -> UnavailableError:
         """The error for a Triton that ended by itself."""
-        self._reader.join(_ANSWER_S)
         code = self._process.wait()
+        self._end_backend()
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         return UnavailableError(f"Triton ended {how}{self._last_words()}", what="triton", found=code)
 
@@ -153,9 +155,20 @@ class TritonProcess:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+        self._end_backend()
+
+    def _end_backend(self) -> None:
+        """End the model's processes that a killed Triton left, and remove their memory.
+
+        They notice its end by themselves, unless it held a lock that they wait for.
+        """
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)  # the group of a session that this process began
         self._reader.join(_ANSWER_S)
         if self._process.stdout is not None and not self._reader.is_alive():
             self._process.stdout.close()
+        for path in _SHARED_MEMORY.glob(f"{self._id}*"):
+            path.unlink(missing_ok=True)
 
     def _arguments(self, repository: Path, backends: Path | None) -> list[str]:
         options, ports = self._options, self.ports
@@ -168,6 +181,7 @@ class TritonProcess:
             "--repository-poll-secs=1",
             "--disable-auto-complete-config",
             "--strict-readiness=false",  # a bundle whose reload fails leaves the version before, which is ready
+            f"--backend-config=python,shm-region-prefix-name={self._id}-",
             *([] if backends is None else [f"--backend-directory={backends}"]),
             f"--http-address={options.host}",
             f"--http-port={ports.http}",
@@ -190,7 +204,7 @@ class TritonProcess:
 
     def _ask(self, method: str, path: str) -> Any:
         """Triton's answer; None if there is none."""
-        connection = http.client.HTTPConnection(self._host, self.ports.http, timeout=_ANSWER_S)
+        connection = http.client.HTTPConnection(self.client_host, self.ports.http, timeout=_ANSWER_S)
         try:
             connection.request(method, path)
             response = connection.getresponse()

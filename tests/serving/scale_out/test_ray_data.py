@@ -1,0 +1,140 @@
+"""Jobs on a local Ray of several processes, which are killed: no row is missing, and none is twice."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as pd
+import pyarrow.parquet as pq
+import pytest
+from environments import ROOT, environment, run
+
+import vitdeploy
+from vitdeploy.assets import held_out_images
+from vitdeploy.bundle.bundle import Bundle
+
+ROWS, FILES = 4000, 40
+SCRIPT, EXAMPLE = ROOT / "tests/support/ray_jobs.py", ROOT / "examples/ray/batch_job.py"
+
+
+@dataclasses.dataclass(frozen=True)
+class RayJobs:
+    """The interpreter with Ray, and a place for its files."""
+
+    python: Path
+    bundle: Path
+    environ: dict[str, str]
+
+    def run(self, *arguments: str | Path) -> Any:
+        """The result of a script, the last line that it prints."""
+        return json.loads(run(self.python, *arguments, **self.environ).splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def ray_jobs(digits: Bundle) -> Iterator[RayJobs]:
+    python = environment("ray")
+    folder = tempfile.mkdtemp(prefix="ray-")  # a short path: those of sockets have 107 bytes at most
+    yield RayJobs(python, digits.path, {"PYTHONPATH": str(ROOT), "RAY_TMPDIR": folder, "HOME": folder})
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def images() -> list[bytes]:
+    """Different images, two of them damaged."""
+    images = [path.read_bytes() for path in sorted(held_out_images().rglob("*.png"))]
+    images[5], images[17] = images[5][:60], b""
+    return images
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory, images: list[bytes]) -> Path:
+    folder = tmp_path_factory.mktemp("rows")
+    for file in range(FILES):
+        ids = range(file * ROWS // FILES, (file + 1) * ROWS // FILES)
+        column = pa.array([images[number % len(images)] for number in ids], pa.binary())
+        pq.write_table(pa.table({"id": list(ids), "image": column}), folder / f"{file:03}.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(digits: Bundle, images: list[bytes]) -> list[dict[str, Any]]:
+    """Rows of all images, by `Predictor.predict`."""
+    with vitdeploy.load(digits.path, backend="onnxruntime", intra_op_threads=1) as predictor:
+        good = [image for number, image in enumerate(images) if number not in (5, 17)]
+        answers = iter(predictor.predict(good, top_k=1))
+    none = {"label": None, "index": None, "score": None}
+    return [none if number in (5, 17) else next(answers)[0].to_dict() for number in range(len(images))]
+
+
+def _rows(output: Path, key: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pd.dataset(output, format="parquet").to_table().sort_by(key).to_pylist()
+    return rows
+
+
+def _check(found: list[dict[str, Any]], key: str, ids: list[Any], expected: list[dict[str, Any]]) -> None:
+    assert [row.pop(key) for row in found] == ids
+    assert [bool(row.pop("error")) for row in found] == [row["label"] is None for row in expected]
+    assert found == expected
+
+
+def test_rows_are_those_of_predict_though_actors_are_killed(
+    ray_jobs: RayJobs, rows: Path, images: list[bytes], expected: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    (folder := tmp_path / "images").mkdir()
+    with tarfile.open(tmp_path / "shard.tar", "w") as archive:
+        for number, image in enumerate(images[:30]):
+            (folder / f"{number:03}.png").write_bytes(image)
+            for ending, content in (("png", image), ("cls", b"3")):
+                member = tarfile.TarInfo(f"{number:03}.{ending}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    jobs = [
+        {"kind": "parquet", "path": str(rows), "output": str(tmp_path / "killed"), "kills": 2},
+        {"kind": "files", "path": str(folder), "output": str(tmp_path / "files")},
+        {"kind": "tar", "path": str(tmp_path / "shard.tar"), "output": str(tmp_path / "tar")},
+    ]
+    killed, files, tar = ray_jobs.run(SCRIPT, ray_jobs.bundle, json.dumps(jobs))
+    everything = [expected[number % len(images)] for number in range(ROWS)]
+    bad = sum(row["label"] is None for row in everything)
+    assert killed == {"output": str(tmp_path / "killed"), "rows": ROWS, "failed": bad, "resumed": 0, "killed": 2}
+    _check(_rows(tmp_path / "killed", "id"), "id", list(range(ROWS)), everything)
+    assert (files["rows"], files["failed"], tar["rows"], tar["failed"]) == (30, 2, 30, 2)
+    paths = [str(path) for path in sorted(folder.iterdir())]
+    _check(_rows(tmp_path / "files", "path"), "path", paths, expected[:30])
+    keys = [f"{tmp_path / 'shard.tar'}#{number:03}" for number in range(30)]
+    _check(_rows(tmp_path / "tar", "key"), "key", keys, expected[:30])
+
+
+def test_a_killed_job_goes_on(
+    ray_jobs: RayJobs, rows: Path, images: list[bytes], expected: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    output = tmp_path / "rows"
+    command: list[str | Path] = [EXAMPLE, "parquet", rows, "--bundle", ray_jobs.bundle, "--output", output]
+    command += ["--actors", "2", "--rows", "50", "--rows-per-file", "100", "--cpus", "4"]
+    unfinished = tmp_path / "rows.unfinished"
+    silent: dict[str, Any] = dict.fromkeys(("stdout", "stderr"), subprocess.DEVNULL)
+    environ = {**os.environ, **ray_jobs.environ}
+    with subprocess.Popen([ray_jobs.python, *command], env=environ, cwd="/", **silent) as driver:
+        while len(list(unfinished.glob("*/checkpoint/*.parquet"))) < 3:
+            assert driver.poll() is None, "it was over before the kill"
+            time.sleep(0.01)
+        driver.send_signal(signal.SIGKILL)
+    assert not output.exists()
+    result = ray_jobs.run(*command)
+    assert 0 < result["resumed"] < ROWS == result["rows"]
+    everything = [expected[number % len(images)] for number in range(ROWS)]
+    _check(_rows(output, "id"), "id", list(range(ROWS)), everything)
+    assert not unfinished.exists()

@@ -1,0 +1,143 @@
+"""The deployment on a local Ray Serve, over HTTP."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from environments import ROOT, environment
+from raising import raises
+
+import vitdeploy
+from vitdeploy.assets import default_checkpoint, held_out_images
+from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.errors import UsageError
+from vitdeploy.serving.scale_out.serve_config import ServeConfig
+from vitdeploy.specs import Task
+
+DEPLOYMENT = {
+    "max_ongoing_requests": 4, "max_queued_requests": 2, "ray_actor_options": {"num_cpus": 1},
+    "graceful_shutdown_timeout_s": 0.1,
+}  # fmt: skip
+_NEVER_S = 3600.0
+
+
+class Server:
+    """A process with Ray Serve."""
+
+    def __init__(self, process: subprocess.Popen[str], port: int) -> None:
+        self._process, self._port = process, port
+
+    def deploy(self, **config: Any) -> None:
+        """Change settings, and wait until they are in use."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(config) + "\n")
+        self._process.stdin.flush()
+        self.wait()
+
+    def wait(self) -> None:
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "RUNNING\n"
+
+    def post(self, body: bytes) -> tuple[int, Any]:
+        """Status and content of the answer to a body."""
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)) as connection:
+            connection.request("POST", "/", body)
+            response = connection.getresponse()
+            content = response.read()
+            return response.status, json.loads(content) if response.status != 503 else None
+
+
+@pytest.fixture(scope="module")
+def server(digits: Bundle) -> Iterator[Server]:
+    """The example, with Ray's files in a folder of a short path: those of sockets have 107 bytes at most."""
+    python, folder = environment("ray"), tempfile.mkdtemp(prefix="ray-")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": folder, "HOME": folder}
+    command: list[str | Path] = [
+        python,
+        ROOT / "examples/ray/serve_app.py",
+        digits.path,
+        "--port",
+        str(port),
+        "--cpus",
+        "2",
+    ]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(
+        [*command, "--deployment", json.dumps(DEPLOYMENT)], text=True, cwd="/", env=environ, **pipes
+    ) as process:
+        server = Server(process, port)
+        server.wait()
+        yield server
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(60) == 0
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def images() -> list[bytes]:
+    return [path.read_bytes() for path in sorted(held_out_images().rglob("*.png"))[:4]]
+
+
+def test_it_answers_refuses_batches_and_reloads(
+    server: Server, digits: Bundle, images: list[bytes], tmp_path: Path
+) -> None:
+    with vitdeploy.load(digits.path, backend="onnxruntime", intra_op_threads=1) as predictor:
+        expected = [{"predictions": [best.to_dict() for best in row]} for row in predictor.predict(images, top_k=5)]
+    assert [server.post(image) for image in images] == [(200, answer) for answer in expected]
+    for body in (b"", b"no image", images[0][:60]):
+        status, answer = server.post(body)
+        assert (status, list(answer)) == (422, ["error"])
+    server.deploy(max_body_bytes=100_000)
+    assert server.post(bytes(100_001))[0] == 413
+
+    # A batch that is not full is never run, so that four answers are one batch.
+    server.deploy(max_batch_size=4, batch_wait_timeout_s=_NEVER_S)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(server.post, images)) == [(200, answer) for answer in expected]
+
+    # Another bundle, whose vectors are asked for.
+    source = vitdeploy.SourceOptions(task=Task.FEATURES)
+    features = vitdeploy.export(default_checkpoint(), source=source, output=tmp_path / "features")
+    with vitdeploy.load(features.path, backend="onnxruntime", intra_op_threads=1) as predictor:
+        (vector,) = predictor.embed(images[0], normalize=True)
+    server.deploy(bundle=str(features.path), rows={"normalize": True}, batch_wait_timeout_s=0.01)
+    status, answer = server.post(images[0])
+    np.testing.assert_array_equal(np.array(answer["vector"], np.float32), vector)
+    server.deploy(version="2")
+    assert server.post(images[0]) == (status, answer)
+
+    # Four requests wait for a fifth, two wait for their turn, and all others are refused.
+    server.deploy(max_batch_size=5, batch_wait_timeout_s=_NEVER_S)
+    pool = concurrent.futures.ThreadPoolExecutor(8)
+    waiting = [pool.submit(server.post, images[0]) for _ in range(8)]
+    first = next(concurrent.futures.as_completed(waiting, timeout=60))
+    assert first.result()[0] == 503
+    pool.shutdown(wait=False, cancel_futures=True)
+
+
+def test_settings_are_checked() -> None:
+    with raises(UsageError, what="batch_size", found=0):
+        ServeConfig("bundle", max_batch_size=0)
+    with raises(UsageError, what="max_body_bytes", found=-1):
+        ServeConfig("bundle", max_body_bytes=-1)
+    with raises(UsageError, what="top_k", found=0):
+        ServeConfig("bundle", rows={"top_k": 0})
+    with pytest.raises(TypeError):
+        ServeConfig("bundle", rows={"topk": 5})

@@ -1,0 +1,172 @@
+"""Signatures of a bundle's manifest, whose checksums cover every other file.
+
+A signature is a Sigstore bundle by OpenSSF model-signing, `manifest.json.sig` beside the manifest. It is verified
+before the manifest is parsed. It covers neither the bundle's age (an older signed manifest with its files is accepted)
+nor files that the manifest does not record; vitdeploy opens none of those.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy.bundle.manifest import MANIFEST
+from vitdeploy.errors import BundleError, InputError, MissingDependencyError, UsageError, first_line, readable
+from vitdeploy.files.json_text import strict_json
+from vitdeploy.files.regular_file import read_regular
+from vitdeploy.system.typed_lines import typed_line
+
+if TYPE_CHECKING:
+    import os
+
+    from vitdeploy.bundle.manifest import Manifest
+
+SIGNATURE = f"{MANIFEST}.sig"
+_MOST_BYTES = 1 << 20
+# Files that may lie beside a bundle's own: the model card of a push, git's, and those of `hf download`.
+_BESIDE = ("README.md", ".git/", ".gitattributes", ".gitignore", ".github/", ".cache/huggingface/")
+
+
+def check_signature(folder: Path, manifest: bytes, public_key: str | os.PathLike[str]) -> None:
+    """Check that the holder of a private key signed a manifest.
+
+    Args:
+        folder: The bundle's folder, which has the signature.
+        manifest: Content of its manifest.
+        public_key: PEM file of the public key, on the curve P-256, P-384 or P-521.
+
+    Raises:
+        BundleError: If there is no signature, or it is damaged, or of another key or another manifest.
+        InputError: If the public key cannot be read.
+        MissingDependencyError: If model-signing is not installed.
+    """
+    signature = read_signature(folder)
+    path = folder / SIGNATURE
+    if signature is None:
+        message, hint = f"{folder} is not signed (no {SIGNATURE})", typed_line("sign", folder, "--private-key", "KEY")
+        raise BundleError(message, what="signature", where=path, hint=f"sign it: {hint}")
+    signed = signed_digest(path, signature)
+    with readable(public_key, "a public key"):
+        key = read_regular(public_key, _MOST_BYTES)
+    verifying = _model_signing().verifying
+    with tempfile.TemporaryDirectory() as private:  # the library reads files: those whose content is used here
+        copies = {name: Path(private, name) for name in (MANIFEST, SIGNATURE, "key")}
+        for copy, content in zip(copies.values(), (manifest, signature, key), strict=True):
+            copy.write_bytes(content)
+        try:
+            config = verifying.Config().use_elliptic_key_verifier(public_key=copies["key"])
+        except Exception as exc:
+            raise InputError(
+                f"{public_key} is not a public key: {first_line(exc)}", what="public_key", where=public_key,
+                expected="a public key on the curve P-256, P-384 or P-521, in PEM",
+                hint="make one of the private key: openssl pkey -in private.pem -pubout",
+            ) from exc  # fmt: skip
+        try:
+            config.verify(copies[MANIFEST], copies[SIGNATURE])
+        except Exception as exc:  # of a damaged signature, whatever the library's parsers raise
+            if signed != digest(manifest):
+                raise _stale(folder) from exc
+            raise BundleError(
+                f"{path} is not a signature by {public_key}: {first_line(exc)}", what="signature", where=path,
+                expected=str(public_key), hint="check which key signed the bundle, and where its files are from",
+            ) from exc  # fmt: skip
+
+
+def read_signature(folder: Path) -> bytes | None:
+    """Content of a bundle's signature; None if it has none; BundleError if it cannot be read."""
+    path = folder / SIGNATURE
+    try:
+        return read_regular(path, _MOST_BYTES)
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        raise BundleError(f"{path} cannot be read: {exc.strerror}", what="signature", where=path) from exc
+
+
+def check_current(folder: Path, signature: bytes, manifest: bytes) -> None:
+    """Raise BundleError if a signature is of another manifest; it is not verified."""
+    if signed_digest(folder / SIGNATURE, signature) != digest(manifest):
+        raise _stale(folder)
+
+
+def signed_digest(path: Path, signature: bytes) -> str:
+    """The digest that a signature states, see `digest`; BundleError if it is none of a single file."""
+    try:
+        data = strict_json(signature)
+        if not data["verificationMaterial"]["publicKey"]["hint"]:
+            raise ValueError("it does not state its key")
+        subjects: Any = strict_json(base64.b64decode(data["dsseEnvelope"]["payload"], validate=True))["subject"]
+        (subject,) = subjects
+        return str(subject["digest"]["sha256"])
+    except (ValueError, KeyError, TypeError, IndexError) as exc:
+        message = f"{path} is not a signature of model-signing: {type(exc).__name__} {first_line(exc)}"
+        raise BundleError(message, what="signature", where=path, hint="sign the bundle again") from exc
+
+
+def digest(manifest: bytes) -> str:
+    """Digest of a model that is one file, by model-signing: SHA-256 of the file's SHA-256, in hexadecimal."""
+    return hashlib.sha256(hashlib.sha256(manifest).digest()).hexdigest()
+
+
+def sign_manifest(manifest: bytes, private_key: str | os.PathLike[str]) -> bytes:
+    """The signature of a manifest.
+
+    Raises:
+        UsageError: If the private key cannot be used.
+        InputError: If it cannot be read.
+        MissingDependencyError: If model-signing is not installed.
+    """
+    with readable(private_key, "a private key"):
+        read_regular(private_key, _MOST_BYTES)  # refuses pipes, which the library would wait for
+    signing = _model_signing().signing
+    with tempfile.TemporaryDirectory() as private:
+        Path(private, MANIFEST).write_bytes(manifest)
+        try:
+            config = signing.Config().use_elliptic_key_signer(private_key=Path(private_key))
+        except Exception as exc:  # of the library's parsers
+            raise UsageError(
+                f"{private_key} is not a private key that can sign: {first_line(exc)}",
+                what="private_key", where=private_key, found=exc,
+                expected="a private key without a password, on the curve P-256, P-384 or P-521, in PEM",
+                hint="make one: openssl ecparam -name prime256v1 -genkey -noout -out private.pem",
+            ) from exc  # fmt: skip
+        config.sign(Path(private, MANIFEST), Path(private, SIGNATURE))
+        return Path(private, SIGNATURE).read_bytes()
+
+
+def check_nothing_beside(folder: Path, manifest: Manifest) -> None:
+    """Raise BundleError for a file that the manifest does not record, apart from git's and the model card."""
+    for name in unrecorded(folder, manifest):
+        if not name.startswith(_BESIDE):
+            raise BundleError(
+                f"{folder / name} is not recorded in {MANIFEST}, so no signature covers it",
+                what=name, where=folder / name, hint="remove it",
+            )  # fmt: skip
+
+
+def unrecorded(folder: Path, manifest: Manifest) -> list[str]:
+    """Files and links in a bundle's folder that are neither its manifest, nor its signature, nor recorded, sorted."""
+    named = {MANIFEST, SIGNATURE, *(record.path for record in manifest.records)}
+    paths = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted({path.relative_to(folder).as_posix() for path in paths} - named)
+
+
+def _stale(folder: Path) -> BundleError:
+    path = folder / SIGNATURE
+    return BundleError(
+        f"{folder / MANIFEST} was changed since it was signed (by another export, tune or verify --run, or tampering)",
+        what="signature", where=path, expected="the signature of this manifest",
+        hint=f"if the change is yours, sign it again: {typed_line('sign', folder, '--private-key', 'KEY')}",
+    )  # fmt: skip
+
+
+def _model_signing() -> Any:
+    try:
+        import model_signing.signing
+        import model_signing.verifying
+    except ImportError as exc:
+        raise MissingDependencyError("a signature", extra="signing") from exc
+    return model_signing

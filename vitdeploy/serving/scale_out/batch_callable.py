@@ -1,0 +1,219 @@
+"""Columns of images in, columns of predictions or vectors out: for Ray Data, Daft and Spark, and free of all three.
+
+numpy has no null: in the row of an image without a result, `error` has the reason, and the other columns have "", -1
+and NaN. In all other rows `error` is "".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.errors import ImageError, UsageError, check_count
+from vitdeploy.images.open import open_image
+from vitdeploy.images.processor import ImageProcessor
+from vitdeploy.predictor import Predictor, batch_size_for, check_batch_size, load, load_processor
+from vitdeploy.runtimes import BACKENDS, formats_of
+from vitdeploy.runtimes.choice import choose, tuned_choice
+from vitdeploy.serving.scale_out.result_columns import Columns, Labels, Vectors
+from vitdeploy.specs import PixelFormat, PixelStage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from typing_extensions import Self
+
+PIXELS, ERROR = "pixel_values", "error"
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeImages:
+    """First stage, for CPU tasks: decode and preprocess a column of images. Picklable; needs no bundle and no engine.
+
+    `pixel_values` (N, ...) and `error` (N,) replace the column. Pixels without an image are zero.
+
+    Attributes:
+        processor: The model's image processor, with a fixed output size.
+        pixels: The runtime's input format.
+        column: Name of the column: encoded images as bytes, decoded ones as uint8 arrays, or the dictionaries of a Hub
+            dataset, `{"bytes": ..., "path": ...}`.
+
+    Raises:
+        UsageError: If preprocessed images differ in size.
+    """
+
+    processor: ImageProcessor
+    pixels: PixelFormat
+    column: str = "image"
+
+    def __post_init__(self) -> None:
+        if self.pixels.stage is PixelStage.DECODED or self.processor.output_size is None:
+            raise UsageError(
+                "images of this model keep different sizes, a column of pixels takes one",
+                what="output_size", expected="a fixed size", found=self.processor.output_size,
+                hint="export it with a fixed image size and without its preprocessing",
+            )  # fmt: skip
+
+    @classmethod
+    def of(cls, bundle: str | os.PathLike[str], column: str = "image", **options: Any) -> Self:
+        """The first stage for the artifact that `vitdeploy.load` opens with these options, which need not run here."""
+        opened = Bundle.open(bundle)
+        chosen, _ = resolve(opened, options)
+        formats = formats_of(chosen["backend"])
+        pixels = opened.artifact(formats, chosen["precision"]).pixels if formats else PixelFormat()
+        return cls(load_processor(opened), pixels, column)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of a prepared image."""
+        height, width = self.processor.output_size or (0, 0)
+        return tuple(map(int, self.pixels.shape(self.processor.num_channels, (height, width))))
+
+    @property
+    def image_bytes(self) -> int:
+        """Size of a prepared image, in bytes."""
+        return math.prod(self.shape) * np.dtype(self.pixels.dtype).itemsize
+
+    def __call__(self, batch: Mapping[str, np.ndarray]) -> Columns:
+        """Decode a batch.
+
+        Raises:
+            UsageError: If there is no such column, or it holds no images.
+        """
+        if self.column not in batch:
+            names = tuple(batch)
+            message = f"the batch has no column {self.column!r}, only {', '.join(names) or 'none'}"
+            raise UsageError(message, what=self.column, expected=self.column, found=names)
+        images = batch[self.column]
+        pixel_values = np.zeros((len(images), *self.shape), self.pixels.dtype)
+        errors = np.full(len(images), "", object)
+        for row, image in enumerate(images):
+            try:
+                opened = open_image(_encoded(image), mode=self.processor.mode)
+                pixel_values[row] = self.processor(opened, pixels=self.pixels)[0]
+            except ImageError as exc:
+                errors[row] = str(exc)
+        return {**_without(batch, self.column), PIXELS: pixel_values, ERROR: errors}
+
+
+class BatchPredictor:
+    """Second stage, or both: a picklable callable that opens its bundle on first use, once in each process.
+
+    Args:
+        bundle: The bundle's folder, readable on every machine.
+        rows: Columns to compute. Default: `Labels()`.
+        column: Name of the column of images; see `DecodeImages`.
+        batch_size: Images per run. Default: the predictor's.
+        threads: CPU threads of the engine, for a process that has a share of the machine. Default: the backend's.
+        options: See `vitdeploy.load`: backend, precision, device, and options of the backend.
+    """
+
+    def __init__(
+        self,
+        bundle: str | os.PathLike[str],
+        *,
+        rows: Labels | Vectors | None = None,
+        column: str = "image",
+        batch_size: int | None = None,
+        threads: int | None = None,
+        **options: Any,
+    ) -> None:
+        if batch_size is not None:
+            check_batch_size(batch_size)
+        self.bundle, self.rows, self.column = os.fspath(bundle), rows or Labels(), column
+        self.batch_size, self.threads, self.options = batch_size, threads, options
+        self._opened: Predictor | None = None
+
+    @property
+    def predictor(self) -> Predictor:
+        """The predictor of this process; raises as `vitdeploy.load`."""
+        if self._opened is None:
+            options, tuned_size = self.options, None
+            if self.threads is not None:
+                options, tuned_size = resolve(Bundle.open(self.bundle), self.options, self.threads)
+            self._opened = load(self.bundle, **options)
+            self._opened.batch_size = self.batch_size or tuned_size or self._opened.batch_size
+        return self._opened
+
+    @property
+    def decoder(self) -> DecodeImages:
+        """The first stage."""
+        return DecodeImages(self.predictor.processor, self.predictor.runtime.pixels, self.column)
+
+    def __call__(self, batch: Mapping[str, np.ndarray]) -> Columns:
+        """Compute the rows of a batch of images, or of one that `DecodeImages` has prepared; other columns are kept.
+
+        Raises:
+            UsageError: If the columns or the options do not fit the model.
+            DeviceError: If the engine failed, for example out of memory.
+        """
+        prepared = batch if PIXELS in batch else self.decoder(batch)
+        pixel_values, errors = prepared[PIXELS], np.array(prepared[ERROR], object)
+        columns = self.rows.empty(self.predictor, len(errors))
+        readable = np.flatnonzero(errors == "")
+        size = batch_size_for(self.predictor.processor, self.predictor.runtime, self.predictor.batch_size)
+        for start in range(0, len(readable), size):
+            part = readable[start : start + size]
+            values = self.rows.compute(self.predictor, np.ascontiguousarray(pixel_values[part]))
+            finite = np.isfinite(values).all(axis=1)
+            errors[part[~finite]] = "the model gives NaN or infinite values for this image"
+            self.rows.put(columns, part[finite], values[finite], self.predictor)
+        return {**_without(prepared, PIXELS, ERROR), **columns, ERROR: errors}
+
+    def close(self) -> None:
+        """Close the runtime; the next call opens it again."""
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_opened": None}
+
+
+def resolve(
+    bundle: Bundle, options: Mapping[str, Any], threads: int | None = None
+) -> tuple[dict[str, Any], int | None]:
+    """Name what `load` opens with these options: its backend and precision, and the tuned choice's options.
+
+    Args:
+        bundle: The bundle.
+        options: See `vitdeploy.load`.
+        threads: CPU threads for the engine. Default: the backend's.
+
+    Returns:
+        Options of `load`, and the batch size if they are of the tuned choice.
+    """
+    names = ("backend", "precision", "device")
+    backend, precision, device = map(options.get, names)
+    given, batch_size = _without(options, *names), None
+    tuned = tuned_choice(bundle, backend, precision, device, given)
+    if tuned is None:
+        backend, precision = choose(bundle, backend, precision)[:2]
+    else:
+        choice, artifact = tuned
+        backend, precision, given, batch_size = choice.backend, artifact.precision, choice.options, choice.batch_size
+    option = BACKENDS[backend].threads_option if backend in BACKENDS else None
+    if threads is not None and option:
+        check_count("threads", threads)
+        given = {**given, option: threads}
+        if given.get("parallel_runs", 1) > threads:
+            given["parallel_runs"] = threads
+    return {"backend": backend, "precision": precision, "device": device, **given}, batch_size
+
+
+def _encoded(image: Any) -> Any:
+    """An image that an ImageProcessor takes; ImageError if there is none."""
+    if isinstance(image, dict):
+        image = image.get("bytes")
+    if image is None:
+        raise ImageError("the row has no image", what="image")
+    return image
+
+
+def _without(columns: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: column for name, column in columns.items() if name not in names}

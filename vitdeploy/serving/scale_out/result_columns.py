@@ -1,0 +1,82 @@
+"""The columns that are computed for images, predictions or vectors, and one image's result as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitdeploy.bundle.scores import ProblemType
+from vitdeploy.errors import check_count
+from vitdeploy.specs import Pool
+
+if TYPE_CHECKING:
+    from vitdeploy.predictor import Predictor
+
+Columns = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """Predictions: the columns `label`, `index` and `score`, (N,) for one prediction per image, (N, K) for more.
+
+    Attributes:
+        top_k: Classes per image, K, best first. A regression has all its outputs, in their order.
+    """
+
+    top_k: int = 1
+
+    def __post_init__(self) -> None:
+        check_count("top_k", self.top_k)
+
+    def empty(self, predictor: Predictor, count: int) -> Columns:
+        """Columns of `count` rows without results."""
+        regression = predictor.problem_type is ProblemType.REGRESSION
+        predictor.classes_asked(None if regression else self.top_k)  # raises if this is no classifier
+        classes = len(predictor.labels) if regression else min(self.top_k, len(predictor.labels))
+        shape = (count,) if classes == 1 else (count, classes)
+        return {
+            "label": np.full(shape, "", object), "index": np.full(shape, -1, np.int64),
+            "score": np.full(shape, np.nan, np.float32),
+        }  # fmt: skip
+
+    def compute(self, predictor: Predictor, pixel_values: np.ndarray) -> np.ndarray:
+        """Logits (N, num_labels)."""
+        return predictor.logits(pixel_values)
+
+    def put(self, columns: Columns, rows: np.ndarray, logits: np.ndarray, predictor: Predictor) -> None:
+        """Write the results of finite logits into these rows."""
+        for row, best in zip(rows, predictor.best(logits, self.top_k), strict=True):
+            for name, column in columns.items():
+                values = [getattr(prediction, name) for prediction in best]
+                column[row] = values[0] if column.ndim == 1 else values
+
+    def answer(self, predictor: Predictor, logits: np.ndarray) -> dict[str, Any]:
+        """The result of one image's finite logits, (num_labels,), as JSON."""
+        return {"predictions": [prediction.to_dict() for prediction in predictor.best(logits[None], self.top_k)[0]]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Vectors:
+    """Embeddings: the column `vector`, (N, D) float32; see `Predictor.embed` for the options."""
+
+    pool: Pool | None = None
+    normalize: bool = False
+
+    def empty(self, predictor: Predictor, count: int) -> Columns:
+        """Columns of `count` rows without results."""
+        return {"vector": np.full((count, predictor.pooling(self.pool).width), np.nan, np.float32)}
+
+    def compute(self, predictor: Predictor, pixel_values: np.ndarray) -> np.ndarray:
+        """Vectors (N, D)."""
+        outputs = predictor.runtime.run({"pixel_values": pixel_values})
+        return predictor.pooling(self.pool)(outputs, normalize=self.normalize)
+
+    def put(self, columns: Columns, rows: np.ndarray, vectors: np.ndarray, _: Predictor) -> None:
+        """Write finite vectors into these rows."""
+        columns["vector"][rows] = vectors
+
+    def answer(self, _: Predictor, vector: np.ndarray) -> dict[str, Any]:
+        """The result of one image's finite vector, (D,), as JSON."""
+        return {"vector": vector.tolist()}
