@@ -1,7 +1,7 @@
 """`vitdeploy serve` under load on loopback: at the rate of `benchmark --scenario server`, at thrice it, and killed.
 
-For the embedded model with its held-out images, and a ViT-S with random weights and synthetic JPEG files, in float32 on
-ONNX Runtime, over HTTP and gRPC:
+For the embedded model with its held-out images, and a ViT-Ti with random weights and synthetic JPEG files, in float32
+on ONNX Runtime, over HTTP and gRPC:
 
 - the highest rate with its 99th percentile within the bound, in one process (`vitdeploy.benchmark_scenario`); the same
   rate served, with Poisson arrivals; and if that misses the bound, the highest rate that holds it served;
@@ -20,19 +20,21 @@ from typing import Any
 
 from common import parser, record, start, vitdeploy_export, wait
 from served import Load, Memory, Outcomes, Server
-from server_replay import MODELS, measured
+from server_replay import measured
 
 import vitdeploy
 from vitdeploy.assess.benchmark.image_files import image_files
 from vitdeploy.assess.benchmark.scenarios.arrivals import poisson_arrivals
-from vitdeploy.assets import held_out_images
+from vitdeploy.assets import default_checkpoint, held_out_images
 
+MODELS = {"embedded model": [str(default_checkpoint())], "ViT-Ti": ["--random-weights", "vit-tiny-patch16-224"]}
 _IMAGES = 64
 _STEPS = 20  # of the rate in one process: the resolution of the search is 5 %
 _REPLAYS = 3  # of a rate that counts as valid
 _OVERLOAD = 3.0
 _KILLED_AT = 0.5  # of the served rate, so that a restarted server works off what waits
 _KILLED_AFTER_S, _KILLED_FOR_S = 3.0, 15.0
+_WARM_UP_S = 5.0
 _MIN_QUERIES = 459  # the fewest that show a 99th percentile, as in benchmark's scenario
 _FIRST_SEED = 20_000
 
@@ -44,13 +46,13 @@ class Loaded:
         self.python, self.load, self.bound_ms, self.duration_s = python, load, bound_ms, duration_s
         self._seed = _FIRST_SEED
 
-    def arrivals(self, rate: float, seconds: float) -> list[float]:
+    def arrivals(self, rate: float, seconds: float, fewest: int = 1) -> list[float]:
         self._seed += 1
-        times: list[float] = poisson_arrivals(rate, max(round(rate * seconds), _MIN_QUERIES), self._seed).tolist()
+        times: list[float] = poisson_arrivals(rate, max(round(rate * seconds), fewest), self._seed).tolist()
         return times
 
     def replay(self, rate: float) -> Outcomes:
-        with self.load.sending(self.python, self.arrivals(rate, self.duration_s)) as sending:
+        with self.load.sending(self.python, self.arrivals(rate, self.duration_s, _MIN_QUERIES)) as sending:
             found = sending.outcomes()
         print(f"  {self.load.protocol}, {rate:.4g}/s: {found.to_dict()}", flush=True)
         return found
@@ -60,9 +62,16 @@ class Loaded:
         return found.count("answered") == len(found.outcomes) and (found.percentile_ms(99) or 0.0) <= self.bound_ms
 
     def highest(self, rate: float) -> tuple[float | None, list[Outcomes]]:
-        """The highest of 20 steps up to `rate` that holds in three replays, with these; None and the last if none."""
-        found: list[Outcomes] = []
-        for step in range(_STEPS, 0, -1):
+        """The highest of 20 steps up to `rate` of which three replays hold, with these; None and the last if none is.
+
+        Bisected by single replays, and lowered until three others hold.
+        """
+        low, high = 0, _STEPS + 1
+        while high - low > 1:
+            middle = (low + high) // 2 if low or high <= _STEPS else _STEPS  # the rate itself first
+            found = [self.replay(rate * middle / _STEPS)]
+            low, high = (middle, high) if self.holds(found[0]) else (low, middle)
+        for step in range(low, 0, -1):
             found = []
             while len(found) < _REPLAYS and all(map(self.holds, found)):
                 found.append(self.replay(rate * step / _STEPS))
@@ -94,9 +103,11 @@ class Loaded:
         }  # fmt: skip
 
 
-def measure(name: str, bundle: Path, folder: Path, bound_ms: float, arguments: argparse.Namespace) -> dict[str, Any]:
+def measure(
+    name: str, bundle: Path, folder: Path, bound_ms: float, rate: float | None, arguments: argparse.Namespace
+) -> dict[str, Any]:
     held_out = held_out_images() if name == "embedded model" else None
-    search = measured(bundle, held_out, p99_ms=bound_ms, duration_s=arguments.duration)
+    search = measured(bundle, held_out, p99_ms=bound_ms, rate=rate, duration_s=arguments.duration)
     print(name, *search.figure, search.reason, flush=True)
     rate = search.rate
     if rate is None:
@@ -116,7 +127,8 @@ def measure(name: str, bundle: Path, folder: Path, bound_ms: float, arguments: a
         with Server(arguments.triton_python, bundle) as server:
             load = Load(protocol, server.address(protocol), server.described["name"], "image", images, expected)
             loaded = Loaded(arguments.triton_python, load, bound_ms, arguments.duration)
-            loaded.replay(rate / 4)  # a warm-up
+            with load.sending(arguments.triton_python, loaded.arrivals(rate / 4, _WARM_UP_S)) as sending:
+                sending.outcomes()
             same = loaded.replay(rate)
             served, replays = loaded.highest(rate)
             settled = served or rate / _STEPS
@@ -143,7 +155,10 @@ def write_images(folder: Path | None, to: Path) -> list[str]:
 def main() -> None:
     arguments_parser = parser(__doc__)
     arguments_parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="models to measure")
-    arguments_parser.add_argument("--p99-ms", nargs="+", type=float, default=[20.0, 250.0], help="bound of each model")
+    arguments_parser.add_argument("--p99-ms", nargs="+", type=float, default=[20.0, 100.0], help="bound of each model")
+    arguments_parser.add_argument(
+        "--rates", nargs="+", type=float, help="rate of each model in one process, in place of a search"
+    )
     arguments_parser.add_argument("--protocols", nargs="+", choices=["http", "grpc"], default=["http", "grpc"])
     arguments_parser.add_argument("--duration", type=int, default=10, help="least seconds of a replay")
     arguments_parser.add_argument(
@@ -152,10 +167,11 @@ def main() -> None:
     arguments = arguments_parser.parse_args()
     results = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, p99_ms in zip(arguments.models, arguments.p99_ms, strict=True):
+        rates = arguments.rates or [None] * len(arguments.models)
+        for name, p99_ms, rate in zip(arguments.models, arguments.p99_ms, rates, strict=True):
             bundle = Path(folder, name.replace(" ", "-"))
             wait(start(vitdeploy_export(bundle, *MODELS[name])))
-            results[name] = measure(name, bundle, Path(folder, f"images of {name}"), p99_ms, arguments)
+            results[name] = measure(name, bundle, Path(folder, f"images of {name}"), p99_ms, rate, arguments)
     record(arguments, {"models": results})
 
 
