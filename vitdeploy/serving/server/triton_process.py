@@ -165,6 +165,8 @@ class TritonProcess:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)  # the group of a session that this process began
         self._reader.join(_ANSWER_S)
+        if self._process.stdout is not None and not self._reader.is_alive():
+            self._process.stdout.close()
         for path in _SHARED_MEMORY.glob(f"{self._id}*"):
             path.unlink(missing_ok=True)
 
