@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bundles import write_bundle
@@ -94,7 +95,8 @@ def test_tritons_reason_if_the_model_does_not_load(bundle: Bundle) -> None:
 
 
 def test_options_that_are_refused() -> None:
-    for name, value in (("http_port", 70_000), ("grpc_port", -1), ("ready_timeout_s", 0), ("watch", 1), ("triton", "")):
+    refused: dict[str, Any] = {"http_port": 70_000, "grpc_port": -1, "ready_timeout_s": 0, "watch": 1, "triton": ""}
+    for name, value in refused.items():
         with raises(UsageError, what=name, found=value):
             ServerOptions(**{name: value})
 
