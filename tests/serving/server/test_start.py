@@ -17,6 +17,7 @@ from served_bundle import SECONDS, command, environ
 
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.errors import MissingDependencyError, UnavailableError, UsageError
+from vitdeploy.files.polling import poll
 from vitdeploy.serving.server.installation import Installation, find_installation
 from vitdeploy.serving.server.model_processes import is_running, model_processes
 from vitdeploy.serving.server.server_options import ServerOptions
@@ -105,11 +106,16 @@ def test_processes_of_a_model(tmp_path: Path) -> None:
     script = tmp_path / "pets" / "7" / "model.py"
     script.parent.mkdir(parents=True)
     script.write_text("import time; time.sleep(600)")
-    with subprocess.Popen([sys.executable, script]) as child:
-        assert model_processes(os.getpid(), "pets", 7) == {child.pid}
+    child = subprocess.Popen([sys.executable, script])
+    try:
+        found = poll(lambda: model_processes(os.getpid(), "pets", 7) or None, SECONDS)  # once it has begun
+        assert found == {child.pid}
         assert not model_processes(os.getpid(), "pets", 8)
         assert is_running(child.pid)
         child.kill()
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
         assert not is_running(child.pid), "a zombie has ended"
+    finally:
+        child.kill()
+        child.wait()
     assert not is_running(child.pid)
