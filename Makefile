@@ -11,7 +11,7 @@ TENSORRT := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),10 1
 TRITON := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(ENVS)/triton/.done)
 # Ray, where there is a wheel of it.
 RAY := $(if $(filter Linux-x86_64 Linux-aarch64 Darwin-arm64,$(shell uname -s)-$(shell uname -m)),$(ENVS)/ray/.done)
-BENCHMARKS := processor export predict_overhead pixels evaluate int8 onnxruntime_floor accuracy_bound attention dynamic_size engines
+BENCHMARKS := processor export predict_overhead pixels evaluate batch_predict int8 onnxruntime_floor accuracy_bound attention dynamic_size engines
 
 .PHONY: demo test check chromium docs format fuzz sbom bench bench-large bench-peers golden triton-schema mutations gpu-check clean
 

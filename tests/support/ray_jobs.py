@@ -1,33 +1,26 @@
-"""Run by the interpreter of .venvs/ray: jobs on a local Ray of several processes, one after the other.
+"""Run by the interpreter of .venvs/ray: the example of Ray Data, several times on one Ray, whose actors are killed.
 
-Its arguments are the bundle, and a JSON list of jobs: the source's kind, its path, the output, and the number of actors
-to kill, each after another file of rows. It prints the results as JSON.
+Its arguments are the example, the command lines of its runs as a JSON list, and the number of actors to kill in the
+first of them, each after another file of rows. It prints what the example prints, and the number of killed actors,
+as JSON objects.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
+import runpy
 import signal
 import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import ray
 
-from vitdeploy.serving.scale_out.ray_data import run_ray_job
-from vitdeploy.serving.scale_out.ray_sources import ImageFiles, ParquetRows, WebDataset
-from vitdeploy.serving.scale_out.ray_workers import Workers
 
-SOURCES: dict[str, Any] = {"parquet": ParquetRows, "files": ImageFiles, "tar": WebDataset}
-
-
-def written_files(output: Path) -> int:
+def written_files(unfinished: Path) -> int:
     """Number of files of rows that an unfinished job has written and recorded."""
-    unfinished = output.with_name(f"{output.name}.unfinished")
     return sum(".pending" not in path.name for path in unfinished.glob("*/checkpoint/*.parquet"))
 
 
@@ -51,10 +44,11 @@ def _ancestors(process: int) -> list[int]:
     return ancestors
 
 
-def kill_actors(count: int, output: Path, killed: list[int]) -> None:
-    """Kill an actor once the job has written one file, and another once it has written two, and so on."""
+def kill_actors(count: int, unfinished: Path, killed: list[int]) -> None:
+    """Kill an actor once this run has written a file, and another once it has written one more, and so on."""
+    before = written_files(unfinished)
     for _ in range(count):
-        while written_files(output) <= len(killed):
+        while written_files(unfinished) <= before + len(killed):
             time.sleep(0.01)
         victim = next(process for process in actors() if process not in killed)
         os.kill(victim, signal.SIGKILL)
@@ -62,21 +56,14 @@ def kill_actors(count: int, output: Path, killed: list[int]) -> None:
 
 
 if __name__ == "__main__":
+    _, example, runs, kills = sys.argv
     ray.init(num_cpus=4, object_store_memory=200 * 1024**2, include_dashboard=False, log_to_driver=False)
-    results = []
-    for job in json.loads(sys.argv[2]):
-        killed: list[int] = []
-        killer = threading.Thread(
-            target=kill_actors, args=(job.get("kills", 0), Path(job["output"]), killed), daemon=True
-        )
-        killer.start()
-        result = run_ray_job(
-            SOURCES[job["kind"]]((job["path"],)),
-            sys.argv[1],
-            job["output"],
-            workers=Workers(actors=2, rows=50),
-            rows_per_file=100,
-        )
-        results.append({**dataclasses.asdict(result), "killed": len(killed)})
+    killed: list[int] = []
+    for number, run in enumerate(json.loads(runs)):
+        if number == 0:
+            unfinished = Path(run[run.index("--output") + 1] + ".unfinished")
+            threading.Thread(target=kill_actors, args=(int(kills), unfinished, killed), daemon=True).start()
+        sys.argv = [example, *run]
+        runpy.run_path(example, run_name="__main__")
     assert "torch" not in sys.modules
-    print(json.dumps(results))
+    print(json.dumps({"killed": len(killed)}))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import os
@@ -26,28 +25,15 @@ import vitdeploy
 from vitdeploy.assets import held_out_images
 from vitdeploy.bundle.bundle import Bundle
 
-ROWS, FILES = 4000, 40
+ROWS, FILES = 1500, 15
 SCRIPT, EXAMPLE = ROOT / "tests/support/ray_jobs.py", ROOT / "examples/ray/batch_job.py"
 
 
-@dataclasses.dataclass(frozen=True)
-class RayJobs:
-    """The interpreter with Ray, and a place for its files."""
-
-    python: Path
-    bundle: Path
-    environ: dict[str, str]
-
-    def run(self, *arguments: str | Path) -> Any:
-        """The result of a script, the last line that it prints."""
-        return json.loads(run(self.python, *arguments, **self.environ).splitlines()[-1])
-
-
-@pytest.fixture(scope="module")
-def ray_jobs(digits: Bundle) -> Iterator[RayJobs]:
-    python = environment("ray")
-    folder = tempfile.mkdtemp(prefix="ray-")  # a short path: those of sockets have 107 bytes at most
-    yield RayJobs(python, digits.path, {"PYTHONPATH": str(ROOT), "RAY_TMPDIR": folder, "HOME": folder})
+@pytest.fixture
+def ray_folder() -> Iterator[Path]:
+    """Ray's files, in a short path: those of sockets have 107 bytes at most."""
+    folder = tempfile.mkdtemp(prefix="ray-")
+    yield Path(folder)
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -90,9 +76,27 @@ def _check(found: list[dict[str, Any]], key: str, ids: list[Any], expected: list
     assert found == expected
 
 
-def test_rows_are_those_of_predict_though_actors_are_killed(
-    ray_jobs: RayJobs, rows: Path, images: list[bytes], expected: list[dict[str, Any]], tmp_path: Path
+def test_rows_are_those_of_predict_though_the_job_and_its_actors_are_killed(
+    digits: Bundle, rows: Path, images: list[bytes], expected: list[dict[str, Any]], tmp_path: Path, ray_folder: Path
 ) -> None:
+    python = environment("ray")
+    environ = {"PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(ray_folder), "HOME": str(ray_folder)}
+
+    def arguments(kind: str, path: Path, output: Path) -> list[str]:
+        workers = ["--actors", "2", "--rows", "25", "--rows-per-file", "50"]
+        return [kind, str(path), "--bundle", str(digits.path), "--output", str(output), *workers]
+
+    output, unfinished = tmp_path / "rows", tmp_path / "rows.unfinished"
+    job = arguments("parquet", rows, output)
+    command: list[str | Path] = [python, EXAMPLE, *job, "--cpus", "4"]
+    silent: dict[str, Any] = dict.fromkeys(("stdout", "stderr"), subprocess.DEVNULL)
+    with subprocess.Popen(command, env={**os.environ, **environ}, cwd="/", **silent) as driver:
+        while len(list(unfinished.glob("*/checkpoint/*.parquet"))) < 3:
+            assert driver.poll() is None, "it was over before the kill"
+            time.sleep(0.01)
+        driver.send_signal(signal.SIGKILL)
+    assert not output.exists()
+
     (folder := tmp_path / "images").mkdir()
     with tarfile.open(tmp_path / "shard.tar", "w") as archive:
         for number, image in enumerate(images[:30]):
@@ -101,40 +105,20 @@ def test_rows_are_those_of_predict_though_actors_are_killed(
                 member = tarfile.TarInfo(f"{number:03}.{ending}")
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
-    jobs = [
-        {"kind": "parquet", "path": str(rows), "output": str(tmp_path / "killed"), "kills": 2},
-        {"kind": "files", "path": str(folder), "output": str(tmp_path / "files")},
-        {"kind": "tar", "path": str(tmp_path / "shard.tar"), "output": str(tmp_path / "tar")},
-    ]
-    killed, files, tar = ray_jobs.run(SCRIPT, ray_jobs.bundle, json.dumps(jobs))
+    others = [("files", folder, tmp_path / "files"), ("webdataset", tmp_path / "shard.tar", tmp_path / "tar")]
+    jobs = json.dumps([job, *(arguments(*other) for other in others)])
+    printed = run(python, SCRIPT, EXAMPLE, jobs, "2", **environ).splitlines()  # with lines of Ray's
+    resumed, files, tar, actors = (json.loads(line) for line in printed if line.startswith("{"))
+
+    assert actors == {"killed": 2}
+    assert 0 < resumed.pop("resumed") < ROWS
     everything = [expected[number % len(images)] for number in range(ROWS)]
     bad = sum(row["label"] is None for row in everything)
-    assert killed == {"output": str(tmp_path / "killed"), "rows": ROWS, "failed": bad, "resumed": 0, "killed": 2}
-    _check(_rows(tmp_path / "killed", "id"), "id", list(range(ROWS)), everything)
+    assert resumed == {"output": str(output), "rows": ROWS, "failed": bad}
+    _check(_rows(output, "id"), "id", list(range(ROWS)), everything)
+    assert not unfinished.exists()
     assert (files["rows"], files["failed"], tar["rows"], tar["failed"]) == (30, 2, 30, 2)
     paths = [str(path) for path in sorted(folder.iterdir())]
     _check(_rows(tmp_path / "files", "path"), "path", paths, expected[:30])
     keys = [f"{tmp_path / 'shard.tar'}#{number:03}" for number in range(30)]
     _check(_rows(tmp_path / "tar", "key"), "key", keys, expected[:30])
-
-
-def test_a_killed_job_goes_on(
-    ray_jobs: RayJobs, rows: Path, images: list[bytes], expected: list[dict[str, Any]], tmp_path: Path
-) -> None:
-    output = tmp_path / "rows"
-    command: list[str | Path] = [EXAMPLE, "parquet", rows, "--bundle", ray_jobs.bundle, "--output", output]
-    command += ["--actors", "2", "--rows", "50", "--rows-per-file", "100", "--cpus", "4"]
-    unfinished = tmp_path / "rows.unfinished"
-    silent: dict[str, Any] = dict.fromkeys(("stdout", "stderr"), subprocess.DEVNULL)
-    environ = {**os.environ, **ray_jobs.environ}
-    with subprocess.Popen([ray_jobs.python, *command], env=environ, cwd="/", **silent) as driver:
-        while len(list(unfinished.glob("*/checkpoint/*.parquet"))) < 3:
-            assert driver.poll() is None, "it was over before the kill"
-            time.sleep(0.01)
-        driver.send_signal(signal.SIGKILL)
-    assert not output.exists()
-    result = ray_jobs.run(*command)
-    assert 0 < result["resumed"] < ROWS == result["rows"]
-    everything = [expected[number % len(images)] for number in range(ROWS)]
-    _check(_rows(output, "id"), "id", list(range(ROWS)), everything)
-    assert not unfinished.exists()

@@ -26,6 +26,7 @@ PURPOSES = {
     "tensorrt-rtx": "build and run TensorRT-RTX engines",
     "parquet": "read labelled data from Parquet files",
     "signing": "sign bundles, and check signatures",
+    "triton": "serve bundles with Triton Inference Server",
     "ray": "run jobs on Ray Data, and serve with Ray Serve",
     "demo": "export, and write HTML reports",
 }
