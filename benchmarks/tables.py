@@ -203,6 +203,37 @@ def evaluate(document: Document) -> str:
     return markdown(header, rows)
 
 
+def batch_predict(document: Document) -> str:
+    rows = []
+    for model, found in document["models"].items():
+        speed, cpu = found["images_per_s"], found["cpu_ms_per_image"]
+        cells = (f"{speed[name]:.1f} ({cpu[name]:.2f})" for name in ("decoding", "inference", "job"))
+        ratios = []
+        for key in ("of_slower", "of_bound"):
+            low, middle, high = found[key]
+            ratios.append(f"{middle:.2f} ({low:.2f} to {high:.2f})")
+        rows.append([model, *cells, f"{found['bound_images_per_s']:.1f}", *ratios])
+    header = ["images/s (processor ms an image)", "decoding alone", "inference alone", "the job", "bound",
+              "job / the slower alone", "job / the bound"]  # fmt: skip
+    return markdown(header, rows)
+
+
+def killed_jobs(document: Document) -> str:
+    rows = []
+    for ending, found in document["formats"].items():
+        kills = found["kills"]
+        times = [kill["after_s"] for kill in kills]
+        rows.append([
+            ending, f"{found['images']:,}", f"{found['uninterrupted_s']:.0f}",
+            f"{len(kills)} (after {min(times):.1f} to {max(times):.1f} s)",
+            f"{sum(kill['wrote'] for kill in kills)}", f"{found['last_run_s']:.0f}", f"{found['bytes']:,}",
+            "equal" if found["equal"] else "different",
+        ])  # fmt: skip
+    header = ["output", "images", "uninterrupted (s)", "kills", "of them while the file was written", "last run (s)",
+              "bytes", "bytes / those of the uninterrupted run"]  # fmt: skip
+    return markdown(header, rows)
+
+
 def processor(document: Document) -> str:
     found = document["processes"]
     peers = ["transformers_pil", "hf_processors_rs"]
@@ -559,6 +590,7 @@ TABLES: dict[str, Callable[[Document], str]] = {
         accuracy_bound,
         export,
         attention,
+        batch_predict,
         capacity,
         dynamic_size,
         engines,
@@ -566,6 +598,7 @@ TABLES: dict[str, Callable[[Document], str]] = {
         gpu_latency,
         growth,
         int8,
+        killed_jobs,
         killed_ray,
         large,
         memory,

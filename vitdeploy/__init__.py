@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vitdeploy.assess.evaluate.evaluate import Evaluation, evaluate
     from vitdeploy.assess.gate.gate import GateResult, gate
     from vitdeploy.batch.embed_job import EmbeddedImages, embed
+    from vitdeploy.batch.predict_job import PredictedImages, predict
     from vitdeploy.bundle.bundle import Bundle
     from vitdeploy.delivery.hub_upload import PushedBundle, push
     from vitdeploy.delivery.loading import load
@@ -80,6 +81,7 @@ __all__ = [
     "MicroBatcher",
     "MinAgreement",
     "MinCosine",
+    "PredictedImages",
     "Prediction",
     "Predictor",
     "ProcessorOptions",
@@ -111,6 +113,7 @@ __all__ = [
     "gate",
     "load",
     "pack",
+    "predict",
     "push",
     "sensitivity",
     "sign",
@@ -140,6 +143,7 @@ _MODULES = {
     "MicroBatcher": "serving.in_process.micro_batcher",
     "MinAgreement": "exporting.options",
     "MinCosine": "exporting.options",
+    "PredictedImages": "batch.predict_job",
     "Prediction": "predictor",
     "Predictor": "predictor",
     "ProcessorOptions": "images.processor_options",
@@ -171,6 +175,7 @@ _MODULES = {
     "gate": "assess.gate.gate",
     "load": "delivery.loading",
     "pack": "delivery.packing",
+    "predict": "batch.predict_job",
     "push": "delivery.hub_upload",
     "sensitivity": "assess.debug.sensitivity",
     "sign": "delivery.signing",

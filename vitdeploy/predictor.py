@@ -147,7 +147,11 @@ class Predictor:
 
     def best(self, logits: np.ndarray, top_k: int) -> list[list[Prediction]]:
         """The result of `predict` for logits, (N, num_labels) float32 and finite."""
-        return [self._ranked(scores, top_k) for scores in self.problem_type.scores(logits)]
+        rows = zip(*(values.tolist() for values in self.problem_type.best(logits, top_k)), strict=True)
+        return [
+            [Prediction(self.labels[index], index, score) for index, score in zip(indices, scores, strict=True)]
+            for indices, scores in rows
+        ]
 
     def embed(
         self,
@@ -269,11 +273,6 @@ class Predictor:
                 hint = f"try fp32 instead of {self.runtime.precision}, and {hint}"
             problem = f"the model gives NaN or infinite {output} for {names[0]}{others}"
             raise NotFiniteError(problem, what=output, found=names, hint=hint)
-
-    def _ranked(self, scores: np.ndarray, top_k: int) -> list[Prediction]:
-        ranked = self.problem_type is not ProblemType.REGRESSION
-        order = np.argsort(-scores, kind="stable")[:top_k] if ranked else np.arange(len(scores))
-        return [Prediction(self.labels[index], int(index), float(scores[index])) for index in order]
 
 
 def _problem_type(given: ProblemType | str | None, num_labels: int) -> ProblemType:

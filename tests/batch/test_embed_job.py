@@ -13,11 +13,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from command_line import run
+from image_files import paths_of, twelve_digits
 from raising import raises
-from told import Told
+from told import Interrupted, Told
 
 import vitdeploy
-from vitdeploy.assets import default_checkpoint, held_out_images
+from vitdeploy.assets import default_checkpoint
 from vitdeploy.errors import ImageError, InputError, MissingDependencyError, NotFiniteError, UsageError
 from vitdeploy.predictor import Predictor
 from vitdeploy.specs import EMBEDS, Task
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from vitdeploy.bundle.bundle import Bundle
 
 FEATURES = vitdeploy.SourceOptions(task=Task.FEATURES)
-COUNT = 12
+COUNT = 12  # images in the folder
 
 
 @pytest.fixture(scope="module")
@@ -39,39 +40,20 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return vitdeploy.export(default_checkpoint(), output=output, graph=graph, source=FEATURES)
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return twelve_digits(tmp_path / "images")
+
+
 @pytest.fixture(scope="module")
 def predictor(bundle: Bundle) -> Iterator[Predictor]:
     with vitdeploy.load(bundle.path) as opened:
         yield opened
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Twelve images in two folders."""
-    for index, file in enumerate(sorted(held_out_images().rglob("*.png"))[::40][:COUNT]):
-        (tmp_path / "images" / f"{index % 2}").mkdir(parents=True, exist_ok=True)
-        shutil.copy(file, tmp_path / "images" / f"{index % 2}" / f"{index:02}.png")
-    return tmp_path / "images"
-
-
-def paths_of(folder: Path) -> list[str]:
-    return [file.as_posix() for file in sorted(folder.rglob("*.png"))]
-
-
 def rows(table: Path) -> list[dict[str, str]]:
     with table.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
-
-
-class Interrupted(vitdeploy.Progress):
-    """Interrupts the work once this many images are done."""
-
-    def __init__(self, after: int) -> None:
-        self.after = after
-
-    def advance(self, done: int, total: int) -> None:
-        if done >= self.after:
-            raise KeyboardInterrupt
 
 
 def test_a_row_for_each_image_in_order(predictor: Predictor, folder: Path, tmp_path: Path) -> None:
@@ -91,7 +73,7 @@ def test_a_row_for_each_image_in_order(predictor: Predictor, folder: Path, tmp_p
 def test_parquet_has_the_same_vectors_with_their_paths(
     predictor: Predictor, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vitdeploy.batch.parquet_file._GROUP_BYTES", 5 * 4 * 64)  # several row groups
+    monkeypatch.setattr("vitdeploy.batch.embedding_parquet._GROUP_BYTES", 5 * 4 * 64)  # several row groups
     (folder / "0" / "01.png").write_bytes(b"no image")
     vitdeploy.embed(predictor, folder, tmp_path / "emb.npy")
     result = vitdeploy.embed(predictor, folder, tmp_path / "emb.parquet")
@@ -186,7 +168,7 @@ def test_torn_vectors_and_other_work_are_refused(predictor: Predictor, folder: P
             vitdeploy.embed(predictor, folder, output, batch_size=3, progress=Interrupted(6))
 
     begin()
-    with (unfinished / "vectors.npy").open("ab") as file:
+    with (unfinished / "rows.npy").open("ab") as file:
         file.write(b"half a row")  # of a run that was killed while it wrote
     assert vitdeploy.embed(predictor, folder, output, batch_size=3).resumed == 6
     np.testing.assert_array_equal(np.load(output), predictor.embed(paths_of(folder), batch_size=3))
@@ -202,15 +184,15 @@ def test_torn_vectors_and_other_work_are_refused(predictor: Predictor, folder: P
         vitdeploy.embed(predictor, folder, output, batch_size=3, normalize=True)
     with raises(InputError, what="batch_size"):
         vitdeploy.embed(predictor, folder, output, batch_size=4)
-    content = (unfinished / "vectors.npy").read_bytes()
-    (unfinished / "vectors.npy").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with raises(InputError, what="vectors"):
+    content = (unfinished / "rows.npy").read_bytes()
+    (unfinished / "rows.npy").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with raises(InputError, what="rows"):
         vitdeploy.embed(predictor, folder, output, batch_size=3)
     begin()
     shutil.copy(folder / "1" / "11.png", folder / "0" / "00.png")
     with raises(InputError, what="images", found=paths_of(folder)[0]):
         vitdeploy.embed(predictor, folder, output, batch_size=3)
-    (unfinished / "vectors.npy").unlink()
+    (unfinished / "rows.npy").unlink()
     assert vitdeploy.embed(predictor, folder, output, batch_size=3).resumed == 0
 
 
@@ -235,7 +217,7 @@ def test_what_cannot_be_had_is_refused_before_any_work(
         with raises(UsageError, what="pool", found=wrong):
             predictor.embed(paths_of(folder), pool=wrong)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    monkeypatch.delitem(sys.modules, "vitdeploy.batch.parquet_file", raising=False)
+    monkeypatch.delitem(sys.modules, "vitdeploy.batch.embedding_parquet", raising=False)
     with raises(MissingDependencyError):
         vitdeploy.embed(predictor, folder, tmp_path / "emb.parquet")
     assert [path.name for path in tmp_path.iterdir()] == ["images"]

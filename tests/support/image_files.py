@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import io
+import shutil
 import struct
 import zlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
+
+from vitdeploy.assets import held_out_images
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 10, 3), np.uint8)
 BY_HAND = {
@@ -41,3 +48,16 @@ def png_of(values: np.ndarray, colour_type: int, *chunks: bytes) -> bytes:
     header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, colour_type, 0, 0, 0)
     last = png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + b"".join(chunks) + last
+
+
+def paths_of(folder: Path) -> list[str]:
+    """The PNG files below a folder, sorted, with forward slashes."""
+    return [file.as_posix() for file in sorted(folder.rglob("*.png"))]
+
+
+def twelve_digits(folder: Path) -> Path:
+    """Twelve of the embedded model's images in two folders below a new one."""
+    for index, file in enumerate(sorted(held_out_images().rglob("*.png"))[::40][:12]):
+        (folder / f"{index % 2}").mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, folder / f"{index % 2}" / f"{index:02}.png")
+    return folder

@@ -29,3 +29,14 @@ class Told(Progress):
         self.advances.append((done, total))
         if self._on_advance is not None:
             self._on_advance(done, total)
+
+
+class Interrupted(Progress):
+    """Interrupts the work once this many images are done."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def advance(self, done: int, total: int) -> None:
+        if done >= self.after:
+            raise KeyboardInterrupt

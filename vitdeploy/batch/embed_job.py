@@ -2,50 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import hashlib
-import itertools
-import os
-import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import PIL
 
-from vitdeploy._version import __version__
-from vitdeploy.assess.data.image_set import open_all
-from vitdeploy.assess.data.loader import Prepared, prepare
-from vitdeploy.assess.evaluate.loop import BATCHES_AHEAD, that_counts
-from vitdeploy.batch.outputs import names_file, parquet_writer, put_in_place
-from vitdeploy.batch.unfinished import Unfinished
-from vitdeploy.bundle.output_paths import check_outputs
-from vitdeploy.errors import ImageError, InputError, first_line
-from vitdeploy.files.output_files import check_writable
-from vitdeploy.predictor import Predictor, batch_size_for, check_batch_size
+from vitdeploy.batch.embedding_files import names_file, parquet_writer, write_names
+from vitdeploy.batch.image_job import FailedImage, OnError, PathLike, Rows, result_dict, run_image_job
+from vitdeploy.predictor import Predictor
 from vitdeploy.specs import Pool
 from vitdeploy.system.argument_types import typed
-from vitdeploy.system.cpu import usable_cpus
 from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from vitdeploy.assess.data.folder_listing import LeftOut
-    from vitdeploy.assess.data.image_set import ImageSet
+    from vitdeploy.batch.unfinished import Unfinished
     from vitdeploy.models.layers.pooling import Pooling
-
-_PathLike = str | os.PathLike[str]
-OnError = Literal["record", "stop"]
-
-
-@dataclasses.dataclass(frozen=True)
-class FailedImage:
-    """An image that could not be read: its row, its path and the reason."""
-
-    row: int
-    path: str
-    error: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,15 +48,14 @@ class EmbeddedImages:
     left_out: dict[str, LeftOut]
 
     def to_dict(self) -> dict[str, Any]:
-        left_out = {folder: files.to_dict() for folder, files in self.left_out.items()}
-        return {**dataclasses.asdict(self), "left_out": left_out}
+        return result_dict(self)
 
 
 @typed
 def embed(
     predictor: Predictor,
-    images: _PathLike | Sequence[_PathLike],
-    output: _PathLike,
+    images: PathLike | Sequence[PathLike],
+    output: PathLike,
     *,
     pool: Pool | None = None,
     normalize: bool = False,
@@ -112,130 +85,52 @@ def embed(
 
     Raises:
         UsageError: As `Predictor.embed`, or if the output would overwrite an input or has another ending.
-        InputError: If there are no images, or the work of an interrupted run is of another model or other images.
+        InputError: If there are no images, a folder or a data set vanished, or the work of an interrupted run is of
+            another model or other images.
         ImageError: If an image cannot be read, with "stop"; if none can, with "record".
         NotFiniteError: If the vector of an image is NaN or infinite.
         MissingDependencyError: If pyarrow is not installed, for parquet.
         OutputError: If a file cannot be written.
     """
-    paths = [images] if isinstance(images, (str, os.PathLike)) else list(images)
     target = Path(output)
-    names = names_file(target)
+    table = names_file(target)
     pooling = predictor.pooling(pool)
-    size = predictor.batch_size if batch_size is None else batch_size
-    check_batch_size(size)
-    size = batch_size_for(predictor.processor, predictor.runtime, size)
-    if names is None:
+    if table is None:
         parquet_writer()
-    bundle = predictor.details.get("folder", predictor.details.get("bundle"))
-    check_outputs({"output": target, "the table of paths": names}, {"images": paths}, bundle=bundle)
-    for path in filter(None, (target, names)):
-        check_writable(path)
-    target = target.resolve()
-    progress.step("listing images")
-    image_set, left_out = open_all(paths)
-    job = _Job(predictor, image_set, pooling, normalize, size, on_error)
-    with Unfinished(target, job.header(), (len(image_set), pooling.width)) as unfinished:
-        progress.step(f"embedding {len(image_set)} images")
-        errors = job.run(unfinished, progress)
-        unfinished.finish()
-        if len(errors) == len(image_set):
-            unfinished.remove()
-            raise ImageError(f"none of {len(errors)} images could be read; the first: {errors[0]}", what="images")
-        resumed = sum(batch["rows"] for batch in unfinished.batches)
-        put_in_place(unfinished.vectors, target, names, image_set.names, errors)
-        unfinished.remove()
-    failed = tuple(FailedImage(row, image_set.names[row], error) for row, error in errors.items())
+    done = run_image_job(
+        predictor, images, {"output": target, "the table of paths": table},
+        _Vectors(predictor, pooling, normalize, table),
+        batch_size=batch_size, on_error=on_error, progress=progress,
+    )  # fmt: skip
     embedding = {"output": pooling.output, "pool": pooling.pool, "normalize": normalize or pooling.normalize}
-    table = None if names is None else str(names)
-    return EmbeddedImages(str(output), table, len(image_set), pooling.width, embedding, failed, resumed, left_out)
+    names = None if table is None else str(table)
+    return EmbeddedImages(
+        str(output), names, done.images, pooling.width, embedding, done.failed, done.resumed, done.left_out
+    )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Job:
-    """Images, and how they are embedded."""
+class _Vectors(Rows):
+    """Embeddings, (N, D) float32; the row of an image that could not be read is NaN."""
 
-    predictor: Predictor
-    images: ImageSet
-    pooling: Pooling
-    normalize: bool
-    batch_size: int
-    on_error: str
+    form, verb = "vitdeploy embeddings 2", "embedding"
+    dtype, missing = np.dtype("<f4"), np.nan
 
-    def header(self) -> dict[str, Any]:
-        """Identity of the work: finished batches are reused only if it is equal."""
-        listing = "".join(f"{name}\0" for name in self.images.names)
-        return {
-            "format": "vitdeploy embeddings 1",
-            # The model of a predictor assembled from parts is unknown: another run does not continue.
-            "model": self.predictor.fingerprint or secrets.token_hex(),
-            "backend": self.predictor.runtime.backend,
-            "precision": self.predictor.runtime.precision,
-            "details": that_counts(self.predictor.runtime.details),
-            "embedding": {**dataclasses.asdict(self.pooling), "normalize": self.normalize},
-            "batch_size": self.batch_size,
-            "images": len(self.images),
-            "names": hashlib.sha256(listing.encode("utf-8", "surrogatepass")).hexdigest(),
-            "versions": {"vitdeploy": __version__, "pillow": PIL.__version__, "numpy": np.__version__},
-        }
+    def __init__(self, predictor: Predictor, pooling: Pooling, normalize: bool, table: Path | None) -> None:
+        self._predictor, self._pooling, self._normalize, self._table = predictor, pooling, normalize, table
+        self.width = pooling.width
 
-    def run(self, unfinished: Unfinished, progress: Progress) -> dict[int, str]:
-        """Embed the images of the unfinished batches; the reasons why images could not be read, by row."""
-        finished, threads = unfinished.batches, usable_cpus().workers
-        stream = prepare(
-            self.images,
-            self.predictor.processor,
-            {self.predictor.runtime.pixels},
-            first=len(finished) * self.batch_size,
-            threads=threads,
-            ahead=BATCHES_AHEAD * max(self.batch_size, threads),
-            keep_errors=self.on_error == "record",
-        )
-        errors: dict[int, str] = {}
-        with contextlib.closing(stream):
-            for number, first in enumerate(range(0, len(self.images), self.batch_size)):
-                batch = list(itertools.islice(stream, self.batch_size))
-                sha256 = hashlib.sha256("".join(f"{image.sha256}\n" for image in batch).encode()).hexdigest()
-                if number < len(finished):
-                    failed = self._restored(finished[number], sha256, first)
-                else:
-                    failed = [
-                        [row, first_line(image.error)]
-                        for row, image in enumerate(batch, first)
-                        if image.error is not None
-                    ]
-                    entry = {"batch": number, "sha256": sha256, "errors": failed}
-                    unfinished.append(self._vectors(batch, first), entry)
-                errors.update((row, text) for row, text in failed)
-                progress.advance(first + len(batch), len(self.images))
-        return errors
+    def identity(self) -> dict[str, Any]:
+        return {"embedding": {**dataclasses.asdict(self._pooling), "normalize": self._normalize}}
 
-    def _vectors(self, batch: Sequence[Prepared], first: int) -> np.ndarray:
-        """Vectors of a batch, (n, D); NaN for images that could not be read."""
-        vectors = np.full((len(batch), self.pooling.width), np.nan, np.float32)
-        rows = [row for row, image in enumerate(batch) if image.error is None]
-        if rows:
-            runtime = self.predictor.runtime
-            pixels = np.concatenate([batch[row].pixels[runtime.pixels] for row in rows])
-            pooled = self.pooling(runtime.run({"pixel_values": pixels}), normalize=self.normalize)
-            names = [self.images.names[first + row] for row in rows]
-            self.predictor.check_finite(self.pooling.output, pooled, names, first)
-            vectors[rows] = pooled
+    def compute(self, pixels: np.ndarray, names: Sequence[str], first: int) -> np.ndarray:
+        outputs = self._predictor.runtime.run({"pixel_values": pixels})
+        vectors = self._pooling(outputs, normalize=self._normalize)
+        self._predictor.check_finite(self._pooling.output, vectors, names, first)
         return vectors
 
-    def _restored(self, entry: dict[str, Any], sha256: str, first: int) -> list[list[Any]]:
-        """The failed images of a finished batch.
-
-        Raises:
-            InputError: If one of its images has changed.
-            ImageError: If an image could not be read, and that is to stop the job.
-        """
-        if entry["sha256"] != sha256:
-            name = self.images.names[first]
-            message = f"an image from {name!r} on has changed since its batch was finished"
-            raise InputError(message, what="images", found=name, hint="remove the unfinished work")
-        failed: list[list[Any]] = entry["errors"]
-        if failed and self.on_error == "stop":
-            row, text = failed[0]
-            raise ImageError(text, what="images", found=self.images.names[row])
-        return failed
+    def write(self, unfinished: Unfinished, names: Sequence[str], errors: Mapping[int, str]) -> Path:
+        if self._table is None:
+            parquet_writer()(unfinished.rows, unfinished.finished, names, errors)
+            return unfinished.finished
+        write_names(self._table, names, errors)
+        return unfinished.rows

@@ -44,6 +44,20 @@ class ProblemType(TextEnum):
             return logits
         return _softmax(logits) if self is ProblemType.SINGLE_LABEL else _sigmoid(logits)
 
+    def best(
+        self, logits: NDArray[np.float32], top_k: int
+    ) -> tuple[NDArray[np.signedinteger[Any]], NDArray[np.float32]]:
+        """Logits (N, num_labels) -> indices and scores (N, K) of the K = min(top_k, num_labels) best classes.
+
+        The best is first; equal scores keep the order of the logits. All values of a regression, in the order of its
+        outputs.
+        """
+        scores = self.scores(logits)
+        if self is ProblemType.REGRESSION:
+            return np.broadcast_to(np.arange(scores.shape[1]), scores.shape), scores
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
+        return order, np.take_along_axis(scores, order, axis=1)
+
 
 def stated_problem_type(config: Mapping[str, Any]) -> ProblemType | None:
     """`problem_type` in a `config.json`, if any, PAIRWISE for a multi-label zero-shot classifier of several classes.

@@ -7,14 +7,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vitdeploy.cli.command import Choice, command, option
-from vitdeploy.cli.number_options import BATCH_SIZE
+from vitdeploy.cli.image_job import (
+    batch_size_option,
+    described,
+    exit_for,
+    on_error_option,
+    print_failed,
+    resumed_note,
+)
 from vitdeploy.cli.opened_bundle import open_predictor, opening_options
 from vitdeploy.cli.output import (
     PATH,
     image_limit_option,
     json_option,
     print_json,
-    print_left_out,
     print_table,
 )
 from vitdeploy.cli.progress import CommandProgress
@@ -22,8 +28,6 @@ from vitdeploy.specs import POOLS
 
 if TYPE_CHECKING:
     from vitdeploy.batch.embed_job import EmbeddedImages
-
-_MOST_FAILED = 20  # printed
 
 
 @command(
@@ -46,11 +50,8 @@ _MOST_FAILED = 20  # printed
     "pooler, else the family's pooling.",
 )
 @option("--normalize", is_flag=True, help="Divide each vector by its L2 norm.")
-@option("--batch-size", type=BATCH_SIZE, help="Images per run. Default: 8, or the tuned choice's.")
-@option(
-    "--on-error", type=Choice(("record", "stop")), default="record", show_default=True,
-    help="For an image that cannot be read: record it, with NaN as its vector, or stop.",
-)  # fmt: skip
+@batch_size_option
+@on_error_option("For an image that cannot be read: record it, with NaN as its vector, or stop.")
 @opening_options
 @image_limit_option
 @json_option
@@ -76,7 +77,6 @@ def embed(
     complete. Exits with 1 if the model returns NaN or infinite values.
     """
     from vitdeploy.batch.embed_job import embed as embed_images
-    from vitdeploy.errors import ImageError
 
     opening = {
         "backend": backend, "precision": precision, "device": device, "public_key": public_key, "revision": revision,
@@ -86,13 +86,10 @@ def embed(
         result = embed_images(predictor, images, output, progress=progress, **options)
     opened = predictor.details
     if as_json:
-        names = ("revision", "backend", "precision")
-        described = {name: opened[name] for name in names if name in opened}
-        print_json({"bundle": bundle, **described, "details": predictor.runtime.details, **result.to_dict()})
+        print_json({**described(bundle, predictor), **result.to_dict()})
     else:
         _print(f"{bundle} on {opened['backend']} {opened['precision']}", result)
-    if result.failed:
-        click.get_current_context().exit(ImageError.exit_code)
+    exit_for(result)
 
 
 def _print(title: str, result: EmbeddedImages) -> None:
@@ -101,12 +98,5 @@ def _print(title: str, result: EmbeddedImages) -> None:
     how = result.embedding["output"] if pool is None else f"{pool} of {result.embedding['output']}"
     how += ", normalized" if result.embedding["normalize"] else ""
     rows = [(where, str(result.images), str(result.width), how)]
-    resumed = [f"{result.resumed} images were finished by an earlier run"] if result.resumed else []
-    print_table(title, ("output", "images", "width", "vectors"), rows, resumed)
-    if result.failed:
-        failed = [(str(image.row), image.path, image.error) for image in result.failed[:_MOST_FAILED]]
-        more = len(result.failed) - len(failed)
-        notes = [f"and {more} more, in {result.names or result.output}"] if more else []
-        print_table(f"\n{len(result.failed)} images could not be read", ("row", "image", "error"), failed, notes)
-    for left_out in result.left_out.values():
-        print_left_out(left_out)
+    print_table(title, ("output", "images", "width", "vectors"), rows, resumed_note(result))
+    print_failed(result, result.names or result.output)

@@ -8,6 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vitdeploy.batch.cell_text import as_utf_8, path_as_utf_8
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
@@ -34,9 +36,9 @@ def write_parquet(vectors: Path, target: Path, names: Sequence[str], errors: Map
     with pq.ParquetWriter(target, schema) as writer:
         for start in range(0, count, rows):
             part = np.ascontiguousarray(array[start : start + rows])
-            messages = [errors.get(row) for row in range(start, start + len(part))]
+            messages = [as_utf_8(errors[row]) if row in errors else None for row in range(start, start + len(part))]
             failed = pa.array([message is not None for message in messages])
             columns = pa.FixedSizeListArray.from_arrays(pa.array(part.reshape(-1)), width, mask=failed)
-            paths = pa.array(names[start : start + len(part)], pa.string())
+            paths = pa.array(map(path_as_utf_8, names[start : start + len(part)]), pa.string())
             table = pa.table([paths, columns, pa.array(messages, pa.string())], schema=schema)
             writer.write_table(table, row_group_size=rows)
