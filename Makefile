@@ -13,12 +13,12 @@ TRITON := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(ENVS
 RAY := $(if $(filter Linux-x86_64 Linux-aarch64 Darwin-arm64,$(shell uname -s)-$(shell uname -m)),$(ENVS)/ray/.done)
 BENCHMARKS := processor export predict_overhead pixels evaluate batch_predict int8 onnxruntime_floor accuracy_bound attention dynamic_size engines
 
-.PHONY: demo test check chromium docs format fuzz bench bench-large bench-peers golden triton-schema mutations gpu-check clean
+.PHONY: demo test check chromium docs format fuzz sbom bench bench-large bench-peers golden triton-schema mutations gpu-check clean
 
 demo: .venv/.demo  ## export, prove and time the embedded model
 	$(BIN)/vitdeploy demo
 
-test: .venv/.dev $(ENVS)/embedded/.done $(ENVS)/optimum/.done $(TENSORRT:%=$(ENVS)/tensorrt-%/.done) $(TRITON) $(RAY) $(ENVS)/kubernetes/.done chromium check  ## every check, in every environment
+test: .venv/.dev $(ENVS)/embedded/.done $(ENVS)/optimum/.done $(ENVS)/sbom/.done $(ENVS)/production/.done $(TENSORRT:%=$(ENVS)/tensorrt-%/.done) $(TRITON) $(RAY) $(ENVS)/kubernetes/.done chromium check  ## every check, in every environment
 
 check: .venv/.dev  ## every check; tests of other environments are skipped where those were not made
 	$(BIN)/ruff format --check .
@@ -47,6 +47,15 @@ SEED ?= 0
 fuzz: .venv/.dev  ## COUNT bad inputs of each class, or of CLASS, drawn from SEED; INDEX=n makes one again. Failures: build/fuzz
 	$(TEST_ENV) PYTHONPATH=tests:tests/support $(BIN)/python -m fuzz --count $(COUNT) --seed $(SEED) \
 		$(if $(CLASS),--class $(CLASS)) $(if $(INDEX),--index $(INDEX))
+
+SBOM ?= build/vitdeploy.cdx.json
+sbom: $(ENVS)/sbom/.done $(ENVS)/production/.done  ## the software bill of materials of the wheel with ONNX Runtime, in CycloneDX
+	mkdir -p $(dir $(SBOM))
+	version=$$($(BIN)/python -c 'from vitdeploy import __version__; print(__version__)') \
+		&& sed "s/^dynamic = .*/version = \"$$version\"/" pyproject.toml > $(SBOM).toml
+	env -u PYTHONPATH $(ENVS)/sbom/bin/cyclonedx-py environment --pyproject $(SBOM).toml --mc-type library --output-reproducible --validate \
+		-o $(SBOM) $(ENVS)/production/bin/python
+	rm $(SBOM).toml
 
 bench: .venv/.dev $(ENVS)/optimum/.done $(ENVS)/openvino/.done $(ENVS)/hf-processors/.done  ## record results and rewrite the tables of benchmarks/README.md
 	for name in $(BENCHMARKS); do \
@@ -109,6 +118,19 @@ $(ENVS)/triton/.done: constraints-triton.txt
 $(ENVS)/embedded/.done: constraints.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python $(PIP_INSTALL) -c constraints.txt numpy pillow onnxruntime
+	touch $@
+
+# What the wheel installs where a bundle is served, at the pinned versions: the content of `make sbom`.
+$(ENVS)/production/.done: constraints.txt pyproject.toml .venv/.dev
+	$(BIN)/python -m build --no-isolation --wheel --outdir $(@D)/dist . > /dev/null
+	$(PYTHON) -m venv --without-pip $(@D)
+	$(BIN)/python -m pip --disable-pip-version-check --quiet --python $(@D)/bin/python install -c constraints.txt \
+		"$$(ls $(@D)/dist/*.whl)[onnxruntime]"
+	touch $@
+
+$(ENVS)/sbom/.done: constraints-sbom.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python $(PIP_INSTALL) --no-deps -r constraints-sbom.txt
 	touch $@
 
 $(ENVS)/optimum/.done: constraints-optimum.txt .venv/.dev

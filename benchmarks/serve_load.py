@@ -85,7 +85,8 @@ class Loaded:
             found = self.replay(rate)
         quarter = max(1, len(memory.mb) // 4)
         return {
-            "rate": rate, **found.to_dict(), "answered_per_second": found.count("answered") / self.duration_s,
+            "rate": rate, **found.to_dict(),
+            "answered_per_second": rate * found.count("answered") / len(found.outcomes),
             "memory_first_quarter_mb": max(memory.mb[:quarter]), "memory_last_quarter_mb": max(memory.mb[-quarter:]),
         }  # fmt: skip
 

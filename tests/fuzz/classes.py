@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 CLASSES = {
     "images": "fuzz.images:Images",
     "config": "fuzz.checkpoints:Configs",
@@ -25,10 +27,12 @@ CLASSES = {
     "tuned": "fuzz.bundle_files:TunedBundles",
     "backend": "fuzz.served:BackendRequests",
     "application": "fuzz.application:ApplicationRequests",
+    "page": "fuzz.page:PageRequests",
+    **({"signature": "fuzz.signatures:Signatures"} if find_spec("model_signing") else {}),  # of the extra signing
     "arguments": "fuzz.arguments:Arguments",
 }
 SLOW = {"config", "processor", "safetensors", "torch", "npz", "index", "adapter"}  # whose command is an export
-LIBRARY_ALONE = {"cache", "backend", "application"}  # that no command reads
+LIBRARY_ALONE = {"cache", "backend", "application", "page", "signature"}  # that no command reads
 
 
 def real_every(name: str) -> int:

@@ -10,7 +10,7 @@ import vitdeploy
 from fuzz.cases import PASSED, Case
 from fuzz.damage import choose
 from fuzz.images import Images
-from vitdeploy.errors import VitDeployError
+from vitdeploy.errors import ImageError, VitDeployError
 from vitdeploy.serving.model_repository.batch_answers import INDICES, LABELS, SCORES, BatchAnswers
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ class BackendRequests:
                 return f"{len(requests)} requests, {len(answers)} answers"
             for request, answer in zip(requests, answers, strict=True):
                 numbers = [number for _, number, _ in request]
+                if any(len(image) > _MOST_BYTES for image, _, _ in request) and not isinstance(answer, ImageError):
+                    return "an image over the limit of bytes is answered"
                 problem = self._problem(which, numbers, answer)
                 if problem is not None:
                     return problem

@@ -10,6 +10,7 @@ import numpy as np
 
 from vitdeploy.errors import ImageError, VitDeployError
 from vitdeploy.predictor import Prediction, Predictor, batch_size_for
+from vitdeploy.serving.in_process.bundle_checks import check_answers
 from vitdeploy.system.cpu import recent_workers
 from vitdeploy.system.forks import ThreadPool
 
@@ -82,8 +83,13 @@ class BatchAnswers:
         ]  # fmt: skip
 
     def warm_up(self) -> None:
-        """Run the smallest and the largest batch; raises as `Predictor.warm_up`."""
+        """Run the smallest and the largest batch, and an image of noise, whose outputs must be finite.
+
+        Raises:
+            VitDeployError: As `Predictor.warm_up` and `check_answers`.
+        """
         self._predictor.warm_up(sorted({1, self._size}))
+        check_answers(self._predictor)
 
     def close(self) -> None:
         """End the threads and close the predictor."""

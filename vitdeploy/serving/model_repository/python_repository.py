@@ -30,7 +30,7 @@ from vitdeploy.specs import Task
 from vitdeploy.system.argument_types import typed
 
 IMAGE = "image"  # the input that takes encoded images
-_MODEL, _BUNDLE = "model.py", "bundle"
+MODEL_FILE, _BUNDLE = "model.py", "bundle"
 _SOURCE = Path(__file__).with_name("python_model.py")
 
 
@@ -84,9 +84,9 @@ def write_python_model(
     def fill(staging: Path) -> Mapping[str, str]:
         folder = staging / str(version)
         folder.mkdir()
-        (folder / _MODEL).write_bytes(_SOURCE.read_bytes())
+        (folder / MODEL_FILE).write_bytes(_SOURCE.read_bytes())
         records = pack(opened, artifact.name, output=folder / _BUNDLE).manifest.records
-        own = {path: FileRecord.of(folder, path).sha256 for path in (_MODEL, f"{_BUNDLE}/{MANIFEST}")}
+        own = {path: FileRecord.of(folder, path).sha256 for path in (MODEL_FILE, f"{_BUNDLE}/{MANIFEST}")}
         copied = {f"{_BUNDLE}/{record.path}": record.sha256 for record in records}
         return {f"{version}/{path}": digest for path, digest in {**own, **copied}.items()}
 

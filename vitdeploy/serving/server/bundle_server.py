@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
+import py_compile
 import shutil
 import tempfile
 import threading
@@ -13,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import MANIFEST
-from vitdeploy.errors import VitDeployError
+from vitdeploy.errors import UnavailableError, VitDeployError
 from vitdeploy.files.atomic import replace_folder
 from vitdeploy.serving.model_repository.python_options import DEFAULTS, PythonBackend
-from vitdeploy.serving.model_repository.python_repository import served_artifact, write_python_model
+from vitdeploy.serving.model_repository.python_repository import MODEL_FILE, served_artifact, write_python_model
 from vitdeploy.serving.server import server_options
 from vitdeploy.serving.server.installation import find_installation
+from vitdeploy.serving.server.model_processes import is_running, model_processes
 from vitdeploy.serving.server.triton_process import TritonProcess
 
 if TYPE_CHECKING:
@@ -27,9 +30,11 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from vitdeploy.serving.model_repository.model_folder import TritonModel
     from vitdeploy.serving.server.server_options import ServerOptions
 
 _LOOK_S, _RETRY_S = 0.5, 10.0
+_STEADY_S = 10.0  # a Triton that breaks down sooner would do so again
 
 
 class BundleServer:
@@ -49,7 +54,7 @@ class BundleServer:
 
     Attributes:
         process: The Triton process.
-        model: The model as written; another one after each reload.
+        model: The model as first written.
         version: Version of the model that is served.
     """
 
@@ -71,10 +76,14 @@ class BundleServer:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vitdeploy-serve-")))
             self._repository = folder / "models" if repository is None else Path(repository).resolve()
             self._seen, self._content = self._manifest_state(), self._served_content()
-            self.model = write_python_model(bundle, self._repository, options, name=name)
+            self.model = self._write(self._repository, name, self.version)
             backends = installation.backends(folder / "backends")
-            self.process = TritonProcess(installation, self._repository, backends, server, verbose=verbose)
-            stack.callback(self.process.stop)
+
+            def start(settings: ServerOptions) -> TritonProcess:
+                return TritonProcess(installation, self._repository, backends, settings, verbose=verbose)
+
+            self._start, self.process = start, start(server)
+            stack.callback(lambda: self.process.stop())
             self._stack = stack.pop_all()
 
     @property
@@ -94,21 +103,29 @@ class BundleServer:
 
     def wait_until_ready(self) -> bool:
         """Wait for the model; False if it was stopped before. UnavailableError with Triton's reason if it fails."""
-        return self.process.wait_for_model(self.model.name, self.version, until=self._stop.is_set)
+        is_ready = self.process.wait_for_model(self.model.name, self.version, until=self._stop.is_set)
+        self._started_s = time.monotonic()
+        self._note_processes()
+        return is_ready
 
     def run(self, report: Callable[[str | VitDeployError], None]) -> None:
-        """Watch the bundle and the process until `stop` is called.
+        """Watch the bundle and the process until `stop` is called. A Triton that breaks down is started again.
 
         Args:
-            report: Told of each reload, and of the error of one that failed.
+            report: Told of each reload and restart, and of their errors.
 
         Raises:
-            UnavailableError: If Triton ends by itself.
+            UnavailableError: If Triton breaks down soon after its start.
         """
         retry_s = float("inf")
         while not self._stop.wait(_LOOK_S):
-            if self.process.exit_code is not None:
-                raise self.process.ended()
+            broken = self._breakdown()
+            if broken is not None:
+                if time.monotonic() < self._started_s + _STEADY_S:
+                    raise broken
+                report(broken)
+                self._restart()
+                report(f"Triton was started again, and {self.model.name} is served")
             asked, self._asked = self._asked, False
             if not (asked or time.monotonic() >= retry_s or (self._server.watch and self._is_replaced())):
                 continue
@@ -138,7 +155,7 @@ class BundleServer:
         staging = self._repository.with_name(f".{self._repository.name}.vitdeploy-next")
         self._next = version = self._next + 1
         try:
-            model = write_python_model(self._bundle, staging, self._options, name=self.model.name, version=version)
+            model = self._write(staging, self.model.name, version)
             replace_folder(model.path, self.model.path)  # the version before is now in the staging folder
             try:
                 if not self.process.wait_for_model(self.model.name, version, until=self._stop.is_set):
@@ -149,6 +166,7 @@ class BundleServer:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         self.version, self._content = version, content
+        self._note_processes()
         return True
 
     def ask_for_reload(self) -> None:
@@ -173,6 +191,36 @@ class BundleServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _write(self, repository: Path, name: str | None, version: int) -> TritonModel:
+        model = write_python_model(self._bundle, repository, self._options, name=name, version=version)
+        # Python would write it later, and Triton take that for a change and load the model again.
+        py_compile.compile(str(model.path / str(version) / MODEL_FILE), doraise=True)
+        return model
+
+    def _note_processes(self) -> None:
+        self._workers = model_processes(self.process.pid, self.model.name, self.version)
+
+    def _breakdown(self) -> UnavailableError | None:
+        """The error for a Triton, or a process of the model, that has ended by itself."""
+        if self.process.exit_code is not None:
+            return self.process.ended()
+        ended = [worker for worker in self._workers if not is_running(worker)]
+        if not ended:
+            return None
+        return UnavailableError(
+            f"process {ended[0]} of {self.model.name} ended, and Triton does not replace it", what="model", found=ended
+        )
+
+    def _restart(self) -> None:
+        """Start Triton again on the same ports; one whose model has ended would wait for its requests in vain."""
+        self.process.kill()
+        self.process.stop()
+        ports = self.process.ports
+        self.process = self._start(
+            dataclasses.replace(self._server, http_port=ports.http, grpc_port=ports.grpc, metrics_port=ports.metrics)
+        )
+        self.wait_until_ready()
 
     def _is_replaced(self) -> bool:
         return self._manifest_state() not in (None, self._seen)

@@ -138,7 +138,8 @@ class TritonProcess:
         code = self._process.wait()
         self._end_backend()
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-        return UnavailableError(f"Triton ended {how}{self._last_words()}", what="triton", found=code)
+        reason = "" if code == -signal.SIGKILL else self._last_words()  # of which no line of its own can tell
+        return UnavailableError(f"Triton ended {how}{reason}", what="triton", found=code)
 
     def kill(self) -> None:
         """End it at once."""
@@ -165,6 +166,8 @@ class TritonProcess:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)  # the group of a session that this process began
         self._reader.join(_ANSWER_S)
+        if self._process.stdout is not None and not self._reader.is_alive():
+            self._process.stdout.close()
         for path in _SHARED_MEMORY.glob(f"{self._id}*"):
             path.unlink(missing_ok=True)
 

@@ -1,0 +1,121 @@
+"""How a Triton is found and started, and what is said if it is not."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bundles import write_bundle
+from command_line import run
+from raising import raises
+from served_bundle import SECONDS, command, environ
+
+from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.errors import MissingDependencyError, UnavailableError, UsageError
+from vitdeploy.files.polling import poll
+from vitdeploy.serving.server.installation import Installation, find_installation
+from vitdeploy.serving.server.model_processes import is_running, model_processes
+from vitdeploy.serving.server.server_options import ServerOptions
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return write_bundle(tmp_path_factory.mktemp("start"))
+
+
+def binary(folder: Path) -> Path:
+    """A file in the place of Triton's."""
+    (folder / "bin").mkdir(parents=True)
+    path = folder / "bin" / "tritonserver"
+    path.write_text("#!/bin/sh\necho 'error: creating server: Internal - no room'\nexit 3\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def no_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+
+
+@pytest.mark.usefixtures("no_path")
+def test_an_installation_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if importlib.util.find_spec("pytriton") is None:
+        with raises(MissingDependencyError, what="Triton Inference Server"):
+            find_installation()
+    place = binary(tmp_path / "triton")
+    assert find_installation(place) == find_installation(tmp_path / "triton") == Installation(place)
+    with raises(UsageError, what="triton", found=tmp_path):
+        find_installation(tmp_path)
+    monkeypatch.setenv("PATH", str(place.parent))
+    found = find_installation()
+    assert found == Installation(place)
+    assert found.backends(tmp_path) is None
+    (tmp_path / "triton" / "backends").mkdir()
+    assert found.backends(tmp_path) == tmp_path / "triton" / "backends"
+    assert "LD_LIBRARY_PATH" not in found.environ({})
+
+
+def test_the_wheel_needs_its_pythons_and_numpy_1(tmp_path: Path) -> None:
+    wheel = tmp_path / "pytriton" / "tritonserver"
+    installation = find_installation(binary(wheel))
+    (wheel / "python_backend_stubs" / "3.99").mkdir(parents=True)
+    installation = find_installation(wheel)
+    with raises(UnavailableError, what="python", expected=["3.99"]):
+        installation.backends(tmp_path / "backends")
+    stub = wheel / "python_backend_stubs" / f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub.mkdir()
+    (stub / "triton_python_backend_stub").touch()
+    with raises(UnavailableError, what="numpy", expected="numpy<2"):
+        installation.backends(tmp_path / "backends")
+
+
+@pytest.mark.usefixtures("no_path")
+def test_the_command_says_what_to_install(bundle: Bundle) -> None:
+    result = run("serve", bundle.path)
+    assert (result.code, result.out, "vitdeploy[triton]" in result.err) == (3, "", True)
+
+
+def test_a_triton_that_does_not_start(bundle: Bundle, tmp_path: Path) -> None:
+    result = run("serve", bundle.path, "--triton", binary(tmp_path / "triton"), "--http-port", 0)
+    assert (result.code, result.out) == (3, "")
+    assert "ended with exit code 3: creating server: Internal - no room" in result.err
+
+
+def test_tritons_reason_if_the_model_does_not_load(bundle: Bundle) -> None:
+    """Of a real one: this ONNX Runtime has no GPU."""
+    line = command(bundle.path, "--device", "cuda")
+    result = subprocess.run(line, env=environ(), capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert (result.returncode, result.stdout) == (3, "")
+    assert "DeviceError: this onnxruntime was built without CUDAExecutionProvider" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_options_that_are_refused() -> None:
+    refused: dict[str, Any] = {"http_port": 70_000, "grpc_port": -1, "ready_timeout_s": 0, "watch": 1, "triton": ""}
+    for name, value in refused.items():
+        with raises(UsageError, what=name, found=value):
+            ServerOptions(**{name: value})
+
+
+def test_processes_of_a_model(tmp_path: Path) -> None:
+    script = tmp_path / "pets" / "7" / "model.py"
+    script.parent.mkdir(parents=True)
+    script.write_text("import time; time.sleep(600)")
+    child = subprocess.Popen([sys.executable, script])
+    try:
+        found = poll(lambda: model_processes(os.getpid(), "pets", 7) or None, SECONDS)  # once it has begun
+        assert found == frozenset({child.pid})
+        assert not model_processes(os.getpid(), "pets", 8)
+        assert is_running(child.pid)
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert not is_running(child.pid), "a zombie has ended"
+    finally:
+        child.kill()
+        child.wait()
+    assert not is_running(child.pid)
