@@ -5,7 +5,8 @@ on ONNX Runtime, over HTTP and gRPC:
 
 - the highest rate with its 99th percentile within the bound, in one process (`vitdeploy.benchmark_scenario`); the same
   rate served, with Poisson arrivals; and if that misses the bound, the highest rate that holds it served;
-- three times the rate of one process: refusals, their latency, memory, and the served rate once more;
+- three times the rate of one process, doubled until requests are refused: refusals, their latency, memory, and the
+  served rate once more;
 - Triton, and then `serve` itself, killed (SIGKILL) under load and started again: the outcome of every request.
 
 Client, front and model share the machine's cores. Every answer is compared with the predictor's.
@@ -31,7 +32,7 @@ MODELS = {"embedded model": [str(default_checkpoint())], "ViT-Ti": ["--random-we
 _IMAGES = 64
 _STEPS = 20  # of the rate in one process: the resolution of the search is 5 %
 _REPLAYS = 3  # of a rate that counts as valid
-_OVERLOAD = 3.0
+_OVERLOAD, _DOUBLINGS = 3.0, 4
 _KILLED_AT = 0.5  # of the served rate, so that a restarted server works off what waits
 _KILLED_AFTER_S, _KILLED_FOR_S = 3.0, 15.0
 _WARM_UP_S = 5.0
@@ -80,9 +81,16 @@ class Loaded:
         return None, found
 
     def overload(self, rate: float, server: Server) -> dict[str, Any]:
-        """A load above the capacity, and the memory of the server's processes meanwhile."""
-        with Memory(server.process.pid) as memory:
-            found = self.replay(rate)
+        """A load above the capacity, and the memory of the server's processes meanwhile.
+
+        Triton runs batches, one process single images: a rate that it holds is doubled until it refuses some.
+        """
+        for _ in range(_DOUBLINGS):
+            with Memory(server.process.pid) as memory:
+                found = self.replay(rate)
+            if found.count("refused"):
+                break
+            rate *= 2
         quarter = max(1, len(memory.mb) // 4)
         return {
             "rate": rate, **found.to_dict(),

@@ -105,6 +105,6 @@ def _describe(bundle: str, server: BundleServer, addresses: Mapping[str, str], a
 
 def _report(event: str | VitDeployError) -> None:
     if isinstance(event, VitDeployError):
-        print_error(event, "; the version before is still served")
+        print_error(event)
     else:
         click.echo(one_line(event), err=True)

@@ -136,7 +136,7 @@ class BundleServer:
                 elif asked:
                     report(f"{self._bundle} has not changed")
             except VitDeployError as exc:
-                report(exc)
+                report(exc.with_message(f"{exc}; the version before is still served"))
                 retry_s = time.monotonic() + _RETRY_S
 
     def reload(self) -> bool:
