@@ -65,7 +65,6 @@ def measure(ending: str, bundle: Path, images: Path, count: int, kills: int, dra
                 if process.poll() is not None:
                     raise SystemExit("the job ended before the last kill")
                 time.sleep(0.001)
-            time.sleep(draw.uniform(0, 0.1))
             seconds = time.monotonic() - begin
         if process.poll() is not None:
             raise SystemExit("the job ended before a kill")

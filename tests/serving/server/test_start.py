@@ -109,7 +109,7 @@ def test_processes_of_a_model(tmp_path: Path) -> None:
     child = subprocess.Popen([sys.executable, script])
     try:
         found = poll(lambda: model_processes(os.getpid(), "pets", 7) or None, SECONDS)  # once it has begun
-        assert found == {child.pid}
+        assert found == frozenset({child.pid})
         assert not model_processes(os.getpid(), "pets", 8)
         assert is_running(child.pid)
         child.kill()
