@@ -28,7 +28,7 @@ from vitdeploy.serving.scale_out.serve_config import ServeConfig
 from vitdeploy.specs import Task
 
 DEPLOYMENT = {
-    "max_ongoing_requests": 4, "max_queued_requests": 2, "ray_actor_options": {"num_cpus": 1},
+    "max_ongoing_requests": 4, "max_queued_requests": 4, "ray_actor_options": {"num_cpus": 1},
     "graceful_shutdown_timeout_s": 0.1,
 }  # fmt: skip
 _NEVER_S = 3600.0
@@ -123,10 +123,10 @@ def test_it_answers_refuses_batches_and_reloads(
     server.deploy(version="2")
     assert server.post(images[0]) == (status, answer)
 
-    # Four requests wait for a fifth, two wait for their turn, and all others are refused.
+    # Four requests wait for a fifth, four wait for their turn, and all others are refused.
     server.deploy(max_batch_size=5, batch_wait_timeout_s=_NEVER_S)
-    pool = concurrent.futures.ThreadPoolExecutor(8)
-    waiting = [pool.submit(server.post, images[0]) for _ in range(8)]
+    pool = concurrent.futures.ThreadPoolExecutor(12)
+    waiting = [pool.submit(server.post, images[0]) for _ in range(12)]
     first = next(concurrent.futures.as_completed(waiting, timeout=60))
     assert first.result()[0] == 503
     pool.shutdown(wait=False, cancel_futures=True)
