@@ -62,10 +62,10 @@ class BundleReplica:
             if len(body) > limit:
                 return JSONResponse({"error": f"the body has more than {limit} bytes"}, 413)
         with self._lease() as predictor:
+            rows, pixels = self._config.parsed_rows(), predictor.runtime.pixels  # before another config may come
             try:
-                pixels = predictor.runtime.pixels
                 pixel_values = await asyncio.to_thread(predictor.processor, [bytes(body)], pixels=pixels)
-                answer = await self._run((predictor, self._config.parsed_rows(), pixel_values))
+                answer = await self._run((predictor, rows, pixel_values))
                 if isinstance(answer, NotFiniteError):
                     raise answer
             except ImageError as exc:
