@@ -169,6 +169,25 @@ def test_a_key_does_not_change_what_is_opened(digits: Bundle, monkeypatch: pytes
     choosing.assert_called_once_with(digits, None, None, None, {})
 
 
+@pytest.mark.parametrize(
+    ("threads", "given", "expected"),
+    [
+        (2, {}, (1, 2)),
+        (2, {"intra_op_threads": 1}, (1, 1)),
+        (2, {"parallel_runs": 0}, (2, 1)),
+        (2, {"parallel_runs": 4}, (2, 1)),
+        (1, {"parallel_runs": 4}, (1, 1)),
+    ],
+)
+def test_threads_are_those_of_a_run_or_as_many_runs(
+    digits: Bundle, threads: int, given: dict[str, int], expected: tuple[int, int]
+) -> None:
+    callable_ = BatchPredictor(digits.path, threads=threads, backend="onnxruntime", **given)
+    details = callable_.predictor.runtime.details
+    callable_.close()
+    assert (details["parallel_runs"], details["intra_op_threads"]) == expected
+
+
 def test_what_does_not_fit_is_refused(digits: Bundle, encoded: np.ndarray) -> None:
     with raises(UsageError, what="image", found=("picture",)):
         BatchPredictor(digits.path)({"picture": encoded})

@@ -189,7 +189,7 @@ def resolve(path: str | os.PathLike[str], options: Mapping[str, Any], threads: i
     Args:
         path: The bundle's folder.
         options: See `vitdeploy.load`.
-        threads: CPU threads for the engine. Default: the backend's.
+        threads: CPU threads for the engine, unless the options have them. Default: the backend's.
     """
     names = ("backend", "precision", "device", "public_key")
     backend, precision, device, public_key = map(options.get, names)
@@ -202,11 +202,12 @@ def resolve(path: str | os.PathLike[str], options: Mapping[str, Any], threads: i
         choice, artifact = tuned
         backend, precision, given, batch_size = choice.backend, artifact.precision, choice.options, choice.batch_size
     option = BACKENDS[backend].threads_option if backend in BACKENDS else None
-    if threads is not None and option:
+    if threads is not None and option and option not in options:
         check_count("threads", threads)
-        given = {**given, option: threads}
-        if given.get("parallel_runs", 1) > threads:
-            given["parallel_runs"] = threads
+        runs = min(given.get("parallel_runs", 1) or threads, threads)  # 0 is the backend's number
+        given = {**given, option: threads if runs == 1 else 1}
+        if "parallel_runs" in given:
+            given["parallel_runs"] = runs
     opening = dict(zip(names, (backend, precision, device, public_key), strict=True))
     return Resolved(bundle, {**opening, **given}, batch_size)
 
