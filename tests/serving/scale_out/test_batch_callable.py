@@ -180,7 +180,7 @@ def test_a_key_does_not_change_what_is_opened(digits: Bundle, monkeypatch: pytes
     ],
 )
 def test_threads_are_those_of_a_run_or_as_many_runs(
-    digits: Bundle, threads: int, given: dict[str, int], expected: tuple[int, int]
+    digits: Bundle, threads: int, given: dict[str, Any], expected: tuple[int, int]
 ) -> None:
     callable_ = BatchPredictor(digits.path, threads=threads, backend="onnxruntime", **given)
     details = callable_.predictor.runtime.details
