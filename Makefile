@@ -122,6 +122,7 @@ $(ENVS)/embedded/.done: constraints.txt
 
 # What the wheel installs where a bundle is served, at the pinned versions: the content of `make sbom`.
 $(ENVS)/production/.done: constraints.txt pyproject.toml .venv/.dev
+	rm -rf $(@D)/dist
 	$(BIN)/python -m build --no-isolation --wheel --outdir $(@D)/dist . > /dev/null
 	$(PYTHON) -m venv --without-pip $(@D)
 	$(BIN)/python -m pip --disable-pip-version-check --quiet --python $(@D)/bin/python install -c constraints.txt \

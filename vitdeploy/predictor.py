@@ -129,7 +129,7 @@ class Predictor:
         return predictions
 
     def classes_asked(self, top_k: int | None) -> int:
-        """Classes per image for the `top_k` of `predict`; raises UsageError as `predict`."""
+        """Number of predictions per image for the `top_k` of `predict`; raises UsageError as `predict`."""
         names = [spec.name for spec in self.runtime.outputs]
         if "logits" not in names:
             raise UsageError(
@@ -138,12 +138,14 @@ class Predictor:
             )  # fmt: skip
         if not self.labels:
             raise UsageError("predict needs class names, this model has none", what="labels", hint="call runtime.run")
-        if top_k is not None and self.problem_type is ProblemType.REGRESSION:
+        if self.problem_type is ProblemType.REGRESSION:
+            if top_k is None:
+                return len(self.labels)
             hint = "leave it out for all values"
             raise UsageError("top_k ranks classes, this model is a regression", what="top_k", found=top_k, hint=hint)
         top_k = DEFAULT_TOP_K if top_k is None else top_k
         check_count("top_k", top_k)
-        return top_k
+        return min(top_k, len(self.labels))
 
     def best(self, logits: np.ndarray, top_k: int) -> list[list[Prediction]]:
         """The result of `predict` for logits, (N, num_labels) float32 and finite."""

@@ -81,6 +81,14 @@ def test_a_signed_bundle_is_opened(signed: Path, keys: Path) -> None:
         assert run("predict", signed, signed.parent / "image.png", "--public-key", keys / f"{name}.pub").code == code
 
 
+def test_a_reload_checks_the_signature_before_it_parses_the_manifest(signed: Path, keys: Path) -> None:
+    with vitdeploy.ReloadingPredictor(signed, public_key=keys / "own.pub") as predictor:
+        assert not predictor.reload()
+        (signed / MANIFEST).write_text("[", encoding="utf-8")
+        with raises(BundleError, what="signature"):
+            predictor.reload()
+
+
 def test_embed_checks_the_signature(single: Bundle, keys: Path, tmp_path: Path) -> None:
     folder = tmp_path / "features"
     features = vitdeploy.SourceOptions(task="image-feature-extraction")

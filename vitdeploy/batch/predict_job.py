@@ -11,7 +11,6 @@ import numpy as np
 
 from vitdeploy.batch.image_job import FailedImage, OnError, PathLike, Rows, result_dict, run_image_job
 from vitdeploy.batch.prediction_files import PREDICTION, FinishedPredictions, prediction_writer
-from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.predictor import Predictor
 from vitdeploy.system.argument_types import typed
 from vitdeploy.system.progress import SILENT, Progress
@@ -110,10 +109,8 @@ class _Predictions(Rows):
     form, verb = "vitdeploy predictions 1", "predicting"
     dtype, missing = PREDICTION, np.array((-1, np.nan), PREDICTION)
 
-    def __init__(self, predictor: Predictor, top_k: int, writer: Callable[[FinishedPredictions, Path], None]) -> None:
-        self._predictor, self._writer = predictor, writer
-        labels = len(predictor.labels)
-        self.width = labels if predictor.problem_type is ProblemType.REGRESSION else min(top_k, labels)
+    def __init__(self, predictor: Predictor, width: int, writer: Callable[[FinishedPredictions, Path], None]) -> None:
+        self._predictor, self.width, self._writer = predictor, width, writer
 
     def identity(self) -> dict[str, Any]:
         return {"problem_type": str(self._predictor.problem_type), "top_k": self.width}

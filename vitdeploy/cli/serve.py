@@ -58,7 +58,7 @@ def serve(
     """Serve BUNDLE with Triton Inference Server: encoded images in, labels and scores or vectors out.
 
     The protocol is the Open Inference Protocol (KServe's version 2), over HTTP and gRPC. Triton batches requests; one
-    that finds the queue full is refused. Everything else about it is in docs/guides/triton.md.
+    that finds the queue full is refused. See docs/guides/serve.md and docs/guides/triton.md.
 
     A new export of the bundle, or SIGHUP, is served once it is verified and warm; the version before answers until
     then, and goes on if the new one fails. SIGTERM and SIGINT end it: requests in progress are answered.

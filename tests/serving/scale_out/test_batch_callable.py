@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import numpy as np
 import pytest
+from forking import Outcome, in_child
 from PIL import Image
 from raising import raises
 
 import vitdeploy
 from vitdeploy.assets import default_checkpoint, held_out_images
-from vitdeploy.errors import UsageError
+from vitdeploy.errors import BundleError, UsageError
 from vitdeploy.images.processor import ImageProcessor
-from vitdeploy.serving.scale_out.batch_callable import BatchPredictor, DecodeImages
+from vitdeploy.serving.scale_out import batch_callable
+from vitdeploy.serving.scale_out.batch_callable import BatchPredictor, DecodeImages, resolve
 from vitdeploy.serving.scale_out.result_columns import Labels, Vectors
 from vitdeploy.specs import PixelFormat, PixelStage, Task
 
@@ -114,10 +118,15 @@ def test_images_come_as_pixels_or_as_a_data_sets_dictionaries(digits: Bundle, fi
     assert computed["label"].tolist() == [best.label for (best,) in _expected(digits, files[:4], 1)]
 
 
-def test_it_is_opened_on_first_use_in_each_process(digits: Bundle, encoded: np.ndarray, tmp_path: Path) -> None:
-    absent = BatchPredictor(tmp_path / "absent")
-    assert pickle.loads(pickle.dumps(absent)).bundle == str(tmp_path / "absent")
-    used = BatchPredictor(digits.path, threads=1)
+def test_it_is_opened_on_first_use_in_each_process(
+    digits: Bundle, encoded: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    absent = pickle.loads(pickle.dumps(BatchPredictor(tmp_path / "absent")))
+    with raises(BundleError, where=tmp_path / "absent"):
+        absent({"image": encoded[:1]})
+    monkeypatch.chdir(digits.path.parent)
+    used = BatchPredictor(digits.path.name, threads=1)
+    monkeypatch.chdir(tmp_path)  # as in a worker
     used({"image": encoded[:1]})
     assert used.predictor is used.predictor
     assert used.predictor.runtime.threads is not None
@@ -125,8 +134,12 @@ def test_it_is_opened_on_first_use_in_each_process(digits: Bundle, encoded: np.n
     other = pickle.loads(pickle.dumps(used))
     assert other.predictor is not used.predictor
     used.close()
+    labels = other({"image": encoded[:1]})["label"].tolist()
+    if hasattr(os, "fork"):
+        assert in_child(lambda: other({"image": encoded[:1]})["label"].tolist()) == Outcome(labels, 0)
     other.close()
-    assert used({"image": encoded[:1]})["label"].tolist() == other({"image": encoded[:1]})["label"].tolist()
+    with raises(UsageError, what="predictor", found="closed"):
+        other({"image": encoded[:1]})
 
 
 def test_logits_that_are_not_finite_are_an_error_of_their_row(
@@ -139,6 +152,40 @@ def test_logits_that_are_not_finite_are_an_error_of_their_row(
     rows = callable_({"image": encoded[:2]})
     assert [bool(error) for error in rows["error"]] == [False, True]
     assert rows["index"][1] == -1
+
+
+def test_a_column_is_not_replaced_by_a_result(digits: Bundle, encoded: np.ndarray) -> None:
+    for name in ("label", "index", "error"):
+        with raises(UsageError, what=name, found=(name,)):
+            BatchPredictor(digits.path)({name: np.arange(2), "image": encoded[:2]})
+
+
+def test_a_key_does_not_change_what_is_opened(digits: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    opening, choosing = mock.Mock(return_value=digits), mock.Mock(return_value=None)
+    monkeypatch.setattr(type(digits), "open", opening)
+    monkeypatch.setattr(batch_callable, "tuned_choice", choosing)
+    assert resolve(digits.path, {"public_key": "key.pub"}).options["public_key"] == "key.pub"
+    opening.assert_called_once_with(digits.path, public_key="key.pub")
+    choosing.assert_called_once_with(digits, None, None, None, {})
+
+
+@pytest.mark.parametrize(
+    ("threads", "given", "expected"),
+    [
+        (2, {}, (1, 2)),
+        (2, {"intra_op_threads": 1}, (1, 1)),
+        (2, {"parallel_runs": 0}, (2, 1)),
+        (2, {"parallel_runs": 4}, (2, 1)),
+        (1, {"parallel_runs": 4}, (1, 1)),
+    ],
+)
+def test_threads_are_those_of_a_run_or_as_many_runs(
+    digits: Bundle, threads: int, given: dict[str, Any], expected: tuple[int, int]
+) -> None:
+    callable_ = BatchPredictor(digits.path, threads=threads, backend="onnxruntime", **given)
+    details = callable_.predictor.runtime.details
+    callable_.close()
+    assert (details["parallel_runs"], details["intra_op_threads"]) == expected
 
 
 def test_what_does_not_fit_is_refused(digits: Bundle, encoded: np.ndarray) -> None:

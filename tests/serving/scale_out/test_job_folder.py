@@ -14,7 +14,7 @@ from vitdeploy.errors import InputError, OutputError, UsageError
 from vitdeploy.serving.scale_out.arrow_table import as_table
 from vitdeploy.serving.scale_out.job_folder import JobFolder
 
-IDENTITY = {"source": "images", "files": ["0" * 64]}
+IDENTITY = {"source": "images", "files": ["0" * 64], "extensions": ("jpg", "png")}
 
 
 def _write(folder: JobFolder, name: str, ids: list[int], *, rows: bool = True, recorded: str | None = "") -> None:

@@ -132,6 +132,35 @@ def test_it_answers_refuses_batches_and_reloads(
     pool.shutdown(wait=False, cancel_futures=True)
 
 
+_RECONFIGURED = """
+import asyncio, sys
+from types import SimpleNamespace
+from vitdeploy.errors import UsageError
+from vitdeploy.serving.scale_out import ray_serve
+
+context = SimpleNamespace(get_assigned_resources=dict)  # of a replica
+ray_serve.ray = SimpleNamespace(get_runtime_context=lambda: context)
+replica, config = ray_serve.BundleReplica(), {"bundle": sys.argv[1]}
+
+async def reconfigure():
+    for rows in ({"normalize": True}, {"top_k": 2}, {"pool": "cls"}):
+        try:
+            await replica.reconfigure({**config, "rows": rows})
+        except UsageError as error:
+            print(error.what)
+        else:
+            print("in use")
+
+asyncio.run(reconfigure())
+"""
+
+
+def test_rows_that_a_model_does_not_give_are_refused_before_a_request(digits: Bundle) -> None:
+    command: list[str | Path] = [environment("ray"), "-c", _RECONFIGURED, digits.path]
+    ran = subprocess.run(command, check=True, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)})
+    assert ran.stdout.split("\n") == ["outputs", "in use", "outputs", ""]
+
+
 def test_settings_are_checked() -> None:
     with raises(UsageError, what="batch_size", found=0):
         ServeConfig("bundle", max_batch_size=0)

@@ -96,7 +96,8 @@ class ReloadingPredictor:
         if watch is not None and not 0 < watch <= threading.TIMEOUT_MAX:
             raise UsageError(f"watch takes seconds above 0, got {shown(watch)}", what="watch", found=watch)
         self._load: Callable[[], Predictor] = functools.partial(load, path, **options)
-        self._path, self._allow_new_labels = path, allow_new_labels
+        self._path, self._public_key = path, options.get("public_key")
+        self._allow_new_labels = allow_new_labels
         self._batch_sizes, self._image_sizes = batch_sizes, image_sizes
         self._process = os.getpid()
         self._lock, self._reloading = threading.Lock(), threading.Lock()
@@ -193,7 +194,7 @@ class ReloadingPredictor:
 
     def _open_proven(self, old: Predictor | None) -> tuple[Manifest, Predictor]:
         """The bundle's manifest, and its predictor, proven and warm; `old` if its files are the same."""
-        manifest = Bundle.open(self._path).manifest  # before its files: a later one is noticed by the watcher
+        manifest = self._read_manifest()  # before its files: a later one is noticed by the watcher
         predictor = self._load()
         try:
             if old is not None:
@@ -239,11 +240,14 @@ class ReloadingPredictor:
     def _look(self) -> None:
         """Reload a bundle with another manifest; for the watcher, which goes on after a failure."""
         try:
-            if Bundle.open(self._path).manifest != self._manifest:
+            if self._read_manifest() != self._manifest:
                 self.reload()
         except Exception as exc:
             bug = not isinstance(exc, VitDeployError)
             logger.warning("%s not reloaded, the previous bundle stays in use: %s", self._path, exc, exc_info=bug)
+
+    def _read_manifest(self) -> Manifest:
+        return Bundle.open(self._path, public_key=self._public_key).manifest
 
     def _check_process(self) -> None:
         if os.getpid() != self._process:  # a thread of the parent may have held a lock

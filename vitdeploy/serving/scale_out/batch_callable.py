@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -17,9 +17,10 @@ from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.errors import ImageError, UsageError, check_count
 from vitdeploy.images.open import open_image
 from vitdeploy.images.processor import ImageProcessor
-from vitdeploy.predictor import Predictor, batch_size_for, check_batch_size, load, load_processor
+from vitdeploy.predictor import Predictor, batch_size_for, check_batch_size, load_processor
 from vitdeploy.runtimes import BACKENDS, formats_of
 from vitdeploy.runtimes.choice import choose, tuned_choice
+from vitdeploy.serving.in_process.lazy_predictor import LazyPredictor
 from vitdeploy.serving.scale_out.result_columns import Columns, Labels, Vectors
 from vitdeploy.specs import PixelFormat, PixelStage
 
@@ -62,8 +63,7 @@ class DecodeImages:
     @classmethod
     def of(cls, bundle: str | os.PathLike[str], column: str = "image", **options: Any) -> Self:
         """The first stage for the artifact that `vitdeploy.load` opens with these options, which need not run here."""
-        opened = Bundle.open(bundle)
-        chosen, _ = resolve(opened, options)
+        opened, chosen, _ = resolve(bundle, options)
         formats = formats_of(chosen["backend"])
         pixels = opened.artifact(formats, chosen["precision"]).pixels if formats else PixelFormat()
         return cls(load_processor(opened), pixels, column)
@@ -83,7 +83,7 @@ class DecodeImages:
         """Decode a batch.
 
         Raises:
-            UsageError: If there is no such column, or it holds no images.
+            UsageError: If there is no such column, it holds no images, or another one has the name of a new one.
         """
         if self.column not in batch:
             names = tuple(batch)
@@ -98,18 +98,19 @@ class DecodeImages:
                 pixel_values[row] = self.processor(opened, pixels=self.pixels)[0]
             except ImageError as exc:
                 errors[row] = str(exc)
-        return {**_without(batch, self.column), PIXELS: pixel_values, ERROR: errors}
+        return _joined(_without(batch, self.column), {PIXELS: pixel_values, ERROR: errors})
 
 
 class BatchPredictor:
     """Second stage, or both: a picklable callable that opens its bundle on first use, once in each process.
 
     Args:
-        bundle: The bundle's folder, readable on every machine.
+        bundle: The bundle's folder, which every machine sees under its absolute path.
         rows: Columns to compute. Default: `Labels()`.
         column: Name of the column of images; see `DecodeImages`.
         batch_size: Images per run. Default: the predictor's.
-        threads: CPU threads of the engine, for a process that has a share of the machine. Default: the backend's.
+        threads: CPU threads of the engine, for a process that has a share of the machine. The manifest is then read
+            at once. Default: the backend's.
         options: See `vitdeploy.load`: backend, precision, device, and options of the backend.
     """
 
@@ -125,20 +126,16 @@ class BatchPredictor:
     ) -> None:
         if batch_size is not None:
             check_batch_size(batch_size)
-        self.bundle, self.rows, self.column = os.fspath(bundle), rows or Labels(), column
-        self.batch_size, self.threads, self.options = batch_size, threads, options
-        self._opened: Predictor | None = None
+        if threads is not None:
+            _, options, tuned_size = resolve(bundle, options, threads)
+            batch_size = batch_size or tuned_size
+        self.rows, self.column, self.batch_size = rows or Labels(), column, batch_size
+        self._lazy = LazyPredictor(bundle, **options)
 
     @property
     def predictor(self) -> Predictor:
         """The predictor of this process; raises as `vitdeploy.load`."""
-        if self._opened is None:
-            options, tuned_size = self.options, None
-            if self.threads is not None:
-                options, tuned_size = resolve(Bundle.open(self.bundle), self.options, self.threads)
-            self._opened = load(self.bundle, **options)
-            self._opened.batch_size = self.batch_size or tuned_size or self._opened.batch_size
-        return self._opened
+        return self._lazy.predictor
 
     @property
     def decoder(self) -> DecodeImages:
@@ -152,44 +149,51 @@ class BatchPredictor:
             UsageError: If the columns or the options do not fit the model.
             DeviceError: If the engine failed, for example out of memory.
         """
-        prepared = batch if PIXELS in batch else self.decoder(batch)
+        prepared = batch if PIXELS in batch and ERROR in batch else self.decoder(batch)
         pixel_values, errors = prepared[PIXELS], np.array(prepared[ERROR], object)
-        columns = self.rows.empty(self.predictor, len(errors))
+        predictor = self.predictor
+        columns = self.rows.empty(predictor, len(errors))
+        result = _joined(_without(prepared, PIXELS, ERROR), {**columns, ERROR: errors})
         readable = np.flatnonzero(errors == "")
-        size = batch_size_for(self.predictor.processor, self.predictor.runtime, self.predictor.batch_size)
+        size = batch_size_for(predictor.processor, predictor.runtime, self.batch_size or predictor.batch_size)
         for start in range(0, len(readable), size):
             part = readable[start : start + size]
-            values = self.rows.compute(self.predictor, np.ascontiguousarray(pixel_values[part]))
+            values = self.rows.compute(predictor, np.ascontiguousarray(pixel_values[part]))
             finite = np.isfinite(values).all(axis=1)
             errors[part[~finite]] = "the model gives NaN or infinite values for this image"
-            self.rows.put(columns, part[finite], values[finite], self.predictor)
-        return {**_without(prepared, PIXELS, ERROR), **columns, ERROR: errors}
+            self.rows.put(columns, part[finite], values[finite], predictor)
+        return result
 
     def close(self) -> None:
-        """Close the runtime; the next call opens it again."""
-        if self._opened is not None:
-            self._opened.close()
-            self._opened = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_opened": None}
+        """Close the runtime of this process; copies go on."""
+        self._lazy.close()
 
 
-def resolve(
-    bundle: Bundle, options: Mapping[str, Any], threads: int | None = None
-) -> tuple[dict[str, Any], int | None]:
-    """Name what `load` opens with these options: its backend and precision, and the tuned choice's options.
+class Resolved(NamedTuple):
+    """What `load` opens with some options.
+
+    Attributes:
+        bundle: The bundle, whose signature was checked if the options have a key.
+        options: The options, with the backend and precision, and those of the tuned choice.
+        batch_size: Images per run of the tuned choice; None for another.
+    """
+
+    bundle: Bundle
+    options: dict[str, Any]
+    batch_size: int | None
+
+
+def resolve(path: str | os.PathLike[str], options: Mapping[str, Any], threads: int | None = None) -> Resolved:
+    """Name what `load` opens with these options.
 
     Args:
-        bundle: The bundle.
+        path: The bundle's folder.
         options: See `vitdeploy.load`.
-        threads: CPU threads for the engine. Default: the backend's.
-
-    Returns:
-        Options of `load`, and the batch size if they are of the tuned choice.
+        threads: CPU threads for the engine, unless the options have them. Default: the backend's.
     """
-    names = ("backend", "precision", "device")
-    backend, precision, device = map(options.get, names)
+    names = ("backend", "precision", "device", "public_key")
+    backend, precision, device, public_key = map(options.get, names)
+    bundle = Bundle.open(path, public_key=public_key)
     given, batch_size = _without(options, *names), None
     tuned = tuned_choice(bundle, backend, precision, device, given)
     if tuned is None:
@@ -198,12 +202,14 @@ def resolve(
         choice, artifact = tuned
         backend, precision, given, batch_size = choice.backend, artifact.precision, choice.options, choice.batch_size
     option = BACKENDS[backend].threads_option if backend in BACKENDS else None
-    if threads is not None and option:
+    if threads is not None and option and option not in options:
         check_count("threads", threads)
-        given = {**given, option: threads}
-        if given.get("parallel_runs", 1) > threads:
-            given["parallel_runs"] = threads
-    return {"backend": backend, "precision": precision, "device": device, **given}, batch_size
+        runs = min(given.get("parallel_runs", 1) or threads, threads)  # 0 is the backend's number
+        given = {**given, option: threads if runs == 1 else 1}
+        if "parallel_runs" in given:
+            given["parallel_runs"] = runs
+    opening = dict(zip(names, (backend, precision, device, public_key), strict=True))
+    return Resolved(bundle, {**opening, **given}, batch_size)
 
 
 def _encoded(image: Any) -> Any:
@@ -213,6 +219,15 @@ def _encoded(image: Any) -> Any:
     if image is None:
         raise ImageError("the row has no image", what="image")
     return image
+
+
+def _joined(kept: Mapping[str, np.ndarray], new: Columns) -> Columns:
+    """Both, in this order; UsageError if one has the name of another."""
+    twice = sorted(kept.keys() & new.keys())
+    if twice:
+        message = f"the batch has a column {twice[0]!r} already, which is the name of a result"
+        raise UsageError(message, what=twice[0], found=tuple(kept), hint="rename it, or leave it out")
+    return {**kept, **new}
 
 
 def _without(columns: Mapping[str, Any], *names: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from vitdeploy.errors import InputError, OutputError, UsageError
 from vitdeploy.files.atomic import replace_folder, write_file
-from vitdeploy.files.json_text import json_file, json_object
+from vitdeploy.files.json_text import json_file
 from vitdeploy.files.locks import locked
 
 if TYPE_CHECKING:
@@ -57,9 +57,10 @@ class JobFolder:
         self.output = output
         self.path = output.with_name(f"{output.name}.unfinished")
         self.finished, self.resumed = output.exists(), 0
+        content = json_file(identity)  # compared as text, in which tuples are lists
         self._stack = contextlib.ExitStack()
         if self.finished:
-            if _identity(output) != identity:
+            if _identity(output) != content:
                 hint = "remove it, or choose another output"
                 raise UsageError(f"{output} exists, and is not of this job", what="output", where=output, hint=hint)
             return
@@ -69,8 +70,8 @@ class JobFolder:
                 stack.enter_context(locked(self.path))
                 earlier = sorted(self.path.glob("run-*"))
                 if not earlier:
-                    write_file(self.path / _IDENTITY, json_file(identity))
-                elif _identity(self.path) != identity:
+                    write_file(self.path / _IDENTITY, content)
+                elif _identity(self.path) != content:
                     message = f"{self.path} is unfinished work of another job: other images, options, model or versions"
                     hint = "remove it, or choose another output"
                     raise InputError(message, what="unfinished", where=self.path, hint=hint)
@@ -132,10 +133,10 @@ class JobFolder:
         self._stack.close()
 
 
-def _identity(folder: Path) -> dict[str, Any] | None:
-    """The job whose rows a folder has; None if they are no job's."""
+def _identity(folder: Path) -> bytes | None:
+    """The job whose rows a folder has, as JSON; None if they are no job's."""
     path = folder / _IDENTITY
-    return json_object(path, path.read_bytes(), InputError) if path.is_file() else None
+    return path.read_bytes() if path.is_file() else None
 
 
 def _whole_files(parts: Path, checkpoint: Path) -> Iterator[tuple[Path, list[Path]]]:

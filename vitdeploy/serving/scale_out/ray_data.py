@@ -13,7 +13,6 @@ import pyarrow.dataset as pd
 from ray.data.checkpoint import CheckpointConfig
 
 from vitdeploy._version import __version__
-from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.predictor import files_to_open
 from vitdeploy.serving.scale_out.arrow_table import as_table
 from vitdeploy.serving.scale_out.batch_callable import BatchPredictor, DecodeImages, resolve
@@ -85,9 +84,8 @@ def run_ray_job(
         InputError: If the work of an interrupted job is another job's.
         OutputError: If a row is missing or twice, or a file cannot be written.
     """
-    opened, place = Bundle.open(bundle), Path(output).absolute()
-    chosen, workers = rows or Labels(), workers or Workers()
-    settings, tuned_size = resolve(opened, options, workers.cpus)
+    place, chosen, workers = Path(output).absolute(), rows or Labels(), workers or Workers()
+    opened, settings, tuned_size = resolve(bundle, options, workers.cpus)
     size = batch_size or tuned_size
     decode = DecodeImages.of(opened.path, source.image_column, **options)
     records = files_to_open(opened, settings["backend"], settings["precision"])

@@ -15,7 +15,6 @@ import ray
 from ray import serve
 from starlette.responses import JSONResponse
 
-from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.errors import ImageError, NotFiniteError, UsageError, VitDeployError
 from vitdeploy.predictor import Predictor, batch_size_for
 from vitdeploy.serving.in_process.bundle_checks import check_answers
@@ -47,6 +46,7 @@ class BundleReplica:
                 old.close()  # once its last request is answered
         else:
             await asyncio.to_thread(old.reload)
+            _check_rows(old, config)
         self._config = config
         self._run.set_max_batch_size(config.max_batch_size)
         self._run.set_batch_wait_timeout_s(config.batch_wait_timeout_s)
@@ -62,10 +62,10 @@ class BundleReplica:
             if len(body) > limit:
                 return JSONResponse({"error": f"the body has more than {limit} bytes"}, 413)
         with self._lease() as predictor:
+            rows, pixels = self._config.parsed_rows(), predictor.runtime.pixels  # before another config may come
             try:
-                pixels = predictor.runtime.pixels
                 pixel_values = await asyncio.to_thread(predictor.processor, [bytes(body)], pixels=pixels)
-                answer = await self._run((predictor, self._config.parsed_rows(), pixel_values))
+                answer = await self._run((predictor, rows, pixel_values))
                 if isinstance(answer, NotFiniteError):
                     raise answer
             except ImageError as exc:
@@ -97,8 +97,20 @@ class BundleReplica:
 
 def _open(config: ServeConfig) -> ReloadingPredictor:
     threads = max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
-    options, _ = resolve(Bundle.open(config.bundle), config.options, threads)
-    return ReloadingPredictor(config.bundle, batch_sizes=sorted({1, config.max_batch_size}), **options)
+    options = resolve(config.bundle, config.options, threads).options
+    model = ReloadingPredictor(config.bundle, batch_sizes=sorted({1, config.max_batch_size}), **options)
+    try:
+        _check_rows(model, config)
+    except VitDeployError:
+        model.close()
+        raise
+    return model
+
+
+def _check_rows(model: ReloadingPredictor, config: ServeConfig) -> None:
+    """Raise UsageError if the model does not give the rows."""
+    with model.lease() as predictor:
+        config.parsed_rows().empty(predictor, 0)
 
 
 def _compute(

@@ -32,9 +32,7 @@ class Labels:
 
     def empty(self, predictor: Predictor, count: int) -> Columns:
         """Columns of `count` rows without results."""
-        regression = predictor.problem_type is ProblemType.REGRESSION
-        predictor.classes_asked(None if regression else self.top_k)  # raises if this is no classifier
-        classes = len(predictor.labels) if regression else min(self.top_k, len(predictor.labels))
+        classes = predictor.classes_asked(None if predictor.problem_type is ProblemType.REGRESSION else self.top_k)
         shape = (count,) if classes == 1 else (count, classes)
         return {
             "label": np.full(shape, "", object), "index": np.full(shape, -1, np.int64),
