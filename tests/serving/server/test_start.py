@@ -95,6 +95,12 @@ def test_tritons_reason_if_the_model_does_not_load(bundle: Bundle) -> None:
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_options_of_the_page_that_are_refused(bundle: Bundle) -> None:
+    for given in (("--page-port", 0), ("--page", "--input", "tensors")):
+        result = run("serve", bundle.path, *given)
+        assert (result.code, result.out) == (2, "")
+
+
 def test_options_that_are_refused() -> None:
     refused: dict[str, Any] = {"http_port": 70_000, "grpc_port": -1, "ready_timeout_s": 0, "watch": 1, "triton": ""}
     for name, value in refused.items():
