@@ -23,7 +23,7 @@ from told import Told
 
 import vitdeploy
 from vitdeploy.batch.prediction_files import rank_columns
-from vitdeploy.errors import ImageError, InputError, MissingDependencyError, NotFiniteError, UsageError
+from vitdeploy.errors import ImageError, InputError, MissingDependencyError, NotFiniteError, OutputError, UsageError
 from vitdeploy.images.preprocessor_config import Size
 from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.predictor import Prediction, Predictor
@@ -239,6 +239,12 @@ def test_what_cannot_be_had_is_refused_before_any_work(
             vitdeploy.predict(predictor, [folder, table], output)
     with raises(InputError, where=tmp_path / "absent"):
         vitdeploy.predict(predictor, tmp_path / "absent", tmp_path / "out.csv")
+    pipe = tmp_path / "pipe.csv"
+    os.mkfifo(pipe)
+    (tmp_path / "link.csv").symlink_to(pipe)
+    with raises(OutputError, what="output", where=tmp_path / "link.csv"):
+        vitdeploy.predict(predictor, folder, tmp_path / "link.csv")
+    assert pipe.is_fifo(), "not replaced by a file"
     for path in paths_of(folder):
         Path(path).write_bytes(b"")
     with raises(ImageError, what="images"):
@@ -247,4 +253,4 @@ def test_what_cannot_be_had_is_refused_before_any_work(
     monkeypatch.delitem(sys.modules, "vitdeploy.batch.prediction_parquet", raising=False)
     with raises(MissingDependencyError):
         vitdeploy.predict(predictor, folder, tmp_path / "out.parquet")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "table.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "link.csv", "pipe.csv", "table.csv"]

@@ -22,10 +22,10 @@ from vitdeploy.assess.data.loader import Prepared, prepare
 from vitdeploy.assess.evaluate.loop import BATCHES_AHEAD, that_counts
 from vitdeploy.batch.unfinished import Unfinished, writing
 from vitdeploy.bundle.output_paths import check_outputs
-from vitdeploy.errors import ImageError, InputError, first_line
+from vitdeploy.errors import ImageError, InputError, OutputError, first_line
 from vitdeploy.files.atomic import move_file
 from vitdeploy.files.label_tables import TABLE_ENDINGS
-from vitdeploy.files.output_files import check_writable
+from vitdeploy.files.output_files import check_writable, is_stream
 from vitdeploy.predictor import batch_size_for, check_batch_size
 from vitdeploy.system.cpu import usable_cpus
 
@@ -155,6 +155,8 @@ def run_image_job(
     files = [path for path in outputs.values() if path is not None]
     for path in files:
         check_writable(path)
+        if is_stream(path):  # which the finished file would replace
+            raise OutputError(f"{path} is a pipe or a device", what="output", where=path, hint="name a regular file")
     target = files[0].resolve()
     progress.step("listing images")
     image_set, left_out = open_all(paths)
@@ -226,7 +228,7 @@ class _Job:
                 batch = list(itertools.islice(stream, self.batch_size))
                 sha256 = hashlib.sha256("".join(f"{image.sha256}\n" for image in batch).encode()).hexdigest()
                 if number < len(finished):
-                    failed = self._restored(finished[number], sha256, first)
+                    failed = self._restored(finished[number], sha256, first, unfinished.path)
                 else:
                     failed = [
                         [row, first_line(image.error)]
@@ -259,7 +261,7 @@ class _Job:
                 hint = "once it is back, the same call continues"
                 raise InputError(message, what="images", where=place, found=names[0], hint=hint)
 
-    def _restored(self, entry: dict[str, Any], sha256: str, first: int) -> list[list[Any]]:
+    def _restored(self, entry: dict[str, Any], sha256: str, first: int, work: Path) -> list[list[Any]]:
         """The failed images of a finished batch.
 
         Raises:
@@ -269,7 +271,7 @@ class _Job:
         if entry["sha256"] != sha256:
             name = self.images.names[first]
             message = f"an image from {name!r} on has changed since its batch was finished"
-            raise InputError(message, what="images", found=name, hint="remove the unfinished work")
+            raise InputError(message, what="images", found=name, where=work, hint=f"remove {work}")
         failed: list[list[Any]] = entry["errors"]
         if failed and self.on_error == "stop":
             row, text = failed[0]

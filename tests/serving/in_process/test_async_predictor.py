@@ -148,3 +148,6 @@ def test_accepted_calls_are_answered_before_the_end() -> None:
 def test_arguments() -> None:
     with MicroBatcher(gated_predictor()[0]) as batcher, raises(UsageError, what="decoding_threads", found=0):
         AsyncPredictor(batcher, decoding_threads=0)
+    predictor: Any = gated_predictor()[0]
+    with raises(UsageError, what="batcher", found=predictor):
+        AsyncPredictor(predictor)

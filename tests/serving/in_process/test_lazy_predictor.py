@@ -65,6 +65,8 @@ def test_it_opens_on_first_use_and_once(digits: Bundle, opened: list[Any]) -> No
 
 def test_one_that_was_never_used_opens_nothing(tmp_path: Path, opened: list[Any]) -> None:
     LazyPredictor(tmp_path).close()
+    with raises(UsageError, what="path", found=3):
+        LazyPredictor(3)  # type: ignore[arg-type]
     assert not opened
 
 

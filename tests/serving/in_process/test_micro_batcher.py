@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -268,13 +268,30 @@ def test_images_are_read_in_an_executor(batcher: MicroBatcher) -> None:
     assert batcher.statistics().waiting == 0
 
 
+def test_an_executor_that_cannot_read_leaves_nothing_behind(batcher: MicroBatcher) -> None:
+    class Processes(Executor):
+        def submit(self, *_: Any, **__: Any) -> Future[Any]:
+            failed: Future[Any] = Future()
+            failed.set_exception(TypeError("cannot pickle"))
+            return failed
+
+    with pytest.raises(TypeError):
+        batcher.submit(gray(0), executor=Processes()).result(WAIT_S)
+    with pytest.raises(AttributeError):
+        batcher.submit(gray(0), executor="threads")  # type: ignore[arg-type]
+    assert batcher.statistics().waiting == 0
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("max_batch_size", 0), ("max_queue", 1.5), ("max_delay", -0.1), ("max_delay", float("nan")), ("max_delay", "1")],
-)
+    [
+        ("max_batch_size", 0), ("max_queue", 1.5), ("max_delay", -0.1), ("max_delay", float("nan")), ("max_delay", "1"),
+        ("max_delay", 1e10), ("predictor", None), ("predictor", "vit"),
+    ],
+)  # fmt: skip
 def test_arguments(gated: tuple[Predictor, GatedRuntime], option: str, value: Any) -> None:
     with raises(UsageError, what=option):
-        MicroBatcher(gated[0], **{option: value})
+        MicroBatcher(**{"predictor": gated[0], option: value})
 
 
 def test_arguments_of_a_call(batcher: MicroBatcher) -> None:
@@ -285,19 +302,26 @@ def test_arguments_of_a_call(batcher: MicroBatcher) -> None:
         batcher.submit(gray(0), top_k=0).result()
     with raises(UsageError, what="images[0]", found="list"):
         batcher.submit([gray(0)]).result()  # type: ignore[arg-type]
+    with raises(UsageError, what="images[0]", found="NoneType"):
+        batcher.submit(None).result(WAIT_S)  # type: ignore[arg-type]
+    with raises(UsageError, what="timeout", found="1"):
+        batcher.predict(gray(0), timeout="1")  # type: ignore[arg-type]
+    assert batcher.predict(gray(0), timeout=float("inf"))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_is_refused(batcher: MicroBatcher) -> None:
-    def use() -> str:
-        try:
-            batcher.predict(gray(0))
-        except UsageError as exc:
-            batcher.close()
-            return f"{exc.what} {exc.found}"
-        return "answered"
+    def use() -> list[str]:
+        told = []
+        for call in (lambda: batcher.predict(gray(0)), batcher.statistics):
+            try:
+                call()
+            except UsageError as exc:
+                told.append(f"{exc.what} {exc.found}")
+        batcher.close()
+        return told
 
-    assert dataclasses.astuple(in_child(use)) == ("batcher forked", 0)
+    assert dataclasses.astuple(in_child(use)) == (["batcher forked"] * 2, 0)
     assert batcher.predict(gray(0)), "the parent goes on"
 
 

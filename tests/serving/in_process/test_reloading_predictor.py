@@ -219,6 +219,12 @@ def test_a_watcher_reloads(
     assert not [thread for thread in threading.enumerate() if thread.name == "vitdeploy-watcher"]
 
 
+@pytest.mark.parametrize("watch", [0, float("nan"), 1e10, "1"])
+def test_seconds_that_cannot_be_waited(bundle: Path, watch: Any) -> None:
+    with raises(UsageError, what="watch"):
+        ReloadingPredictor(bundle, watch=watch)
+
+
 def test_the_bundle_is_closed_after_the_last_request(bundle: Path, answers: Answers) -> None:
     predictor = ReloadingPredictor(bundle)
     lent = predictor.lease()

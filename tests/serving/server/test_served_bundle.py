@@ -22,6 +22,7 @@ import vitdeploy
 from vitdeploy import PythonBackend, write_python_model
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.files.polling import poll
+from vitdeploy.serving.server import bundle_server
 from vitdeploy.serving.server.model_processes import model_processes
 from vitdeploy.specs import Task
 
@@ -208,6 +209,10 @@ def test_a_new_bundle_is_served_without_a_gap_and_a_bad_one_is_not(case: Case, d
     assert case.served.says("model.onnx was altered")
     (answer,) = case.served.ask([case.request(case.images[0])])
     assert answer["version"] == "2"
+    (case.bundle / "manifest.json").write_text("{")
+    assert case.served.says("is not valid JSON")
+    time.sleep(3 * bundle_server._LOOK_S)
+    assert case.served.errors.read_text().count("is not valid JSON") == 1, "told once, not at every look"
     shutil.rmtree(case.bundle)
     shutil.copytree(digits.path, case.bundle)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from served_bundle import SECONDS, command, environ
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.errors import MissingDependencyError, UnavailableError, UsageError
 from vitdeploy.files.polling import poll
+from vitdeploy.serving.server.bundle_server import BundleServer
 from vitdeploy.serving.server.installation import Installation, find_installation
 from vitdeploy.serving.server.model_processes import is_running, model_processes
 from vitdeploy.serving.server.server_options import ServerOptions
@@ -101,7 +103,18 @@ def test_options_of_the_page_that_are_refused(bundle: Bundle) -> None:
         assert (result.code, result.out) == (2, "")
 
 
+def test_a_port_that_is_taken(bundle: Bundle, tmp_path: Path) -> None:
+    triton = binary(tmp_path / "triton")
+    triton.write_text("#!/bin/sh\necho \"error: Unavailable - Socket '127.0.0.1:8000' already in use \"\nexit 1\n")
+    hint = re.compile("--http-port")
+    with BundleServer(bundle.path, server=ServerOptions(triton=triton)) as server, raises(UnavailableError, hint=hint):
+        server.wait_until_ready()
+
+
 def test_options_that_are_refused() -> None:
+    with raises(UsageError, what="ports", found=(8001, 8001, 8002)):
+        ServerOptions(http_port=8001)
+    assert ServerOptions(http_port=0, grpc_port=0, metrics_port=0)
     refused: dict[str, Any] = {"http_port": 70_000, "grpc_port": -1, "ready_timeout_s": 0, "watch": 1, "triton": ""}
     for name, value in refused.items():
         with raises(UsageError, what=name, found=value):

@@ -273,7 +273,7 @@ def _column(path: Path, header: list[str], names: Sequence[str]) -> int:
     columns = [index for index, column in enumerate(header) if column.lower() in names]
     if len(columns) != 1:
         raise InputError(
-            f"{path} needs one column named {' or '.join(names)}, it has {', '.join(header)[:200]}",
+            f"{path} needs one column named {' or '.join(names)}, it has {', '.join(header)[:200] or 'none'}",
             where=path, what="columns", expected=names, found=tuple(header),
             hint="separate columns by commas in a .csv file and by tabs in a .tsv file",
         )  # fmt: skip

@@ -110,7 +110,10 @@ class WorkFile:
 
     def _lock(self) -> None:
         if take(self._descriptor) is False:
-            raise _not_ours(self._path, "another process is writing it")
+            raise InputError(
+                f"another process is writing {self._path}", what="resume", where=self._path,
+                hint="wait for its end, or name another file",
+            )  # fmt: skip
 
     def _content(self) -> bytes:
         with open(self._descriptor, "rb", closefd=False) as file:

@@ -13,6 +13,7 @@ from vitdeploy.images.open import ImageSource
 from vitdeploy.predictor import Prediction
 from vitdeploy.serving.in_process.micro_batcher import MicroBatcher
 from vitdeploy.specs import Pool
+from vitdeploy.system.argument_types import check_type
 from vitdeploy.system.cpu import MOST_THREADS, usable_cpus
 
 if TYPE_CHECKING:
@@ -35,12 +36,13 @@ class AsyncPredictor:
         batcher: The micro-batcher.
 
     Raises:
-        UsageError: If the number of threads is invalid.
+        UsageError: If an argument is invalid.
     """
 
     def __init__(self, batcher: MicroBatcher, *, decoding_threads: int | None = None) -> None:
         threads = usable_cpus().workers if decoding_threads is None else decoding_threads
         check_count("decoding_threads", threads, most=MOST_THREADS)
+        check_type("batcher", batcher, MicroBatcher)
         self.batcher = batcher
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="vitdeploy-decode")
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vitdeploy.errors import UsageError
 from vitdeploy.predictor import Prediction, Predictor, load
 from vitdeploy.serving.in_process.leases import Lease
+from vitdeploy.system.argument_types import check_type
 from vitdeploy.system.forks import first_in_child, keep_until_exit
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class LazyPredictor:
     _predictor: Predictor | None
 
     def __init__(self, path: str | os.PathLike[str], **options: Any) -> None:
+        check_type("path", path, str | os.PathLike[str])
         self.path = str(Path(path).absolute())  # a worker may have another working directory
         self.options = options
         self._begin()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import math
+import threading
 import time
 from collections.abc import Sequence
 from concurrent import futures
@@ -63,9 +64,12 @@ class MicroBatcher:
         check_count("max_batch_size", max_batch_size, most=MOST_A_BATCH)
         check_count("max_queue", max_queue)
         check_type("max_delay", max_delay, float)
-        if not 0 <= max_delay < math.inf:
+        if not 0 <= max_delay <= threading.TIMEOUT_MAX:
             message = f"max_delay takes seconds from 0 up, got {shown(max_delay)}"
             raise UsageError(message, what="max_delay", found=max_delay)
+        if not isinstance(predictor, Predictor) and not hasattr(predictor, "lease"):
+            message, hint = f"a micro-batcher takes a predictor, got {shown(predictor)}", "open it with vitdeploy.load"
+            raise UsageError(message, what="predictor", found=predictor, hint=hint)
         self._predictor, self._max_batch_size, self._max_queue = predictor, max_batch_size, max_queue
         self._queue = RequestQueue(max_queue, max_delay)
         self._thread = BatchThread(self._queue)
@@ -141,6 +145,7 @@ class MicroBatcher:
 
     def statistics(self) -> BatchStatistics:
         """Counters since the start, for an application's metrics."""
+        self._check_process()
         return self._queue.statistics()
 
     def close(self, *, drain: bool = True) -> None:
@@ -166,20 +171,21 @@ class MicroBatcher:
             return request.future
         try:
             reading = executor.submit(self._prepare, request, finish_for)
-        except RuntimeError:  # it was shut down
+        except BaseException:  # it was shut down, or is none
             request.future.cancel()
             raise
-        reading.add_done_callback(lambda done: done.cancelled() and request.future.cancel())
+        reading.add_done_callback(functools.partial(_pass_on, request.future))
         return request.future
 
     def _answer(
         self, images: ImageSource | Sequence[ImageSource], finish_for: FinishFor, timeout: float | None
     ) -> list[Any]:
+        check_type("timeout", timeout, float | None)
         batch = as_batch(images)
         if not 1 <= len(batch) <= self._max_queue:
             message = f"a call takes from 1 to {self._max_queue} images, got {len(batch)}"
             raise UsageError(message, what="images", expected=self._max_queue, found=len(batch))
-        end = None if timeout is None else time.monotonic() + timeout
+        end = None if timeout is None else time.monotonic() + min(timeout, threading.TIMEOUT_MAX)
         requests = self._accept(batch)
         try:
             for request in requests:
@@ -194,24 +200,28 @@ class MicroBatcher:
                 request.future.cancel()
 
     def _accept(self, images: Sequence[ImageSource]) -> list[Request]:
-        if self._thread.is_lost:
-            message, hint = "this micro-batcher was made before the process forked", "make it in each process"
-            raise UsageError(message, what="batcher", found="forked", hint=hint)
+        self._check_process()
         requests = [Request(image, index) for index, image in enumerate(images)]
         self._queue.accept(requests)
         for request in requests:
             request.future.add_done_callback(functools.partial(self._settle, request))
         return requests
 
+    def _check_process(self) -> None:
+        if self._thread.is_lost:
+            message, hint = "this micro-batcher was made before the process forked", "make it in each process"
+            raise UsageError(message, what="batcher", found="forked", hint=hint)
+
     def _settle(self, request: Request, _: Future[Any]) -> None:
         self._queue.settle(request)
 
     def _prepare(self, request: Request, finish_for: FinishFor) -> None:
         """Read the request's image, and let it wait for a run; an error goes to its future."""
-        if request.image is None:  # it was cancelled
+        image: Any = request.image  # also a caller's None, which the processor refuses
+        if request.future.done():  # it was cancelled
             return
         try:
-            self._queue.put(request, self._prepared(request, request.image, finish_for))
+            self._queue.put(request, self._prepared(request, image, finish_for))
         except Exception as exc:  # noqa: BLE001  (raised by the future)
             if request.future.set_running_or_notify_cancel():
                 request.future.set_exception(exc)
@@ -231,6 +241,15 @@ class MicroBatcher:
         )
         limit = _limit(predictor.runtime, pixel_values.shape, self._max_batch_size)
         return PreparedImage(Group(predictor, pixel_values.shape, limit), pixel_values, finish)
+
+
+def _pass_on(future: Future[Any], reading: Future[Any]) -> None:
+    """End an image's future if the executor could not read it: it was shut down, or is one of processes."""
+    if reading.cancelled():
+        future.cancel()
+    elif (error := reading.exception()) is not None:
+        with contextlib.suppress(futures.InvalidStateError):  # it was cancelled
+            future.set_exception(error)
 
 
 def _limit(runtime: Runtime, shape: tuple[int, ...], wanted: int) -> int:

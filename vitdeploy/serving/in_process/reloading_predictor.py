@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import math
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -94,7 +93,7 @@ class ReloadingPredictor:
     ) -> None:
         check_type("allow_new_labels", allow_new_labels, bool)
         check_type("watch", watch, float | None)
-        if watch is not None and not 0 < watch < math.inf:
+        if watch is not None and not 0 < watch <= threading.TIMEOUT_MAX:
             raise UsageError(f"watch takes seconds above 0, got {shown(watch)}", what="watch", found=watch)
         self._load: Callable[[], Predictor] = functools.partial(load, path, **options)
         self._path, self._public_key = path, options.get("public_key")

@@ -148,7 +148,8 @@ class BundleServer:
         Raises:
             VitDeployError: If the new bundle cannot be served; the version before still is.
         """
-        self._seen, content = self._manifest_state(), self._served_content()
+        self._seen = self._manifest_state()  # also of a manifest that cannot be read
+        content = self._served_content()
         if content == self._content:
             return False
         # Beside the repository, which Triton looks into, and on the same file system.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 
+from vitdeploy.errors import UsageError
 from vitdeploy.system.option_fields import check_options, described, option
 
 _PORTS = (0, 65_535)
@@ -35,6 +36,12 @@ class ServerOptions:
 
     def __post_init__(self) -> None:
         check_options(self)
+        ports = [port for port in (self.http_port, self.grpc_port, self.metrics_port) if port]
+        if len(set(ports)) < len(ports):
+            message = f"HTTP, gRPC and metrics need a port each, got {', '.join(map(str, ports))}"
+            raise UsageError(
+                message, what="ports", found=tuple(ports), hint="choose different ones, or 0 for a free one"
+            )
 
 
 DEFAULTS = ServerOptions()

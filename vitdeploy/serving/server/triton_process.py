@@ -34,7 +34,7 @@ _EVERY = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104  (
 _CLOSED_APIS = "shared-memory,trace,logging"
 # An error in Triton's log, whose messages are quoted, and its last line if it does not start.
 _ERROR = re.compile(r'(?:E\d{4} [^\]]*\] "?|error: )(?P<text>.*?)"?$')
-_LOAD, _BREAK = "failed to load '", "\\n"
+_LOAD, _TAKEN, _BREAK = "failed to load '", "already in use", "\\n"
 
 
 class Ports(NamedTuple):
@@ -139,7 +139,8 @@ class TritonProcess:
         self._end_backend()
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         reason = "" if code == -signal.SIGKILL else self._last_words()  # of which no line of its own can tell
-        return UnavailableError(f"Triton ended {how}{reason}", what="triton", found=code)
+        hint = "choose others with --http-port, --grpc-port and --metrics-port" if _TAKEN in reason else None
+        return UnavailableError(f"Triton ended {how}{reason}", what="triton", found=code, hint=hint)
 
     def kill(self) -> None:
         """End it at once."""
@@ -227,7 +228,7 @@ class TritonProcess:
         """Triton's reason in its last lines, for a message."""
         lines = [match["text"] for match in map(_ERROR.match, self._lines) if match] or self._lines
         reasons = [line for line in lines if _LOAD in line] or lines
-        return f": {reasons[-1].partition(_BREAK)[0]:.500}" if reasons else ""
+        return f": {reasons[-1].partition(_BREAK)[0].strip():.500}" if reasons else ""
 
 
 def _ports(options: ServerOptions) -> list[int]:
