@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from environments import ROOT, environment
 
 from vitdeploy.files.polling import poll
+from vitdeploy.serving.server.model_processes import children, model_processes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -76,9 +77,21 @@ class Served:
         statistics: dict[str, Any] = found["model_stats"][0]
         return statistics
 
+    def workers(self, version: int = 1) -> frozenset[int]:
+        """The model's processes, of whichever Triton runs now."""
+        (triton,) = children(self.process.pid)
+        return model_processes(triton, self.about["name"], version)
+
     def says(self, text: str) -> bool:
-        """Wait until standard error has this text."""
-        return poll(lambda: text in self.errors.read_text(encoding="utf-8") or None, SECONDS) is not None
+        """Wait until standard error has this text; fails if the command ends without it."""
+
+        def told() -> bool | None:
+            has_ended = self.process.poll() is not None  # first: what it says is complete then
+            content = self.errors.read_text(encoding="utf-8")
+            assert text in content or not has_ended, content
+            return text in content or None
+
+        return poll(told, SECONDS) is not None
 
 
 def answers(process: subprocess.Popen[str]) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
-"""A bundle in a real Triton, asked over HTTP and gRPC; the server is started once, and ended by the last test."""
+"""A bundle in a real Triton, asked over HTTP and gRPC; tests that change or end a server have one of their own."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -23,10 +24,10 @@ from vitdeploy import PythonBackend, write_python_model
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.files.polling import poll
 from vitdeploy.serving.server import bundle_server
-from vitdeploy.serving.server.model_processes import model_processes
 from vitdeploy.specs import Task
 
-MOST_BYTES, MOST_PIXELS, MOST_IMAGES, MOST_WAITING = 20_000, 40_000, 4, 6
+SIDE = 2_000  # of an image that takes long to read, and few bytes
+MOST_BYTES, MOST_PIXELS, MOST_IMAGES, MOST_WAITING = 20_000, SIDE * SIDE, 4, 6
 DELAY_MS = 400
 SCORE_TOLERANCE = 1e-6  # a batch of another size may add in another order
 
@@ -37,13 +38,13 @@ class Case:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.bundle = write_bundle(folder / "classifier").path
-        self.features = write_bundle(folder / "features", Task.FEATURES).path
         self.images = []
         for index in range(4):
             pixels = np.random.default_rng(index).integers(0, 256, (40 + index, 50, 3), np.uint8)
             self.images.append(self.write(f"{index}.png", pixels))
         self.corrupt = folder / "corrupt.png"
         self.corrupt.write_bytes(self.images[0].read_bytes()[:200])
+        self.features: Path
         self.served: Served
 
     def write(self, name: str, pixels: np.ndarray) -> Path:
@@ -54,17 +55,31 @@ class Case:
         return {"protocol": protocol, "images": [str(image) for image in images]}
 
 
+@contextlib.contextmanager
+def served(case: Case, *options: object) -> Iterator[Case]:
+    with serve(
+        case.bundle, case.folder, "--name", "pets",
+        "--max-batch-size", MOST_IMAGES, "--max-delay", DELAY_MS, "--max-queue", MOST_WAITING, *options,
+    ) as case.served:  # fmt: skip
+        yield case
+
+
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     made = Case(tmp_path_factory.mktemp("served"))
+    made.features = write_bundle(made.folder / "features", Task.FEATURES).path
     repository = made.folder / "models"
     write_python_model(made.features, repository, name="vectors")
     write_python_model(made.bundle, repository, PythonBackend(input="tensors", max_batch_size=4), name="tensors")
-    with serve(
-        made.bundle, made.folder, "--repository", repository, "--name", "pets",
-        "--max-batch-size", MOST_IMAGES, "--max-delay", DELAY_MS, "--max-queue", MOST_WAITING,
-        "--max-image-bytes", MOST_BYTES, "--max-image-pixels", MOST_PIXELS,
-    ) as made.served:  # fmt: skip
+    limits = ("--max-image-bytes", MOST_BYTES, "--max-image-pixels", MOST_PIXELS)
+    with served(made, "--repository", repository, *limits):
+        yield made
+
+
+@pytest.fixture
+def fresh_case(tmp_path: Path) -> Iterator[Case]:
+    """With a server that the test may change and end."""
+    with served(Case(tmp_path)) as made:
         yield made
 
 
@@ -137,7 +152,7 @@ def test_a_bad_image_is_an_error_of_its_request_alone(case: Case) -> None:
 
 def test_limits_of_a_request(case: Case) -> None:
     noise = case.write("noise.png", np.random.default_rng(0).integers(0, 256, (100, 100, 3), np.uint8))
-    large = case.write("large.png", np.zeros((201, 200, 3), np.uint8))
+    large = case.write("large.png", np.zeros((SIDE + 1, SIDE, 3), np.uint8))
     text = case.folder / "text.png"
     text.write_bytes(b"")
     requests = [
@@ -166,7 +181,8 @@ def test_vectors_and_prepared_tensors(case: Case) -> None:
 
 
 def test_a_full_queue_refuses_at_once_and_recovers(case: Case) -> None:
-    requests = [case.request(*case.images, protocol=("http", "grpc")[index % 2]) for index in range(40)]
+    slow = case.write("slow.png", np.zeros((SIDE, SIDE, 3), np.uint8))  # the server's work is many times a client's
+    requests = [case.request(*[slow] * MOST_IMAGES, protocol=("http", "grpc")[index % 2]) for index in range(40)]
     found = case.served.ask(requests)
     refused = [answer["error"] for answer in found if "error" in answer]
     answered = [answer for answer in found if "outputs" in answer]
@@ -174,7 +190,7 @@ def test_a_full_queue_refuses_at_once_and_recovers(case: Case) -> None:
     assert refused
     assert {error.partition("]")[0] for error in refused} <= {"[503", "[StatusCode.UNAVAILABLE"}
     assert all("Exceeds maximum queue size" in error for error in refused)
-    assert all(predicts(case.bundle, case.images, answer) for answer in answered[:2])
+    assert all(predicts(case.bundle, [slow] * MOST_IMAGES, answer) for answer in answered[:2])
     (answer,) = case.served.ask([case.request(case.images[0])])
     assert predicts(case.bundle, case.images[:1], answer)
 
@@ -186,7 +202,8 @@ def test_clients_cannot_load_models_or_reach_files_and_memory(case: Case) -> Non
     assert (status, "polling" in answer["error"]) == (503, True)
 
 
-def test_a_new_bundle_is_served_without_a_gap_and_a_bad_one_is_not(case: Case, digits: Bundle) -> None:
+def test_a_new_bundle_is_served_without_a_gap_and_a_bad_one_is_not(fresh_case: Case, digits: Bundle) -> None:
+    case = fresh_case
     old = shutil.copytree(case.bundle, case.folder / "old")
     fresh = shutil.copytree(digits.path, case.folder / "fresh")
     shutil.rmtree(case.bundle)
@@ -213,24 +230,24 @@ def test_a_new_bundle_is_served_without_a_gap_and_a_bad_one_is_not(case: Case, d
     assert case.served.says("is not valid JSON")
     time.sleep(3 * bundle_server._LOOK_S)
     assert case.served.errors.read_text().count("is not valid JSON") == 1, "told once, not at every look"
-    shutil.rmtree(case.bundle)
-    shutil.copytree(digits.path, case.bundle)
 
 
 def test_a_model_process_that_dies_is_replaced(case: Case) -> None:
     """Triton itself would answer each request with an error, and call the model ready."""
-    (worker,) = model_processes(case.served.about["triton_pid"], "pets", 2)
+    (worker,) = case.served.workers()
     os.kill(worker, signal.SIGKILL)
     assert case.served.says("Triton was started again")
+    assert worker not in case.served.workers()
     (answer,) = case.served.ask([case.request(case.images[0], protocol="grpc")])
     assert predicts(case.bundle, case.images[:1], answer)
 
 
-def test_sigterm_answers_what_was_accepted(case: Case) -> None:
+def test_sigterm_answers_what_was_accepted(fresh_case: Case) -> None:
+    case = fresh_case
     before = case.served.statistics()["inference_count"]
     clients = case.served.clients([case.request(case.images[index]) for index in range(3)])
     assert poll(
-        lambda: waiting(case.served) >= 3 or case.served.statistics()["inference_count"] > before or None, SECONDS
+        lambda: waiting(case.served) + case.served.statistics()["inference_count"] >= before + 3 or None, SECONDS
     )
     case.served.process.send_signal(signal.SIGTERM)
     assert all(predicts(case.bundle, [case.images[index]], answer) for index, answer in enumerate(answers(clients)))

@@ -6,9 +6,11 @@ import json
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 from environments import environment
+from PIL import Image
 from served import Load, Memory, Outcomes, Server
 
 import vitdeploy
@@ -18,6 +20,8 @@ from vitdeploy.bundle.bundle import Bundle
 IMAGES = [str(path) for path in sorted(held_out_images().rglob("*.png"))[::30]]
 PROTOCOLS = ("http", "grpc")
 QUEUE = 16
+SIDE = 2_000
+Expected: TypeAlias = "list[dict[str, list[object]]]"
 
 
 @pytest.fixture(scope="module")
@@ -31,26 +35,41 @@ def server(python: Path, digits: Bundle) -> Iterator[Server]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def expected(digits: Bundle) -> list[dict[str, list[object]]]:
-    with vitdeploy.load(digits.path) as predictor:
+def predictions(bundle: Bundle, images: list[str]) -> Expected:
+    with vitdeploy.load(bundle.path) as predictor:
         return [
             {name: [getattr(best, attribute) for best in image] for name, attribute in
              (("labels", "label"), ("scores", "score"), ("indices", "index"))}
-            for image in predictor.predict(IMAGES)
+            for image in predictor.predict(images)
         ]  # fmt: skip
 
 
-def load_on(server: Server, protocol: str, expected: list[dict[str, list[object]]]) -> Load:
+@pytest.fixture(scope="module")
+def expected(digits: Bundle) -> Expected:
+    return predictions(digits, IMAGES)
+
+
+@pytest.fixture(scope="module")
+def slow(digits: Bundle, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Expected]:
+    """Images of few bytes that take the server many times as long to read as a client to send, and their outputs."""
+    folder, paths = tmp_path_factory.mktemp("slow"), []
+    for path in IMAGES[:4]:
+        paths.append(str(folder / Path(path).name))
+        with Image.open(path) as image:
+            image.resize((SIDE, SIDE), Image.Resampling.NEAREST).save(paths[-1])
+    return paths, predictions(digits, paths)
+
+
+def load_on(server: Server, protocol: str, images: list[str], expected: Expected) -> Load:
     name = server.described["name"]
-    return Load(protocol, server.address(protocol), name, "image", IMAGES, expected, timeout_s=60.0)
+    return Load(protocol, server.address(protocol), name, "image", images, expected, timeout_s=60.0)
 
 
 def answers(found: Outcomes) -> dict[str, int]:
     return {outcome: found.count(outcome) for outcome in sorted(set(found.outcomes))}
 
 
-def test_the_page_answers_as_the_predictor(server: Server, expected: list[dict[str, list[object]]]) -> None:
+def test_the_page_answers_as_the_predictor(server: Server, expected: Expected) -> None:
     url = server.described["addresses"]["page"]
     request = urllib.request.Request(
         f"{url}predict", Path(IMAGES[0]).read_bytes(), {"Content-Type": "application/octet-stream"}
@@ -63,9 +82,9 @@ def test_the_page_answers_as_the_predictor(server: Server, expected: list[dict[s
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_more_requests_than_the_queue_takes_are_refused_and_the_next_are_answered(
-    server: Server, python: Path, protocol: str, expected: list[dict[str, list[object]]]
+    server: Server, python: Path, protocol: str, slow: tuple[list[str], Expected]
 ) -> None:
-    load = load_on(server, protocol, expected)
+    load = load_on(server, protocol, *slow)
     with load.sending(python, [0.0] * 200) as sending, Memory(server.process.pid, every_s=0.05) as first:
         found = answers(sending.outcomes())
     assert set(found) == {"answered", "refused"}
@@ -79,9 +98,9 @@ def test_more_requests_than_the_queue_takes_are_refused_and_the_next_are_answere
 
 @pytest.mark.parametrize(("protocol", "killed"), [("http", "Triton"), ("grpc", "serve")])
 def test_whatever_is_killed_every_request_has_an_outcome_and_no_answer_is_wrong(
-    server: Server, python: Path, protocol: str, killed: str, expected: list[dict[str, list[object]]]
+    server: Server, python: Path, protocol: str, killed: str, expected: Expected
 ) -> None:
-    load = load_on(server, protocol, expected)
+    load = load_on(server, protocol, IMAGES, expected)
     with load.sending(python, [index / 100 for index in range(150)]) as sending:
         sending.sleep_until(0.5)
         server.kill(killed)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from vitdeploy.serving.server.server_options import ServerOptions
 
 _LOOK_S, _RETRY_S = 0.5, 10.0
-_STEADY_S = 10.0  # a Triton that breaks down sooner would do so again
+_STEADY_S = 10.0  # a Triton that breaks down sooner after a restart would do so again
 
 
 class BundleServer:
@@ -71,6 +71,7 @@ class BundleServer:
         self._bundle, self._options, self._server = Path(bundle), options, server
         installation = find_installation(server.triton)
         self.version = self._next = 1
+        self._restarted_s = float("-inf")
         self._stop, self._asked = threading.Event(), False
         with contextlib.ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vitdeploy-serve-")))
@@ -104,7 +105,6 @@ class BundleServer:
     def wait_until_ready(self) -> bool:
         """Wait for the model; False if it was stopped before. UnavailableError with Triton's reason if it fails."""
         is_ready = self.process.wait_for_model(self.model.name, self.version, until=self._stop.is_set)
-        self._started_s = time.monotonic()
         self._note_processes()
         return is_ready
 
@@ -115,17 +115,17 @@ class BundleServer:
             report: Told of each reload and restart, and of their errors.
 
         Raises:
-            UnavailableError: If Triton breaks down soon after its start.
+            UnavailableError: If Triton breaks down again soon after a restart, or cannot be started again.
         """
         retry_s = float("inf")
         while not self._stop.wait(_LOOK_S):
             broken = self._breakdown()
             if broken is not None:
-                if time.monotonic() < self._started_s + _STEADY_S:
+                if time.monotonic() < self._restarted_s + _STEADY_S:
                     raise broken
                 report(broken)
-                self._restart()
-                report(f"Triton was started again, and {self.model.name} is served")
+                if self._restart():
+                    report(f"Triton was started again, and {self.model.name} is served")
             asked, self._asked = self._asked, False
             if not (asked or time.monotonic() >= retry_s or (self._server.watch and self._is_replaced())):
                 continue
@@ -213,15 +213,20 @@ class BundleServer:
             f"process {ended[0]} of {self.model.name} ended, and Triton does not replace it", what="model", found=ended
         )
 
-    def _restart(self) -> None:
-        """Start Triton again on the same ports; one whose model has ended would wait for its requests in vain."""
+    def _restart(self) -> bool:
+        """Start Triton again on the same ports and wait, as `wait_until_ready`.
+
+        A Triton whose model has ended would wait for its requests in vain, and is killed.
+        """
         self.process.kill()
         self.process.stop()
         ports = self.process.ports
         self.process = self._start(
             dataclasses.replace(self._server, http_port=ports.http, grpc_port=ports.grpc, metrics_port=ports.metrics)
         )
-        self.wait_until_ready()
+        is_ready = self.wait_until_ready()
+        self._restarted_s = time.monotonic()
+        return is_ready
 
     def _is_replaced(self) -> bool:
         return self._manifest_state() not in (None, self._seen)

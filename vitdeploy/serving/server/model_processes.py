@@ -13,7 +13,7 @@ _ENDED = "ZX"  # states of proc_pid_stat(5)
 def model_processes(parent: int, name: str, version: int) -> frozenset[int]:
     """Children of Triton that run a version of a model; none on another system."""
     mark = f"/{name}/{version}/model.py".encode()
-    return frozenset(child for child in _children(parent) if mark in _read(child, "cmdline"))
+    return frozenset(child for child in children(parent) if mark in _read(child, "cmdline"))
 
 
 def is_running(process: int) -> bool:
@@ -22,8 +22,9 @@ def is_running(process: int) -> bool:
     return bool(state) and state not in _ENDED
 
 
-def _children(parent: int) -> list[int]:
-    lists = (_read(parent, f"task/{task.name}/children") for task in _tasks(parent))
+def children(process: int) -> list[int]:
+    """Processes that a process has started and that have not been waited for; none on another system."""
+    lists = (_read(process, f"task/{task.name}/children") for task in _tasks(process))
     return [int(child) for listed in lists for child in listed.split()]
 
 

@@ -1,0 +1,111 @@
+"""`BundleServer.run` when its Triton breaks down, with a small program in the place of Triton's."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from bundles import write_bundle
+from raising import raises
+
+from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.errors import UnavailableError, VitDeployError
+from vitdeploy.serving.server import bundle_server
+from vitdeploy.serving.server.bundle_server import BundleServer
+from vitdeploy.serving.server.server_options import ServerOptions
+
+# Every model is ready; --id is the server's name.
+PROGRAM = f"""#!{sys.executable}
+import http.server, json, sys
+options = dict(argument.partition("=")[::2] for argument in sys.argv[1:])
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        content = json.dumps({{"name": options["--id"]}} if self.path == "/v2" else []).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+    do_POST = do_GET
+http.server.HTTPServer(("127.0.0.1", int(options["--http-port"])), Handler).serve_forever()
+"""
+ENDED, STARTED = f"Triton ended by {signal.SIGKILL.name}", "Triton was started again, and bundle is served"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return write_bundle(tmp_path_factory.mktemp("breakdown"))
+
+
+@pytest.fixture
+def server(bundle: Bundle, tmp_path: Path) -> BundleServer:
+    triton = tmp_path / "tritonserver"
+    triton.write_text(PROGRAM)
+    triton.chmod(0o755)
+    options = ServerOptions(triton=triton, http_port=0, grpc_port=0, metrics_port=0)
+    return BundleServer(bundle.path, server=options, name="bundle")
+
+
+def kill(server: BundleServer) -> None:
+    os.kill(server.process.pid, signal.SIGKILL)
+
+
+def run(server: BundleServer, on_restart: Callable[[int], None]) -> list[str]:
+    """What is reported after a first breakdown right after the start; `on_restart` gets the number of each restart."""
+    told: list[str] = []
+
+    def report(event: str | VitDeployError) -> None:
+        told.append(str(event))
+        if event == STARTED:
+            on_restart(told.count(STARTED))
+
+    assert server.wait_until_ready()
+    kill(server)
+    server.run(report)
+    return told
+
+
+def test_one_that_breaks_down_soon_after_its_first_start_is_started_again(
+    server: BundleServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundle_server, "_STEADY_S", 600.0)
+    with server:
+        first = server.process.pid
+        assert run(server, lambda number: server.stop()) == [ENDED, STARTED]
+        assert server.process.pid != first
+        assert server.process.exit_code is None
+
+
+def test_one_that_breaks_down_soon_after_a_restart_is_an_error(
+    server: BundleServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundle_server, "_STEADY_S", 600.0)
+    with server, raises(UnavailableError, what="triton", found=-signal.SIGKILL):
+        run(server, lambda number: kill(server))
+
+
+def test_one_that_was_steady_after_a_restart_is_started_again(
+    server: BundleServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundle_server, "_STEADY_S", 0.0)
+    with server:
+        told = run(server, lambda number: kill(server) if number == 1 else server.stop())
+    assert told == 2 * [ENDED, STARTED]
+
+
+def test_no_restart_is_told_of_if_it_is_stopped_meanwhile(server: BundleServer) -> None:
+    told: list[str] = []
+
+    def report(event: str | VitDeployError) -> None:
+        told.append(str(event))
+        server.stop()
+
+    with server:
+        assert server.wait_until_ready()
+        kill(server)
+        server.run(report)
+    assert told == [ENDED]
