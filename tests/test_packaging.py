@@ -84,6 +84,12 @@ def test_dir_is_the_public_api() -> None:
     assert set(vitdeploy.__all__) == set(vitdeploy._MODULES)
 
 
+def test_every_public_name_is_in_the_reference() -> None:
+    lines = (ROOT / "docs" / "reference" / "python.md").read_text(encoding="utf-8").splitlines()
+    documented = {line.rpartition(":: vitdeploy.")[2] for line in lines}
+    assert set(vitdeploy.__all__) - documented == {"VitDeployError", "__version__"}  # the errors have a page
+
+
 def test_importing_the_package_imports_nothing_heavy() -> None:
     code = "import json, sys, vitdeploy; print(json.dumps(sorted(sys.modules)))"
     loaded = {name.partition(".")[0] for name in json.loads(run(sys.executable, "-c", code))}

@@ -24,9 +24,9 @@ from vitdeploy.errors import UsageError
 TEXTS = {
     "accuracy_data", "against", "arch", "artifact", "artifacts", "backends", "baseline", "cache_dir",
     "calibration_cache", "calibration_data", "class_embeddings", "compute_capability", "data", "device", "gallery",
-    "golden", "html", "images", "junit", "keep", "labels",
-    "keep_fp32", "keep_fp32_from", "latency_against", "markdown", "message", "model", "name", "names", "output",
-    "outputs", "precision", "random_weights", "resume", "revision", "rules", "save_golden", "settings", "processor",
+    "golden", "host", "html", "images", "junit", "keep", "keep_fp32", "keep_fp32_from", "labels", "latency_against",
+    "markdown", "message", "model", "name", "names", "output", "outputs", "precision", "private_key", "processor",
+    "public_key", "random_weights", "repository", "resume", "revision", "rules", "save_golden", "settings",
     "timing_cache", "token", "triton", "weights", "weights_entry",
 }  # fmt: skip
 SIGNED = {"image_mean"}

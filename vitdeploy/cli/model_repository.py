@@ -86,7 +86,6 @@ def _native_model(
     shared = {"max_batch_size": None, "device": None} | changed(given or DEFAULTS)
     others = [name for name in shared if name not in ("max_batch_size", "device")]
     if others:
-        raise UsageError(
-            f"{', '.join(others)} applies to Triton's Python backend only", what=others[0], hint="add --python-backend"
-        )
+        message = f"{others[0]} applies to Triton's Python backend only"
+        raise UsageError(message, what=others[0], hint="add --python-backend")
     return write_triton_model(bundle, repository, artifact=artifact, name=name, **shared)

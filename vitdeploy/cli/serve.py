@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from vitdeploy.serving.server.bundle_server import BundleServer
 
+_PAGE_PORT = 8003
+
 
 @command(
     examples=(
@@ -40,8 +42,8 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @option("--page", is_flag=True, help="Also serve a page for browsers on this machine: drop an image, see the answer.")
 @option(
-    "--page-port", type=click.IntRange(0, 65_535), default=8003, show_default=True, metavar="N",
-    help="Port of the page; 0 for a free one.",
+    "--page-port", type=click.IntRange(0, 65_535), metavar="N",
+    help=f"With --page: its port; 0 for a free one. Default: {_PAGE_PORT}.",
 )  # fmt: skip
 @values_from_options(python=PythonBackend, server=ServerOptions)
 @json_option
@@ -50,7 +52,7 @@ def serve(
     name: str | None,
     repository: str | None,
     page: bool,
-    page_port: int,
+    page_port: int | None,
     python: PythonBackend | None,
     server: ServerOptions | None,
     as_json: bool,
@@ -66,6 +68,8 @@ def serve(
     from vitdeploy.serving.page.served_page import page_of
     from vitdeploy.serving.server.bundle_server import BundleServer
 
+    if page_port is not None and not page:
+        raise UsageError("--page-port needs --page", what="page_port", found=page_port, hint="add --page")
     if page and python is not None and python.input != PythonBackend.input:
         raise UsageError("the page sends encoded images", what="page", found=python.input, hint="leave --input out")
     with contextlib.ExitStack() as stack:
@@ -75,7 +79,8 @@ def serve(
         )  # fmt: skip
         stack.enter_context(running)
         _handle_signals(running)
-        opened = stack.enter_context(page_of(running, bundle, page_port)) if page else None
+        port = _PAGE_PORT if page_port is None else page_port
+        opened = stack.enter_context(page_of(running, bundle, port)) if page else None
         if running.wait_until_ready():
             addresses = {**running.addresses, **({} if opened is None else {"page": opened.url})}
             _describe(bundle, running, addresses, as_json)

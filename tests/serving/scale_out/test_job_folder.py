@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -68,8 +69,11 @@ def test_a_finished_job_is_its_output(tmp_path: Path) -> None:
         folder.finish("id", 3)
     assert [path.name for path in tmp_path.iterdir()] == ["rows"]
     assert sorted(pq.read_table(output).column("id").to_pylist()) == [0, 1, 2]
+    folder.path.mkdir()  # as after a kill at the end
+    shutil.copy(output / "_job.json", folder.path)
     with JobFolder(output, IDENTITY) as folder:
         assert folder.finished
+    assert [path.name for path in tmp_path.iterdir()] == ["rows"]
     with raises(UsageError, what="output", where=output):
         JobFolder(output, {**IDENTITY, "source": "others"})
 
@@ -116,12 +120,15 @@ def test_tables_have_nulls_and_types_that_do_not_depend_on_the_rows() -> None:
         "score": np.array([np.nan, 0.5], np.float32), "vector": np.array([[np.nan, np.nan], [1, 2]], np.float32),
         "error": np.array(["empty", ""], object),
     }  # fmt: skip
-    table = as_table(columns)
+    results = "label", "index", "score", "vector"
+    table = as_table(columns, results)
     assert table.to_pylist() == [
         {"id": 7, "label": None, "index": None, "score": None, "vector": None, "error": "empty"},
         {"id": 8, "label": "cat", "index": 3, "score": 0.5, "vector": [1.0, 2.0], "error": None},
     ]
-    assert as_table({name: column[:1] for name, column in columns.items()}).schema == table.schema
-    assert as_table({name: column[1:] for name, column in columns.items()}).schema == table.schema
+    assert as_table({name: column[:1] for name, column in columns.items()}, results).schema == table.schema
+    assert as_table({name: column[1:] for name, column in columns.items()}, results).schema == table.schema
     several = np.array([["", ""], ["cat", "dog"]], object)
-    assert as_table({"label": several, "error": columns["error"]}).column("label").to_pylist() == [None, ["cat", "dog"]]
+    some = as_table({"index": columns["index"], "label": several, "error": columns["error"]}, ["label"])
+    assert some.column("label").to_pylist() == [None, ["cat", "dog"]]
+    assert some.column("index").to_pylist() == [-1, 3], "it is the caller's"

@@ -97,6 +97,12 @@ def test_tritons_reason_if_the_model_does_not_load(bundle: Bundle) -> None:
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_options_of_the_page_that_are_refused(bundle: Bundle) -> None:
+    for given in (("--page-port", 0), ("--page", "--input", "tensors")):
+        result = run("serve", bundle.path, *given)
+        assert (result.code, result.out) == (2, "")
+
+
 def test_a_port_that_is_taken(bundle: Bundle, tmp_path: Path) -> None:
     triton = binary(tmp_path / "triton")
     triton.write_text("#!/bin/sh\necho \"error: Unavailable - Socket '127.0.0.1:8000' already in use \"\nexit 1\n")

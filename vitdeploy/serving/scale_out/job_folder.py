@@ -63,6 +63,8 @@ class JobFolder:
             if _identity(output) != content:
                 hint = "remove it, or choose another output"
                 raise UsageError(f"{output} exists, and is not of this job", what="output", where=output, hint=hint)
+            if _identity(self.path) == content:  # it was killed at its very end
+                shutil.rmtree(self.path, ignore_errors=True)
             return
         with contextlib.ExitStack() as stack:
             try:

@@ -47,7 +47,7 @@ class _TablePredictor(BatchPredictor):
     """A `BatchPredictor` that returns a table with nulls, whose types are the same in each batch."""
 
     def __call__(self, batch: Mapping[str, np.ndarray]) -> Any:
-        return as_table(super().__call__(batch))
+        return as_table(super().__call__(batch), self.rows.names)
 
 
 def run_ray_job(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -27,6 +27,7 @@ class Labels:
     """
 
     top_k: int = 1
+    names: ClassVar[tuple[str, ...]] = ("label", "index", "score")
 
     def __post_init__(self) -> None:
         check_count("top_k", self.top_k)
@@ -69,6 +70,7 @@ class Vectors:
 
     pool: Pool | None = None
     normalize: bool = False
+    names: ClassVar[tuple[str, ...]] = ("vector",)
 
     def empty(self, predictor: Predictor, count: int) -> Columns:
         """Columns of `count` rows without results."""
