@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from common import parser, record, start, turns, vitdeploy_export, wait
 
 import vitdeploy
@@ -52,6 +51,8 @@ LARGEST = max(SHAPES)
 
 class Session:
     def __init__(self, file: str, setting: dict[str, Any]) -> None:
+        import onnxruntime as ort  # after vitdeploy, which turns its reports off
+
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         for name in ("enable_mem_pattern", "enable_cpu_mem_arena"):

@@ -229,11 +229,31 @@ def test_a_bundle_that_cannot_be_opened_ends_the_process(tmp_path: Path) -> None
         pass
 
 
-def test_a_full_queue_is_a_503(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In this process, so that the test decides when a run ends."""
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The application in this process."""
     monkeypatch.syspath_prepend(FOLDER)
     monkeypatch.setenv("VITDEPLOY_MAX_IMAGE_PIXELS", "50000000")  # which the application sets
-    module: Any = importlib.import_module("app")
+    return importlib.import_module("app")
+
+
+def test_a_client_that_goes_away_is_no_failure_of_the_server(module: Any) -> None:
+    messages: list[Any] = []
+
+    async def receive() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        messages.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/predict", "headers": [], "query_string": b""}
+    module.app.state.service = module.Service(module.Settings(), None, None, None)
+    asyncio.run(module.app(scope, receive, send))
+    assert messages[0]["status"] == 400
+
+
+def test_a_full_queue_is_a_503(module: Any) -> None:
+    """In this process, so that the test decides when a run ends."""
     predictor, runtime = gated_predictor()
 
     async def main() -> None:

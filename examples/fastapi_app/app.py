@@ -15,6 +15,7 @@ from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
 from serving_metrics import ServingCollector
+from starlette.requests import ClientDisconnect
 
 import vitdeploy
 from vitdeploy.errors import ImageError, OverloadedError, UsageError, VitDeployError
@@ -109,6 +110,8 @@ async def predict(request: Request, top_k: Annotated[int | None, Query(ge=1, le=
         image = await asyncio.wait_for(reading, service.settings.body_timeout)
     except asyncio.TimeoutError as exc:
         raise HTTPException(408, "the body did not arrive in time", UNREAD) from exc
+    except ClientDisconnect as exc:
+        raise HTTPException(400, "the client went away", UNREAD) from exc
     return await service.predictor.predict(image, top_k=top_k)
 
 

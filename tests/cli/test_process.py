@@ -135,7 +135,7 @@ def test_an_error_that_nobody_foresaw_is_a_line_and_no_failed_check(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, code: int, debug: bool
 ) -> None:
     monkeypatch.setenv("VITDEPLOY_DEBUG", "1" if debug else "0")
-    monkeypatch.setattr("vitdeploy.bundle.bundle.Bundle.open", lambda _path: _raise(error))
+    monkeypatch.setattr("vitdeploy.bundle.bundle.Bundle.open", lambda *_args, **_options: _raise(error))
     with pytest.raises(SystemExit) as caught:
         main(["verify", "anything"])
     assert caught.value.code == code

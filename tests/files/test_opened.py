@@ -340,8 +340,8 @@ def test_a_bundle_that_is_replaced_once_its_manifest_was_read_is_read_again(
     path = shutil.copytree(generations[0].path, tmp_path / "bundle")
     waiting, read = [generations[1]], Bundle.open.__func__  # type: ignore[attr-defined]
 
-    def read_and_replaced(cls: type[Bundle], folder: Any) -> Bundle:
-        bundle: Bundle = read(cls, folder)
+    def read_and_replaced(cls: type[Bundle], /, folder: Any, **options: Any) -> Bundle:
+        bundle: Bundle = read(cls, folder, **options)
         if waiting and bundle.path == path:
             replace(path, waiting.pop())
         return bundle
@@ -359,9 +359,9 @@ def test_a_bundle_that_is_replaced_again_and_again_is_told_so(
     turns, read = itertools.cycle(reversed(generations)), Bundle.open.__func__  # type: ignore[attr-defined]
     times = 0
 
-    def read_and_replaced(cls: type[Bundle], folder: Any) -> Bundle:
+    def read_and_replaced(cls: type[Bundle], /, folder: Any, **options: Any) -> Bundle:
         nonlocal times
-        bundle: Bundle = read(cls, folder)
+        bundle: Bundle = read(cls, folder, **options)
         if not replacing:
             times += 1
             replacing.append(True)

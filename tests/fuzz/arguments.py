@@ -35,7 +35,7 @@ _PATHS = (
     "link", "loop", "pipe", "é/é", "*", "file/x",
 )  # fmt: skip
 # Not run to their end: they start processes and servers, or take seconds; what comes before their work is.
-_HEAVY = frozenset({"benchmark", "debug", "demo", "doctor", "export", "tune"})
+_HEAVY = frozenset({"benchmark", "debug", "demo", "doctor", "export", "serve", "tune"})
 
 
 class Arguments:
@@ -61,6 +61,7 @@ class Arguments:
             "verify": lambda: ["bundle"],
             "sign": lambda: ["bundle", "--private-key", "file"],
             "triton": lambda: ["bundle", "models"],
+            "serve": lambda: ["bundle", "--triton", "nowhere"],
             "pack": lambda: ["bundle", "--artifact", "onnx-fp32", "-o", "packed"],
             "push": lambda: ["nowhere", "org/name"],
             "benchmark": lambda: ["nowhere"],

@@ -151,7 +151,7 @@ def _judge(case: Case, answer: Answer) -> str | None:
 
 def _misprint(answer: Answer) -> str | None:
     """A refusal is one line, or click's words on how a command is used; what passes says nothing on stderr."""
-    lines = answer.err.splitlines()
+    lines = [line for line in answer.err.splitlines() if not line.startswith("  cause: ")]  # of --verbose
     if "Traceback" in answer.err:
         return f"traceback: {lines[-1][:300]}"
     tables = answer.code in (PASSED, FAILED, UNAVAILABLE)  # a check that failed or was skipped is told in a table

@@ -25,7 +25,12 @@ class _Path(click.Path):
     """A path. An empty one, as of an unset variable of a shell, would be the working directory."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return super().convert(value, param, ctx) if value else self.fail("a path cannot be empty.", param, ctx)
+        if not value:
+            self.fail("a path cannot be empty.", param, ctx)
+        try:
+            return super().convert(value, param, ctx)
+        except ValueError as exc:  # a null byte, which only a caller from Python can give
+            self.fail(f"{value!r:.80} cannot be a path: {exc}.", param, ctx)
 
 
 PATH = _Path(readable=False)  # its reader reports in one line that it cannot be read

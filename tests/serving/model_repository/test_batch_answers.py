@@ -78,6 +78,13 @@ def test_requests_share_runs_and_keep_their_images(bundle: Bundle, answers: Batc
     assert runs == [4, 3]
 
 
+def test_labels_that_are_not_text_are_escaped(bundle: Bundle, answers: BatchAnswers) -> None:
+    predictor = answers._predictor
+    predictor.labels = tuple(f"\ud800{index}" for index in range(len(predictor.labels)))
+    (answer,) = answers([request(png(0))])
+    assert classes(answer) == [[(f"\\ud800{best}", best) for _, best in expected(bundle, png(0))[0]]]
+
+
 def test_a_bad_image_is_left_out_of_the_run(bundle: Bundle, answers: BatchAnswers) -> None:
     runs = sizes_of_runs(answers)
     first, second, third, fourth = answers(

@@ -71,6 +71,17 @@ def test_rows_are_those_of_predict_and_bad_images_have_their_reason(
             assert computed["score"][row] == np.float32(best.score)
 
 
+def test_labels_that_are_not_text_are_escaped(digits: Bundle, files: list[Path]) -> None:
+    with vitdeploy.load(digits.path) as predictor:
+        predictor.labels, rows = ("\ud800",) * 10, Labels()
+        logits = predictor.logits(predictor.processor(files[:1]))
+        columns = rows.empty(predictor, 1)
+        rows.put(columns, np.array([0]), logits, predictor)
+        assert (
+            columns["label"].tolist() == [rows.answer(predictor, logits[0])["predictions"][0]["label"]] == ["\\ud800"]
+        )
+
+
 def test_several_classes_have_a_second_axis(digits: Bundle, files: list[Path], encoded: np.ndarray) -> None:
     computed = BatchPredictor(digits.path, rows=Labels(top_k=3))({"image": encoded[:3]})
     expected = _expected(digits, files[:3], 3)

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from vitdeploy.batch.cell_text import as_utf_8
 from vitdeploy.errors import ImageError, VitDeployError
 from vitdeploy.predictor import Prediction, Predictor, batch_size_for
 from vitdeploy.serving.in_process.bundle_checks import check_answers
@@ -132,7 +133,7 @@ class BatchAnswers:
 def _columns(predictions: Sequence[Sequence[Prediction]]) -> dict[str, np.ndarray]:
     """Predictions as outputs, (N, K): BYTES, float32 and int32."""
     return {
-        LABELS: np.array([[best.label.encode() for best in image] for image in predictions], object),
+        LABELS: np.array([[as_utf_8(best.label).encode() for best in image] for image in predictions], object),
         SCORES: np.array([[best.score for best in image] for image in predictions], np.float32),
         INDICES: np.array([[best.index for best in image] for image in predictions], np.int32),
     }

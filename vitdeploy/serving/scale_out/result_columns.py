@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from vitdeploy.batch.cell_text import as_utf_8
 from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.errors import check_count
 from vitdeploy.specs import Pool
 
 if TYPE_CHECKING:
-    from vitdeploy.predictor import Predictor
+    from vitdeploy.predictor import Prediction, Predictor
 
 Columns = dict[str, np.ndarray]
 
@@ -46,14 +47,21 @@ class Labels:
 
     def put(self, columns: Columns, rows: np.ndarray, logits: np.ndarray, predictor: Predictor) -> None:
         """Write the results of finite logits into these rows."""
-        for row, best in zip(rows, predictor.best(logits, self.top_k), strict=True):
+        for row, best in zip(rows, self._best(predictor, logits), strict=True):
             for name, column in columns.items():
                 values = [getattr(prediction, name) for prediction in best]
                 column[row] = values[0] if column.ndim == 1 else values
 
     def answer(self, predictor: Predictor, logits: np.ndarray) -> dict[str, Any]:
         """The result of one image's finite logits, (num_labels,), as JSON."""
-        return {"predictions": [prediction.to_dict() for prediction in predictor.best(logits[None], self.top_k)[0]]}
+        return {"predictions": [prediction.to_dict() for prediction in self._best(predictor, logits[None])[0]]}
+
+    def _best(self, predictor: Predictor, logits: np.ndarray) -> list[list[Prediction]]:
+        """Predictions whose labels Arrow and JSON can encode."""
+        return [
+            [dataclasses.replace(prediction, label=as_utf_8(prediction.label)) for prediction in best]
+            for best in predictor.best(logits, self.top_k)
+        ]
 
 
 @dataclasses.dataclass(frozen=True)
