@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ from bundles import write_bundle
 from raising import raises
 
 from vitdeploy.bundle.bundle import Bundle
-from vitdeploy.errors import UnavailableError, VitDeployError
+from vitdeploy.errors import OutputError, UnavailableError, VitDeployError
 from vitdeploy.serving.server import bundle_server
 from vitdeploy.serving.server.bundle_server import BundleServer
 from vitdeploy.serving.server.server_options import ServerOptions
@@ -109,3 +110,20 @@ def test_no_restart_is_told_of_if_it_is_stopped_meanwhile(server: BundleServer) 
         kill(server)
         server.run(report)
     assert told == [ENDED]
+
+
+def test_a_version_that_cannot_be_written_leaves_the_one_before(
+    server: BundleServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def replace_folder(*_: object) -> None:
+        raise full
+
+    monkeypatch.setattr(bundle_server, "replace_folder", replace_folder)
+    monkeypatch.setattr(server, "_content", None)
+    with server:
+        assert server.wait_until_ready()
+        with raises(OutputError, what="repository", found=full.strerror):
+            server.reload()
+        assert server.version == 1

@@ -8,14 +8,13 @@ import os
 import py_compile
 import shutil
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import MANIFEST
-from vitdeploy.errors import UnavailableError, VitDeployError
+from vitdeploy.errors import OutputError, UnavailableError, VitDeployError
 from vitdeploy.files.atomic import replace_folder
 from vitdeploy.serving.model_repository.python_options import DEFAULTS, PythonBackend
 from vitdeploy.serving.model_repository.python_repository import MODEL_FILE, served_artifact, write_python_model
@@ -72,7 +71,7 @@ class BundleServer:
         installation = find_installation(server.triton)
         self.version = self._next = 1
         self._restarted_s = float("-inf")
-        self._stop, self._asked = threading.Event(), False
+        self._stopped = self._asked = False
         with contextlib.ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vitdeploy-serve-")))
             self._repository = folder / "models" if repository is None else Path(repository).resolve()
@@ -104,7 +103,7 @@ class BundleServer:
 
     def wait_until_ready(self) -> bool:
         """Wait for the model; False if it was stopped before. UnavailableError with Triton's reason if it fails."""
-        is_ready = self.process.wait_for_model(self.model.name, self.version, until=self._stop.is_set)
+        is_ready = self.process.wait_for_model(self.model.name, self.version, until=lambda: self._stopped)
         self._note_processes()
         return is_ready
 
@@ -118,7 +117,7 @@ class BundleServer:
             UnavailableError: If Triton breaks down again soon after a restart, or cannot be started again.
         """
         retry_s = float("inf")
-        while not self._stop.wait(_LOOK_S):
+        while self._goes_on():
             broken = self._breakdown()
             if broken is not None:
                 if time.monotonic() < self._restarted_s + _STEADY_S:
@@ -159,16 +158,25 @@ class BundleServer:
             model = self._write(staging, self.model.name, version)
             replace_folder(model.path, self.model.path)  # the version before is now in the staging folder
             try:
-                if not self.process.wait_for_model(self.model.name, version, until=self._stop.is_set):
+                if not self.process.wait_for_model(self.model.name, version, until=lambda: self._stopped):
                     return False
             except VitDeployError:
                 replace_folder(model.path, self.model.path)
                 raise
+        except OSError as exc:
+            where = self._repository
+            message = f"{where} cannot hold version {version}: {exc.strerror}"
+            raise OutputError(message, what="repository", where=where, found=exc.strerror) from exc
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         self.version, self._content = version, content
         self._note_processes()
         return True
+
+    def _goes_on(self) -> bool:
+        """Wait a moment; False once it was stopped."""
+        time.sleep(_LOOK_S)  # not on an event: a signal handler could interrupt it with the event's lock held
+        return not self._stopped
 
     def ask_for_reload(self) -> None:
         """Let `run` reload the bundle if it has changed; safe in a signal handler."""
@@ -176,13 +184,13 @@ class BundleServer:
 
     def stop(self) -> None:
         """Let `run` and `wait_until_ready` return; at the second call, end Triton at once. Safe in a signal handler."""
-        if self._stop.is_set():
+        if self._stopped:
             self.process.kill()
-        self._stop.set()
+        self._stopped = True
 
     def close(self) -> None:
         """Answer the requests in progress, end Triton, and remove temporary files."""
-        self._stop.set()
+        self._stopped = True
         self._stack.close()
 
     def __enter__(self) -> Self:
