@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Callable
@@ -42,13 +43,15 @@ def test_threads_and_descriptors_stay_as_many(digits: Bundle, options: dict[str,
     def counts() -> tuple[int, int]:
         return sum(1 for _ in Path("/proc/self/task").iterdir()), sum(1 for _ in Path("/proc/self/fd").iterdir())
 
+    gc.collect()  # what earlier tests left behind has descriptors, too
     before = counts()
     for _ in range(10):
         open_and_close()
     settled = fewest(counts)
     for _ in range(30):
         open_and_close()
-    assert fewest(counts) == settled
+    threads, descriptors = fewest(counts)
+    assert (threads <= settled[0], descriptors <= settled[1]) == (True, True), (threads, descriptors, settled)
 
 
 def test_the_threads_of_one_that_is_forgotten_end(digits: Bundle) -> None:
