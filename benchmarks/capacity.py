@@ -47,7 +47,7 @@ class Machine:
 
 @dataclasses.dataclass(frozen=True)
 class Capacity:
-    """What machines do at one throughput.
+    """Rate, cost and machines at one throughput.
 
     Attributes:
         basis: Where the throughput comes from.
@@ -72,7 +72,7 @@ class Capacity:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What machines do at each throughput.
+    """Rate, cost and machines at each throughput.
 
     Attributes:
         measured: The offline measurement.
@@ -138,7 +138,7 @@ def highest_utilization_of_exponential(bound: float) -> float:
 def capacity(
     basis: str, images_per_second: float, offline: float, machine: Machine, rate: float | None, images: float
 ) -> Capacity:
-    """What machines do.
+    """Rate, cost and machines.
 
     Args:
         basis: Where the throughput comes from.

@@ -20,7 +20,7 @@ from vitdeploy.assets import default_checkpoint
 
 
 def measure(times: int, every: int, options: dict[str, Any]) -> list[dict[str, float]]:
-    """What there is after every so many times."""
+    """Memory, threads and descriptors after every so many times."""
     images = list(np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8))
     points = []
     with tempfile.TemporaryDirectory() as folder:

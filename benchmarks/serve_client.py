@@ -34,7 +34,7 @@ _HEADER_LENGTH = "Inference-Header-Content-Length"
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What to send.
+    """The requests to send.
 
     Attributes:
         protocol: "http" or "grpc".

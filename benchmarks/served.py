@@ -123,7 +123,7 @@ class Server:
 
 @dataclasses.dataclass(frozen=True)
 class Load:
-    """What a client sends, see `serve_client.Job`."""
+    """The requests of a client, see `serve_client.Job`."""
 
     protocol: str
     address: str

@@ -72,7 +72,7 @@ def result_dict(result: Any) -> dict[str, Any]:
 
 
 class Rows(abc.ABC):
-    """What a job computes for each image, and the file that it makes of all rows.
+    """The row that a job computes for each image, and the file that it makes of all rows.
 
     Attributes:
         form: Name of the rows' content, with its version.

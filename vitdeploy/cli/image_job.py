@@ -1,4 +1,4 @@
-"""What `embed` and `predict --output` share: options, and the images that could not be read."""
+"""Shared by `embed` and `predict --output`: options, and the images that could not be read."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class ReloadStatus:
-    """What a `ReloadingPredictor` did.
+    """State of a `ReloadingPredictor`.
 
     Attributes:
         fingerprint: `Predictor.fingerprint` of the bundle in use.

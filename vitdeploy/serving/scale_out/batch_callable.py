@@ -170,7 +170,7 @@ class BatchPredictor:
 
 
 class Resolved(NamedTuple):
-    """What `load` opens with some options.
+    """A bundle, and the options by which `load` opens the same again.
 
     Attributes:
         bundle: The bundle, whose signature was checked if the options have a key.
