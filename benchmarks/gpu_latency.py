@@ -55,7 +55,8 @@ def configurations(device: str, precision: str, *, brief: bool) -> list[Configur
     Args:
         brief: True for one of each backend.
     """
-    engines = [(name, {}) for name in reversed(ENGINES)]  # RTX first: the other one is built on the GPU, in minutes
+    # TensorRT last: it builds on the GPU, in minutes.
+    engines: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in reversed(ENGINES)]
     provider = ("onnxruntime-tensorrt", {"batch": colons(BATCH)})
     tried: list[tuple[str, dict[str, Any]]]
     if precision in QUANTIZED:

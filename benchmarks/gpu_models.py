@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import functools
 import json
 import time
 from collections.abc import Iterator
@@ -138,9 +139,8 @@ def main() -> None:
     with _alone(arguments.bundles, wait=True):
         ledger = Ledger(arguments.bundles / "models.json", {})
         for model, to, precision in ARTIFACTS:
-            ledger.attempt(
-                f"{model} {to} {precision}", LIMIT_S, lambda row=(model, to, precision): _make(arguments.bundles, *row)
-            )
+            work = functools.partial(_make, arguments.bundles, model, to, precision)
+            ledger.attempt(f"{model} {to} {precision}", LIMIT_S, work)
         code = ledger.exit_code()
     raise SystemExit(code)
 

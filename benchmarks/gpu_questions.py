@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from common import document, parser
-from gpu_answers import Answer, device_memory, graph_answers, kernel_cache, loads_weights, runs, takes_pad
+from gpu_answers import Answer, device_memory, graph_answers, kernel_cache, loads_weights, noise, runs, takes_pad
 from gpu_device import about, check_backend, check_device
 from gpu_models import BATCH, EMBEDDED, IMAGES, RTX, artifact
 from gpu_rows import CannotRunError, Ledger, Row
@@ -45,8 +45,8 @@ def engine_runs(bundles: Path, _folder: Path) -> Answer:
 
 def memory_of_shapes(bundles: Path, _folder: Path) -> Answer:
     with _engine(bundles) as runtime:
-        shape = runtime.inputs[0].shape[1:]
-        return device_memory(runtime, [{runtime.inputs[0].name: (size, *shape)} for size in (1, 8, BATCH.maximum or 1)])
+        images = noise(runtime, 0, 1)["pixel_values"].shape[1:]
+        return device_memory(runtime, [{"pixel_values": (size, *images)} for size in (1, 8, BATCH.maximum or 1)])
 
 
 def second_run(bundles: Path, _folder: Path) -> Answer:
