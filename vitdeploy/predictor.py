@@ -325,7 +325,7 @@ def load(
     config, processor = bundle.read_config(), load_processor(bundle)
     labels, problem_type = config.labels, config.problem_type
     opened = open_choice(bundle, backend, precision, device, options)
-    runtime = opened.runtime
+    runtime, opening = opened.runtime, opened.opening
     try:
         check_fit(bundle, processor, runtime)
         if labels and any(spec.name == "logits" for spec in runtime.outputs):
@@ -333,12 +333,12 @@ def load(
     except BundleError:
         runtime.close()
         raise
-    records = files_to_open(opened.bundle, opened.backend, opened.precision)
+    records = files_to_open(opening.bundle, opening.backend, opening.precision)
     files = [record.path for record in records]
     fingerprint = hashlib.sha256("".join(record.sha256 for record in records).encode()).hexdigest()
     details = {
-        "bundle": str(path), "task": bundle.manifest.task, "backend": opened.backend, "precision": opened.precision,
-        "other_artifacts": opened.others, "files": files, **({} if opened.tuned is None else {"tuned": opened.tuned}),
+        "bundle": str(path), "task": bundle.manifest.task, "backend": opening.backend, "precision": opening.precision,
+        "other_artifacts": opening.others, "files": files, **({} if opened.tuned is None else {"tuned": opened.tuned}),
     }  # fmt: skip
     return Predictor(
         processor, runtime, labels, problem_type, details=details, config=config.model, fingerprint=fingerprint
