@@ -65,6 +65,7 @@ class Predictor:
     Attributes:
         processor: Turns images into the runtime's input.
         runtime: Runs the artifact.
+        readers: Threads that read images; they end with `close`.
         labels: Class names, in the order of the logits.
         problem_type: How logits become scores. Default, as in transformers' pipeline if `config.json` states none:
             sigmoid for one label, softmax for more.
@@ -94,7 +95,7 @@ class Predictor:
         self.details = dict(details or {})
         self.config = dict(config or {})
         self.fingerprint = fingerprint
-        self._pool = ThreadPool("vitdeploy-read")
+        self.readers = ThreadPool("vitdeploy-read")
         tuned = self.details.get("tuned")
         self.batch_size: int = tuned["batch_size"] if tuned and tuned["in_use"] else DEFAULT_BATCH_SIZE
 
@@ -207,7 +208,7 @@ class Predictor:
             DeviceError: If the engine failed, for example out of memory.
         """
         usual = batch_size_for(self.processor, self.runtime, self.batch_size)
-        return warm(self.runtime, self.processor, batch_sizes, image_sizes, usual=usual, pool=self._pool)
+        return warm(self.runtime, self.processor, batch_sizes, image_sizes, usual=usual, pool=self.readers)
 
     def pooling(self, pool: Pool | None = None) -> Pooling:
         """The step from this artifact's outputs to the vectors of `embed`.
@@ -237,7 +238,7 @@ class Predictor:
         batch = as_batch(images)
         for start in range(0, len(batch), batch_size):
             part = batch[start : start + batch_size]
-            yield part, start, self.processor(part, pixels=self.runtime.pixels, first_index=start, pool=self._pool)
+            yield part, start, self.processor(part, pixels=self.runtime.pixels, first_index=start, pool=self.readers)
 
     def logits(self, pixel_values: np.ndarray) -> np.ndarray:
         """Run preprocessed images in the runtime's format, (N, ...) -> (N, num_labels) float32, finite or not."""
@@ -246,7 +247,7 @@ class Predictor:
     def close(self) -> None:
         """Close the runtime after the runs in progress, and end the threads that read images."""
         self.runtime.close()
-        self._pool.close()
+        self.readers.close()
 
     def __repr__(self) -> str:
         commit = f"@{self.details['revision'][:7]}" if "revision" in self.details else ""
