@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from image_files import paths_of, twelve_digits
+from image_files import paths_of
 from raising import raises
 from told import Interrupted, Told
 
@@ -45,17 +45,6 @@ with vitdeploy.load(sys.argv[1]) as predictor:
 print(result.resumed)
 """
 KILLS = 3
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return twelve_digits(tmp_path / "images")
-
-
-@pytest.fixture(scope="module")
-def predictor(digits: Bundle) -> Iterator[Predictor]:
-    with vitdeploy.load(digits.path) as opened:
-        yield opened
 
 
 @contextlib.contextmanager
