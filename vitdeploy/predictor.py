@@ -13,7 +13,7 @@ import numpy as np
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.bundle.scores import ProblemType, default_problem_type
-from vitdeploy.errors import BundleError, NotFiniteError, UsageError, check_count, shown
+from vitdeploy.errors import BundleError, NotFiniteError, UsageError, check_count, shown, typed_line
 from vitdeploy.images.open import image_name
 from vitdeploy.images.processor import ImageProcessor, as_batch
 from vitdeploy.runtimes import formats_of
@@ -22,14 +22,10 @@ from vitdeploy.runtimes.fit import check_classes, check_fit
 from vitdeploy.runtimes.warmed_shapes import WarmedShape, warm
 from vitdeploy.specs import MOST_A_BATCH, POOLS, PixelStage, Pool, Precision, Task
 from vitdeploy.system.argument_types import check_type, typed
+from vitdeploy.system.closing import ClosedOnExit
 from vitdeploy.system.forks import ThreadPool
-from vitdeploy.system.typed_lines import typed_line
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
-    from typing_extensions import Self
-
     from vitdeploy.bundle.manifest import Artifact, FileRecord
     from vitdeploy.images.open import ImageSource
     from vitdeploy.models.layers.pooling import Pooling
@@ -56,7 +52,7 @@ class Prediction:
         return dataclasses.asdict(self)
 
 
-class Predictor:
+class Predictor(ClosedOnExit):
     """A bundle opened with one backend. A context manager; `predict` and `embed` are thread-safe.
 
     Raises:
@@ -254,14 +250,6 @@ class Predictor:
         named = [repr(f"{self.details['bundle']}{commit}"), self.details["task"]] if self.details else []
         labels = f"{len(self.labels)} labels" if self.labels else "no labels"
         return f"<Predictor {self.runtime.brief}: {', '.join([*named, labels])}>"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def check_finite(self, output: str, values: np.ndarray, images: Sequence[ImageSource], first_index: int) -> None:
         """Raise NotFiniteError if values (N, D) of an output have NaN or infinite ones; it names their images."""
