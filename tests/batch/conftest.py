@@ -31,3 +31,9 @@ def bundle(digits: Bundle) -> Bundle:
 def predictor(bundle: Bundle) -> Iterator[Predictor]:
     with vitdeploy.load(bundle.path) as opened:
         yield opened
+
+
+@pytest.fixture
+def reads_nothing_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images are read when their batch is due, not while another one runs."""
+    monkeypatch.setattr("vitdeploy.batch.image_job.BATCHES_AHEAD", 0)
