@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from command_line import run
-from image_files import paths_of, twelve_digits
+from image_files import paths_of
 from raising import raises
 from told import Told
 
@@ -16,21 +16,8 @@ import vitdeploy
 from vitdeploy.errors import ImageError, InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from vitdeploy.bundle.bundle import Bundle
     from vitdeploy.predictor import Predictor
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return twelve_digits(tmp_path / "images")
-
-
-@pytest.fixture(scope="module")
-def predictor(digits: Bundle) -> Iterator[Predictor]:
-    with vitdeploy.load(digits.path) as opened:
-        yield opened
 
 
 def errors_of(output: Path) -> dict[str, str | None]:
@@ -83,6 +70,7 @@ def test_an_error_names_its_own_file_alone(predictor: Predictor, folder: Path, t
     assert str(refused.value).startswith(f"cannot read {second!r}")
 
 
+@pytest.mark.usefixtures("reads_nothing_ahead")
 def test_a_folder_of_a_list_that_vanishes_stops_the_work(predictor: Predictor, folder: Path, tmp_path: Path) -> None:
     """Unlike one that was not there when the list was read."""
     table = tmp_path / "table.csv"

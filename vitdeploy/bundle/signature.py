@@ -14,10 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.bundle.manifest import MANIFEST
-from vitdeploy.errors import BundleError, InputError, MissingDependencyError, UsageError, first_line, readable
+from vitdeploy.errors import (
+    BundleError,
+    InputError,
+    MissingDependencyError,
+    UsageError,
+    first_line,
+    readable,
+    typed_line,
+)
 from vitdeploy.files.json_text import strict_json
 from vitdeploy.files.regular_file import read_regular
-from vitdeploy.system.typed_lines import typed_line
 
 if TYPE_CHECKING:
     import os

@@ -22,12 +22,10 @@ from vitdeploy.serving.server import server_options
 from vitdeploy.serving.server.installation import find_installation
 from vitdeploy.serving.server.model_processes import children, is_running, model_processes
 from vitdeploy.serving.server.triton_process import STAGING, TritonProcess
+from vitdeploy.system.closing import ClosedOnExit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
-
-    from typing_extensions import Self
 
     from vitdeploy.serving.model_repository.model_folder import TritonModel
     from vitdeploy.serving.server.server_options import ServerOptions
@@ -36,7 +34,7 @@ _LOOK_S, _RETRY_S = 0.5, 10.0
 _STEADY_S = 10.0  # a Triton that breaks down sooner after a restart would do so again
 
 
-class BundleServer:
+class BundleServer(ClosedOnExit):
     """A bundle in a Triton process of its own; a context manager that starts and drains it.
 
     Args:
@@ -209,14 +207,6 @@ class BundleServer:
         """Answer the requests in progress, end Triton, and remove temporary files."""
         self._stopped = True
         self._stack.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _write(self, repository: Path, name: str | None, version: int) -> TritonModel:
         model = write_python_model(self._bundle, repository, self._options, name=name, version=version)
