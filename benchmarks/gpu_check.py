@@ -191,6 +191,7 @@ def main() -> None:
         options.error(f"unknown steps {', '.join(sorted(unknown))}; there are {', '.join(STEPS)}")
     out = Path(os.environ.get("OUT", "gpu-results")).resolve()
     out.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the step in progress is ended too
     found = Check(out, arguments.seconds).run([STEPS[name] for name in arguments.steps])
     print(json.dumps(found, indent=2))
     sys.exit(exit_code(found["steps"]))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import chart
 import gpu_tables
+import gpu_times
 import production_tables
 from markdown_table import markdown
 
@@ -578,6 +579,8 @@ TABLES: dict[str, Callable[[Document], str]] = {
         gpu_tables.gpu_latency,
         gpu_tables.gpu_questions,
         gpu_tables.gpu_tests,
+        gpu_times.gpu_rehearsal,
+        gpu_times.gpu_wheels,
         growth,
         int8,
         killed_jobs,

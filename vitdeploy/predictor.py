@@ -13,7 +13,7 @@ import numpy as np
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.bundle.scores import ProblemType, default_problem_type
-from vitdeploy.errors import BundleError, NotFiniteError, UsageError, check_count, shown
+from vitdeploy.errors import BundleError, NotFiniteError, UsageError, check_count, shown, typed_line
 from vitdeploy.images.open import image_name
 from vitdeploy.images.processor import ImageProcessor, as_batch
 from vitdeploy.runtimes import formats_of
@@ -22,14 +22,10 @@ from vitdeploy.runtimes.fit import check_classes, check_fit
 from vitdeploy.runtimes.warmed_shapes import WarmedShape, warm
 from vitdeploy.specs import MOST_A_BATCH, POOLS, PixelStage, Pool, Precision, Task
 from vitdeploy.system.argument_types import check_type, typed
+from vitdeploy.system.closing import ClosedOnExit
 from vitdeploy.system.forks import ThreadPool
-from vitdeploy.system.typed_lines import typed_line
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
-    from typing_extensions import Self
-
     from vitdeploy.bundle.manifest import Artifact, FileRecord
     from vitdeploy.images.open import ImageSource
     from vitdeploy.models.layers.pooling import Pooling
@@ -56,7 +52,7 @@ class Prediction:
         return dataclasses.asdict(self)
 
 
-class Predictor:
+class Predictor(ClosedOnExit):
     """A bundle opened with one backend. A context manager; `predict` and `embed` are thread-safe.
 
     Raises:
@@ -65,6 +61,7 @@ class Predictor:
     Attributes:
         processor: Turns images into the runtime's input.
         runtime: Runs the artifact.
+        readers: Threads that read images; they end with `close`.
         labels: Class names, in the order of the logits.
         problem_type: How logits become scores. Default, as in transformers' pipeline if `config.json` states none:
             sigmoid for one label, softmax for more.
@@ -94,7 +91,7 @@ class Predictor:
         self.details = dict(details or {})
         self.config = dict(config or {})
         self.fingerprint = fingerprint
-        self._pool = ThreadPool("vitdeploy-read")
+        self.readers = ThreadPool("vitdeploy-read")
         tuned = self.details.get("tuned")
         self.batch_size: int = tuned["batch_size"] if tuned and tuned["in_use"] else DEFAULT_BATCH_SIZE
 
@@ -207,7 +204,7 @@ class Predictor:
             DeviceError: If the engine failed, for example out of memory.
         """
         usual = batch_size_for(self.processor, self.runtime, self.batch_size)
-        return warm(self.runtime, self.processor, batch_sizes, image_sizes, usual=usual, pool=self._pool)
+        return warm(self.runtime, self.processor, batch_sizes, image_sizes, usual=usual, pool=self.readers)
 
     def pooling(self, pool: Pool | None = None) -> Pooling:
         """The step from this artifact's outputs to the vectors of `embed`.
@@ -237,7 +234,7 @@ class Predictor:
         batch = as_batch(images)
         for start in range(0, len(batch), batch_size):
             part = batch[start : start + batch_size]
-            yield part, start, self.processor(part, pixels=self.runtime.pixels, first_index=start, pool=self._pool)
+            yield part, start, self.processor(part, pixels=self.runtime.pixels, first_index=start, pool=self.readers)
 
     def logits(self, pixel_values: np.ndarray) -> np.ndarray:
         """Run preprocessed images in the runtime's format, (N, ...) -> (N, num_labels) float32, finite or not."""
@@ -246,21 +243,13 @@ class Predictor:
     def close(self) -> None:
         """Close the runtime after the runs in progress, and end the threads that read images."""
         self.runtime.close()
-        self._pool.close()
+        self.readers.close()
 
     def __repr__(self) -> str:
         commit = f"@{self.details['revision'][:7]}" if "revision" in self.details else ""
         named = [repr(f"{self.details['bundle']}{commit}"), self.details["task"]] if self.details else []
         labels = f"{len(self.labels)} labels" if self.labels else "no labels"
         return f"<Predictor {self.runtime.brief}: {', '.join([*named, labels])}>"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def check_finite(self, output: str, values: np.ndarray, images: Sequence[ImageSource], first_index: int) -> None:
         """Raise NotFiniteError if values (N, D) of an output have NaN or infinite ones; it names their images."""
@@ -325,7 +314,7 @@ def load(
     config, processor = bundle.read_config(), load_processor(bundle)
     labels, problem_type = config.labels, config.problem_type
     opened = open_choice(bundle, backend, precision, device, options)
-    runtime = opened.runtime
+    runtime, opening = opened.runtime, opened.opening
     try:
         check_fit(bundle, processor, runtime)
         if labels and any(spec.name == "logits" for spec in runtime.outputs):
@@ -333,12 +322,12 @@ def load(
     except BundleError:
         runtime.close()
         raise
-    records = files_to_open(opened.bundle, opened.backend, opened.precision)
+    records = files_to_open(opening.bundle, opening.backend, opening.precision)
     files = [record.path for record in records]
     fingerprint = hashlib.sha256("".join(record.sha256 for record in records).encode()).hexdigest()
     details = {
-        "bundle": str(path), "task": bundle.manifest.task, "backend": opened.backend, "precision": opened.precision,
-        "other_artifacts": opened.others, "files": files, **({} if opened.tuned is None else {"tuned": opened.tuned}),
+        "bundle": str(path), "task": bundle.manifest.task, "backend": opening.backend, "precision": opening.precision,
+        "other_artifacts": opening.others, "files": files, **({} if opened.tuned is None else {"tuned": opened.tuned}),
     }  # fmt: skip
     return Predictor(
         processor, runtime, labels, problem_type, details=details, config=config.model, fingerprint=fingerprint

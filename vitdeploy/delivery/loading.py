@@ -13,7 +13,7 @@ from vitdeploy.bundle.manifest import MANIFEST
 from vitdeploy.bundle.signature import SIGNATURE
 from vitdeploy.errors import BundleError, HubError, NoReferenceError, UsageError
 from vitdeploy.predictor import Predictor, files_to_open
-from vitdeploy.runtimes.choice import choose, differing, loads, tuned_choice
+from vitdeploy.runtimes.choice import choose, choose_opening, differing, loads
 from vitdeploy.system.argument_types import typed
 
 if TYPE_CHECKING:
@@ -82,10 +82,10 @@ def load(
         bundle = Bundle.open(manifest.parent, public_key=public_key)
         usual = choose(bundle, backend, precision)
         records = files_to_open(bundle, usual.backend, usual.precision)
-        tuned = tuned_choice(bundle, backend, precision, device, options)
-        if tuned is not None and loads(tuned[0].backend):
-            first = files_to_open(bundle.with_only(tuned[1]), tuned[0].backend, tuned[1].precision)
-            records = (*first, *(records if differing(tuned[0]) else ()))  # on another machine it may not run
+        first = choose_opening(bundle, backend, precision, device, options)
+        if first.tuned is not None and loads(first.backend):
+            others = records if differing(first.tuned) else ()  # on another machine it may not run
+            records = (*files_to_open(first.bundle, first.backend, first.precision), *others)
         paths = dict.fromkeys(record.path for record in records)
         return Choice((manifest, *signature, *(_located(files, path) for path in paths)))
 

@@ -23,12 +23,11 @@ from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.output_paths import check_outputs
 from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.bundle.scores import ProblemType
-from vitdeploy.errors import UsageError, check_count
+from vitdeploy.errors import UsageError, check_count, typed_line
 from vitdeploy.predictor import check_batch_size
 from vitdeploy.specs import SEEDS
 from vitdeploy.system.argument_types import typed
 from vitdeploy.system.progress import SILENT, Progress
-from vitdeploy.system.typed_lines import typed_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
