@@ -6,7 +6,7 @@ Needs pip and the standard library alone.
 from __future__ import annotations
 
 import argparse
-import importlib
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -96,6 +96,7 @@ def install(store: Path) -> None:
         row["bytes"] = sum(wheel.stat().st_size for wheel in needed)
         print("this machine's own version is used of:", *(w.name for w in wheels if w not in needed), flush=True)
         failed = _pip(needed, site) and [wheel.name for wheel in needed if _pip([wheel], site)]
+        _link_cuda(site)
         if failed:
             row["reason"] = f"pip could not install {', '.join(failed)}"
             raise SystemExit(row["reason"])
@@ -124,6 +125,14 @@ def _requirements() -> list[Any]:
         for lines in [project["dependencies"], *project["optional-dependencies"].values()]
         for line in lines
     ]
+
+
+def _link_cuda(site: Path) -> None:
+    """Put NVIDIA's libraries, which came with torch, beside ONNX Runtime: it looks for them there alone."""
+    spec = importlib.util.find_spec("nvidia")
+    folders = [] if spec is None else list(spec.submodule_search_locations or ())
+    if folders and site.is_dir() and not (site / "nvidia").exists():
+        (site / "nvidia").symlink_to(folders[0])
 
 
 def _pip(wheels: Sequence[Path], site: Path) -> int:
