@@ -85,7 +85,8 @@ def install(store: Path) -> None:
         lacking = [wheel.name for wheel in manifest.wheels if store / "wheels" / wheel.name not in wheels]
         row["bytes"] = sum(wheel.stat().st_size for wheel in wheels)
         row["reason"] = "; ".join([*problems, *(f"not installed: {name}" for name in lacking)])
-        print(*problems, *(f"not installed: {name}" for name in lacking), sep="\n", flush=True)
+        if row["reason"]:
+            print(row["reason"].replace("; ", "\n"), flush=True)
     with times.step("install") as row:
         sys.path.extend(
             str(wheel) for wheel in wheels if wheel.name.startswith("packaging-")
@@ -94,7 +95,8 @@ def install(store: Path) -> None:
         shutil.rmtree(site, ignore_errors=True)
         needed = [wheel for wheel in wheels if is_needed(wheel)]
         row["bytes"] = sum(wheel.stat().st_size for wheel in needed)
-        print("this machine's own version is used of:", *(w.name for w in wheels if w not in needed), flush=True)
+        own = [wheel.name for wheel in wheels if wheel not in needed]
+        print("not installed, this machine's version will do:", *own or ["none"], flush=True)
         failed = _pip(needed, site) and [wheel.name for wheel in needed if _pip([wheel], site)]
         _link_cuda(site)
         if failed:
