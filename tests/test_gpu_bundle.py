@@ -152,7 +152,7 @@ def project(folder: Path) -> Path:
     """The archive of a project with the real helpers of `run.sh`, and a check that imports the first wheel."""
     benchmarks = folder / "project" / "benchmarks"
     benchmarks.mkdir(parents=True)
-    for name in ("gpu_machine.py", "gpu_slices.py", "gpu_times.py"):
+    for name in ("gpu_machine.py", "gpu_slices.py", "gpu_times.py", "markdown_table.py"):
         shutil.copy(ROOT / "benchmarks" / name, benchmarks)
     (benchmarks / "gpu_check.py").write_text(CHECK)
     shutil.copy(ROOT / "pyproject.toml", folder / "project")
