@@ -130,6 +130,10 @@ def rehearse(clone: Path, machine: Machine) -> dict[str, Any]:
     code = machine.call(clone, (*CARRIED, slices[-1]), "bash gpu-bundle/run.sh --seconds 570")
     files = results(machine.out)
     check = json.loads((machine.out / "gpu_check.json").read_text(encoding="utf-8"))
+    for step in check["steps"]:
+        module = re.search(r"No module named '(\w+)", step["reason"])
+        if module and module[1] not in check["missing"]:
+            raise SystemExit(f"step {step['step']} needs {module[1]}, which neither the machine nor the bundle has")
     imported, versions = machine.ask(VERSIONS)
     if imported:
         raise SystemExit(f"the installed packages cannot be imported: {versions}")

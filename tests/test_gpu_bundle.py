@@ -23,7 +23,7 @@ import gpu_rehearsal
 import gpu_slices
 import gpu_times
 import pytest
-from environments import ROOT
+from environments import ROOT, run
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
@@ -269,6 +269,11 @@ def test_the_rehearsal_keeps_to_the_limits_of_a_call(tmp_path: Path) -> None:
         file.truncate(limits.sent_bytes - limits.file_bytes)
     with pytest.raises(SystemExit, match="bytes sent"):
         gpu_rehearsal.sent_bytes(tmp_path, [names[0]], [names[1]])
+
+
+def test_what_a_gpu_machine_imports_does_not_draw_charts() -> None:
+    run(sys.executable, "-c", "import sys, common; sys.exit('matplotlib' in sys.modules)",
+        PYTHONPATH=f"{ROOT}{os.pathsep}{ROOT / 'benchmarks'}")  # fmt: skip
 
 
 def test_run_sh_is_sound() -> None:
