@@ -19,10 +19,11 @@ from pathlib import Path
 
 import gpu_bundle
 import gpu_machine
+import gpu_rehearsal
 import gpu_slices
 import gpu_times
 import pytest
-from environments import ROOT
+from environments import ROOT, run
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
@@ -152,7 +153,7 @@ def project(folder: Path) -> Path:
     """The archive of a project with the real helpers of `run.sh`, and a check that imports the first wheel."""
     benchmarks = folder / "project" / "benchmarks"
     benchmarks.mkdir(parents=True)
-    for name in ("gpu_machine.py", "gpu_slices.py", "gpu_times.py"):
+    for name in ("gpu_machine.py", "gpu_slices.py", "gpu_times.py", "markdown_table.py"):
         shutil.copy(ROOT / "benchmarks" / name, benchmarks)
     (benchmarks / "gpu_check.py").write_text(CHECK)
     shutil.copy(ROOT / "pyproject.toml", folder / "project")
@@ -164,7 +165,7 @@ def project(folder: Path) -> Path:
 
 def run_sh(bundle: Path, *options: str) -> subprocess.Popen[str]:
     environ = {**os.environ, "PYTHON": sys.executable, "STORE": str(bundle.parent / "store"),
-               "OUT": str(bundle.parent / "out"), "PYTHONPATH": ""}  # fmt: skip
+               "OUT": str(bundle.parent / "out"), "PYTHONPATH": str(bundle.parent / "machine")}  # fmt: skip
     command = ["bash", str(bundle / "run.sh"), *options]
     return subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -183,10 +184,13 @@ def test_run_sh_receives_slice_by_slice_and_runs_with_the_first(tmp_path: Path, 
                 said, _ = process.communicate()
             assert process.returncode == 0, said
             shutil.rmtree(bundle)
+    libraries = tmp_path / "machine" / "nvidia" / "cu13" / "lib"  # as a machine's torch has them
+    libraries.mkdir(parents=True)
     with run_sh(bundle, "--seconds", "60", "--other", "0") as process:
         said, _ = process.communicate()
     assert process.returncode == 0, said
     assert f"{manifest.slices[2].name} is missing" in said
+    assert (tmp_path / "store" / "site" / "nvidia" / "cu13" / "lib").samefile(libraries)  # beside ONNX Runtime
     out = tmp_path / "out"
     _, seconds, *others = json.loads((out / "gpu_check.json").read_text())["arguments"]
     assert 40 < float(seconds) <= 60
@@ -244,6 +248,32 @@ def test_no_network_ends_the_download(tmp_path: Path, monkeypatch: pytest.Monkey
     pins = "gpu-test-first==1.0 \\\n    --hash=sha256:" + "0" * 64 + "\n"
     with pytest.raises(SystemExit, match=r"gpu-test-first==1\.0[\s\S]*needs a package index"):
         gpu_bundle.download(pins, PYTHON, tmp_path / "downloads")
+
+
+def test_the_rehearsal_keeps_to_the_limits_of_a_call(tmp_path: Path) -> None:
+    limits = gpu_rehearsal.LIMITS
+    names = [f"{number}.json" for number in range(limits.files)]
+    for name in names:
+        (tmp_path / name).write_text("{}")
+    assert gpu_rehearsal.results(tmp_path) == names
+    (tmp_path / "one-more.log").touch()
+    with pytest.raises(SystemExit, match=f"result files: {limits.files + 1}"):
+        gpu_rehearsal.results(tmp_path)
+    (tmp_path / "one-more.log").unlink()
+    with (tmp_path / names[0]).open("wb") as file:
+        file.truncate(limits.file_bytes + 1)
+    with pytest.raises(SystemExit, match=r"bytes of 0\.json"):
+        gpu_rehearsal.results(tmp_path)
+    assert gpu_rehearsal.sent_bytes(tmp_path, [names[0]], []) == limits.file_bytes + 1
+    with (tmp_path / names[1]).open("wb") as file:
+        file.truncate(limits.sent_bytes - limits.file_bytes)
+    with pytest.raises(SystemExit, match="bytes sent"):
+        gpu_rehearsal.sent_bytes(tmp_path, [names[0]], [names[1]])
+
+
+def test_what_a_gpu_machine_imports_does_not_draw_charts() -> None:
+    run(sys.executable, "-c", "import sys, common; sys.exit('matplotlib' in sys.modules)",
+        PYTHONPATH=f"{ROOT}{os.pathsep}{ROOT / 'benchmarks'}")  # fmt: skip
 
 
 def test_run_sh_is_sound() -> None:
