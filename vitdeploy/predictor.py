@@ -286,6 +286,7 @@ def load(
     precision: str | None = None,
     device: str | None = None,
     public_key: str | os.PathLike[str] | None = None,
+    beside_decoding: bool = False,
     **options: Any,
 ) -> Predictor:
     """Open a bundle for prediction. Each file is verified before use.
@@ -298,6 +299,9 @@ def load(
             ONNX Runtime's first, and fp32 first.
         device: "cpu", "cuda" or "cuda:1". Default: "cpu", or "cuda" for an engine.
         public_key: Key that must have signed the bundle, see `vitdeploy.sign`. Default: signatures are not checked.
+        beside_decoding: Whether images are decoded while the model runs, as in `vitdeploy.predict` and
+            `vitdeploy.embed`: ONNX Runtime's idle threads then leave the CPUs to the decoding, unless `allow_spinning`
+            is given. The tuned choice stays.
         options: Runtime options of the backend, such as `intra_op_threads` for onnxruntime.
 
     Warns:
@@ -313,7 +317,7 @@ def load(
     bundle = Bundle.open(path, public_key=public_key)
     config, processor = bundle.read_config(), load_processor(bundle)
     labels, problem_type = config.labels, config.problem_type
-    opened = open_choice(bundle, backend, precision, device, options)
+    opened = open_choice(bundle, backend, precision, device, options, beside_decoding=beside_decoding)
     runtime, opening = opened.runtime, opened.opening
     try:
         check_fit(bundle, processor, runtime)
