@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import chart
+import gpu_times
 import production_tables
 
 if TYPE_CHECKING:
@@ -596,6 +597,8 @@ TABLES: dict[str, Callable[[Document], str]] = {
         engines,
         evaluate,
         gpu_latency,
+        gpu_times.gpu_rehearsal,
+        gpu_times.gpu_wheels,
         growth,
         int8,
         killed_jobs,
