@@ -6,7 +6,7 @@ Needs pip and the standard library alone.
 from __future__ import annotations
 
 import argparse
-import importlib
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -85,7 +85,8 @@ def install(store: Path) -> None:
         lacking = [wheel.name for wheel in manifest.wheels if store / "wheels" / wheel.name not in wheels]
         row["bytes"] = sum(wheel.stat().st_size for wheel in wheels)
         row["reason"] = "; ".join([*problems, *(f"not installed: {name}" for name in lacking)])
-        print(*problems, *(f"not installed: {name}" for name in lacking), sep="\n", flush=True)
+        if row["reason"]:
+            print(row["reason"].replace("; ", "\n"), flush=True)
     with times.step("install") as row:
         sys.path.extend(
             str(wheel) for wheel in wheels if wheel.name.startswith("packaging-")
@@ -94,8 +95,10 @@ def install(store: Path) -> None:
         shutil.rmtree(site, ignore_errors=True)
         needed = [wheel for wheel in wheels if is_needed(wheel)]
         row["bytes"] = sum(wheel.stat().st_size for wheel in needed)
-        print("this machine's own version is used of:", *(w.name for w in wheels if w not in needed), flush=True)
+        own = [wheel.name for wheel in wheels if wheel not in needed]
+        print("not installed, this machine's version will do:", *own or ["none"], flush=True)
         failed = _pip(needed, site) and [wheel.name for wheel in needed if _pip([wheel], site)]
+        _link_cuda(site)
         if failed:
             row["reason"] = f"pip could not install {', '.join(failed)}"
             raise SystemExit(row["reason"])
@@ -124,6 +127,14 @@ def _requirements() -> list[Any]:
         for lines in [project["dependencies"], *project["optional-dependencies"].values()]
         for line in lines
     ]
+
+
+def _link_cuda(site: Path) -> None:
+    """Put NVIDIA's libraries, which came with torch, beside ONNX Runtime: it looks for them there alone."""
+    spec = importlib.util.find_spec("nvidia")
+    folders = [] if spec is None else list(spec.submodule_search_locations or ())
+    if folders and site.is_dir() and not (site / "nvidia").exists():
+        (site / "nvidia").symlink_to(folders[0])
 
 
 def _pip(wheels: Sequence[Path], site: Path) -> int:

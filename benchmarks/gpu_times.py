@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from markdown_table import markdown
+
 Row = dict[str, Any]
 
 
@@ -66,24 +68,25 @@ def write(times: Times, out: Path) -> Row:
 
 def table(document: Row) -> str:
     """Markdown of the rows: step, 10^6 bytes, seconds, result; a time that is not known is left blank."""
-    lines = ["| step | MB | seconds | result |", "| --- | --- | --- | --- |"]
+    rows = []
     for row in document["rows"]:
         size = f"{row['bytes'] / 1e6:.1f}" if "bytes" in row else ""
         seconds = "" if row["seconds"] is None else f"{row['seconds']:.1f}"
         result = f"{row['result']}: {row['reason']}" if row.get("reason") else str(row["result"])
-        lines.append(f"| {row['step']} | {size} | {seconds} | {result.replace('|', '/')} |")
-    total = sum(row["seconds"] or 0 for row in document["rows"])
-    return "\n".join([*lines, f"| all | | {total:.1f} | |"])
+        rows.append([row["step"], size, seconds, " ".join(result.split()).replace("|", "/")])
+    rows.append(["all", "", f"{sum(row['seconds'] or 0 for row in document['rows']):.1f}", ""])
+    return markdown(["step", "MB", "seconds", "result"], rows)
 
 
 def wheels_table(wheels: list[Row]) -> str:
     """Markdown of `gpu_bundle.contents`."""
-    lines = ["| wheel | MB | slice | why it travels |", "| --- | --- | --- | --- |"]
+    rows = []
     for wheel in wheels:
         numbers = [name.split("-")[1] for name in wheel["slices"]]
         span = numbers[0] if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
-        lines.append(f"| `{wheel['wheel']}` | {wheel['bytes'] / 1e6:.2f} | {span} | {wheel['reason']} |")
-    return "\n".join([*lines, f"| all | {sum(wheel['bytes'] for wheel in wheels) / 1e6:.2f} | | |"])
+        rows.append([f"`{wheel['wheel']}`", f"{wheel['bytes'] / 1e6:.2f}", span, wheel["reason"]])
+    rows.append(["all", f"{sum(wheel['bytes'] for wheel in wheels) / 1e6:.2f}", "", ""])
+    return markdown(["wheel", "MB", "slice", "why it travels"], rows)
 
 
 def gpu_wheels(document: Row) -> str:

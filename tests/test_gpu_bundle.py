@@ -152,7 +152,7 @@ def project(folder: Path) -> Path:
     """The archive of a project with the real helpers of `run.sh`, and a check that imports the first wheel."""
     benchmarks = folder / "project" / "benchmarks"
     benchmarks.mkdir(parents=True)
-    for name in ("gpu_machine.py", "gpu_slices.py", "gpu_times.py"):
+    for name in ("gpu_machine.py", "gpu_slices.py", "gpu_times.py", "markdown_table.py"):
         shutil.copy(ROOT / "benchmarks" / name, benchmarks)
     (benchmarks / "gpu_check.py").write_text(CHECK)
     shutil.copy(ROOT / "pyproject.toml", folder / "project")
@@ -164,7 +164,7 @@ def project(folder: Path) -> Path:
 
 def run_sh(bundle: Path, *options: str) -> subprocess.Popen[str]:
     environ = {**os.environ, "PYTHON": sys.executable, "STORE": str(bundle.parent / "store"),
-               "OUT": str(bundle.parent / "out"), "PYTHONPATH": ""}  # fmt: skip
+               "OUT": str(bundle.parent / "out"), "PYTHONPATH": str(bundle.parent / "machine")}  # fmt: skip
     command = ["bash", str(bundle / "run.sh"), *options]
     return subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -183,10 +183,13 @@ def test_run_sh_receives_slice_by_slice_and_runs_with_the_first(tmp_path: Path, 
                 said, _ = process.communicate()
             assert process.returncode == 0, said
             shutil.rmtree(bundle)
+    libraries = tmp_path / "machine" / "nvidia" / "cu13" / "lib"  # as a machine's torch has them
+    libraries.mkdir(parents=True)
     with run_sh(bundle, "--seconds", "60", "--other", "0") as process:
         said, _ = process.communicate()
     assert process.returncode == 0, said
     assert f"{manifest.slices[2].name} is missing" in said
+    assert (tmp_path / "store" / "site" / "nvidia" / "cu13" / "lib").samefile(libraries)  # beside ONNX Runtime
     out = tmp_path / "out"
     _, seconds, *others = json.loads((out / "gpu_check.json").read_text())["arguments"]
     assert 40 < float(seconds) <= 60

@@ -44,7 +44,14 @@ finish() {
     "$python" "$machine" times "$store" "$OUT" || echo "the time table could not be written"
 }
 trap finish EXIT
-trap '[ -z "$check" ] || kill "$check" 2> /dev/null || true; exit 143' TERM INT
+end() {
+    if [ -n "$check" ]; then
+        kill "$check" 2> /dev/null || true
+        wait "$check" || true  # it writes what it has
+    fi
+    exit 143
+}
+trap end TERM INT
 
 "$python" "$machine" receive "$here" "$store" || echo "going on without the damaged slices"
 "$python" "$machine" install "$store" || echo "going on with what is installed"
