@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +76,8 @@ class Machine:
         """Copy the tracked files of `clone` and the carried ones, and run a command; its exit code."""
         names = [f"gpu-bundle/{name}" for name in carried]
         tracked = _output("git", "-C", str(clone), "ls-files", "-z").rstrip("\0").split("\0")
-        sent = sum((clone / name).lstat().st_size for name in [*tracked, *names])
-        self.largest_bytes = max(self.largest_bytes, sent)
-        _within("bytes sent", sent, LIMITS.sent_bytes)
-        _within("carried paths", len(names), LIMITS.carried_paths)
         _within("characters of the command", len(command), LIMITS.command_characters)
+        self.largest_bytes = max(self.largest_bytes, sent_bytes(clone, tracked, names))
         for name in [*tracked, *names]:
             target = self.repository / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -92,18 +89,6 @@ class Machine:
         code = self._run(f"timeout --kill-after=1 {LIMITS.command_seconds} {command}")
         self.longest_seconds = max(self.longest_seconds, time.monotonic() - start)
         return code
-
-    def results(self) -> list[str]:
-        """Names of the files under $OUT, which must keep to the limits."""
-        files = [path for path in sorted(self.out.rglob("*")) if path.is_file()]
-        _within("result files", len(files), LIMITS.files)
-        for path in files:
-            name = path.relative_to(self.out)
-            _within(f"bytes of {name}", path.stat().st_size, LIMITS.file_bytes)
-            _within(f"folders above {name}", len(name.parts) - 1, LIMITS.folders)
-            if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", str(name), re.ASCII):
-                raise SystemExit(f"the name {name} cannot be sent back")
-        return [str(path.relative_to(self.out)) for path in files]
 
     def ask(self, code: str) -> tuple[int, str]:
         """Exit code of a Python program there, with the bundle's packages, and the last line of its output."""
@@ -143,8 +128,12 @@ def rehearse(clone: Path, machine: Machine) -> dict[str, Any]:
         if machine.call(clone, (*CARRIED, name), "bash gpu-bundle/run.sh receive"):
             raise SystemExit(f"{name} was not received")
     code = machine.call(clone, (*CARRIED, slices[-1]), "bash gpu-bundle/run.sh --seconds 570")
-    files = machine.results()
+    files = results(machine.out)
     check = json.loads((machine.out / "gpu_check.json").read_text(encoding="utf-8"))
+    for step in check["steps"]:
+        module = re.search(r"No module named '(\w+)", step["reason"])
+        if module and module[1] not in check["missing"]:
+            raise SystemExit(f"step {step['step']} needs {module[1]}, which neither the machine nor the bundle has")
     imported, versions = machine.ask(VERSIONS)
     if imported:
         raise SystemExit(f"the installed packages cannot be imported: {versions}")
@@ -161,6 +150,27 @@ def rehearse(clone: Path, machine: Machine) -> dict[str, Any]:
         "wheels": gpu_bundle.contents(manifest),
         **json.loads((machine.out / "gpu_times.json").read_text(encoding="utf-8")),
     }
+
+
+def sent_bytes(clone: Path, tracked: Sequence[str], carried: Sequence[str]) -> int:
+    """Size of what a call sends, if it may."""
+    _within("carried paths", len(carried), LIMITS.carried_paths)
+    size = sum((clone / name).lstat().st_size for name in (*tracked, *carried))
+    _within("bytes sent", size, LIMITS.sent_bytes)
+    return size
+
+
+def results(out: Path) -> list[str]:
+    """Names of the files under `out`, if all of them can be sent back."""
+    files = [path for path in sorted(out.rglob("*")) if path.is_file()]
+    _within("result files", len(files), LIMITS.files)
+    for path in files:
+        name = path.relative_to(out)
+        _within(f"bytes of {name}", path.stat().st_size, LIMITS.file_bytes)
+        _within(f"folders above {name}", len(name.parts) - 1, LIMITS.folders)
+        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", str(name), re.ASCII):
+            raise SystemExit(f"the name {name} cannot be sent back")
+    return [str(path.relative_to(out)) for path in files]
 
 
 def _within(what: str, found: float, limit: float) -> None:

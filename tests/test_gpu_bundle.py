@@ -19,10 +19,11 @@ from pathlib import Path
 
 import gpu_bundle
 import gpu_machine
+import gpu_rehearsal
 import gpu_slices
 import gpu_times
 import pytest
-from environments import ROOT
+from environments import ROOT, run
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
@@ -247,6 +248,32 @@ def test_no_network_ends_the_download(tmp_path: Path, monkeypatch: pytest.Monkey
     pins = "gpu-test-first==1.0 \\\n    --hash=sha256:" + "0" * 64 + "\n"
     with pytest.raises(SystemExit, match=r"gpu-test-first==1\.0[\s\S]*needs a package index"):
         gpu_bundle.download(pins, PYTHON, tmp_path / "downloads")
+
+
+def test_the_rehearsal_keeps_to_the_limits_of_a_call(tmp_path: Path) -> None:
+    limits = gpu_rehearsal.LIMITS
+    names = [f"{number}.json" for number in range(limits.files)]
+    for name in names:
+        (tmp_path / name).write_text("{}")
+    assert gpu_rehearsal.results(tmp_path) == names
+    (tmp_path / "one-more.log").touch()
+    with pytest.raises(SystemExit, match=f"result files: {limits.files + 1}"):
+        gpu_rehearsal.results(tmp_path)
+    (tmp_path / "one-more.log").unlink()
+    with (tmp_path / names[0]).open("wb") as file:
+        file.truncate(limits.file_bytes + 1)
+    with pytest.raises(SystemExit, match=r"bytes of 0\.json"):
+        gpu_rehearsal.results(tmp_path)
+    assert gpu_rehearsal.sent_bytes(tmp_path, [names[0]], []) == limits.file_bytes + 1
+    with (tmp_path / names[1]).open("wb") as file:
+        file.truncate(limits.sent_bytes - limits.file_bytes)
+    with pytest.raises(SystemExit, match="bytes sent"):
+        gpu_rehearsal.sent_bytes(tmp_path, [names[0]], [names[1]])
+
+
+def test_what_a_gpu_machine_imports_does_not_draw_charts() -> None:
+    run(sys.executable, "-c", "import sys, common; sys.exit('matplotlib' in sys.modules)",
+        PYTHONPATH=f"{ROOT}{os.pathsep}{ROOT / 'benchmarks'}")  # fmt: skip
 
 
 def test_run_sh_is_sound() -> None:
