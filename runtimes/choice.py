@@ -7,7 +7,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitdeploy.errors import UnavailableError, UsageError
-from vitdeploy.runtimes import BACKENDS, formats_of, open_recorded, runtime_class
+from vitdeploy.runtimes import BACKENDS, BESIDE_OTHERS, formats_of, open_recorded, runtime_class
 from vitdeploy.system.processor import processor_identity
 
 if TYPE_CHECKING:
@@ -88,14 +88,35 @@ class Opening(NamedTuple):
 
 
 def choose_opening(
-    bundle: Bundle, backend: str | None, precision: str | None, device: str | None, options: Mapping[str, Any]
+    bundle: Bundle,
+    backend: str | None,
+    precision: str | None,
+    device: str | None,
+    options: Mapping[str, Any],
+    *,
+    beside_decoding: bool = False,
 ) -> Opening:
-    """The tuned choice, unless the bundle has none or the caller asks for anything else; then as `choose`."""
+    """The tuned choice, unless the bundle has none or the caller asks for anything else; then as `choose`.
+
+    With `beside_decoding`, options that are not set are those of `BESIDE_OTHERS`.
+    """
     tuned, artifact = bundle.manifest.tuned, bundle.manifest.tuned_artifact
     if tuned is None or artifact is None or backend or precision or options or device not in (None, "cpu"):
-        return Opening(bundle, *choose(bundle, backend, precision), options)
+        return _usual(bundle, backend, precision, options, beside_decoding)
     others = tuple(other.name for other in bundle.manifest.artifacts if other is not artifact)
-    return Opening(bundle.with_only(artifact), tuned.backend, artifact.precision, others, tuned.options, tuned)
+    values = _with_defaults(tuned.backend, tuned.options, beside_decoding)
+    return Opening(bundle.with_only(artifact), tuned.backend, artifact.precision, others, values, tuned)
+
+
+def _usual(
+    bundle: Bundle, backend: str | None, precision: str | None, options: Mapping[str, Any], beside_decoding: bool
+) -> Opening:
+    chosen = choose(bundle, backend, precision)
+    return Opening(bundle, *chosen, _with_defaults(chosen.backend, options, beside_decoding))
+
+
+def _with_defaults(backend: str, options: Mapping[str, Any], beside_decoding: bool) -> dict[str, Any]:
+    return {**(BESIDE_OTHERS.get(backend, {}) if beside_decoding else {}), **options}
 
 
 class Opened(NamedTuple):
@@ -112,7 +133,13 @@ class Opened(NamedTuple):
 
 
 def open_choice(
-    bundle: Bundle, backend: str | None, precision: str | None, device: str | None, options: Mapping[str, Any]
+    bundle: Bundle,
+    backend: str | None,
+    precision: str | None,
+    device: str | None,
+    options: Mapping[str, Any],
+    *,
+    beside_decoding: bool = False,
 ) -> Opened:
     """Open the artifact for these arguments; without any, the tuned choice if the bundle has one.
 
@@ -122,7 +149,7 @@ def open_choice(
     Raises:
         UsageError, UnavailableError, BundleError: As `vitdeploy.runtimes.open_recorded`.
     """
-    opening = choose_opening(bundle, backend, precision, device, options)
+    opening = choose_opening(bundle, backend, precision, device, options, beside_decoding=beside_decoding)
     record: dict[str, Any] | None = None
     if opening.tuned is not None:
         choice = opening.tuned
@@ -131,18 +158,18 @@ def open_choice(
             "batch_size": choice.batch_size, "in_use": True, "machine": [], "note": None,
         }  # fmt: skip
         try:
-            runtime = open_recorded(opening.bundle, choice.backend, choice.options, precision=opening.precision)
+            runtime = open_recorded(opening.bundle, choice.backend, opening.options, precision=opening.precision)
         except (UnavailableError, UsageError) as exc:  # also a backend or an option of another version
             _warn(record, f"its tuned choice, {choice.backend} {opening.precision}, cannot run here: {exc}")
             record["in_use"] = False
-            opening = Opening(bundle, *choose(bundle, backend, precision), options)
+            opening = _usual(bundle, backend, precision, options, beside_decoding)
         else:
             differences = differing(choice)
             record["machine"] = differences
             if differences:
                 _warn(record, f"it was tuned on another machine: {'; '.join(differences)}; tune it again here")
             return Opened(runtime, opening, record)
-    runtime = open_recorded(bundle, opening.backend, options, precision=opening.precision, device=device)
+    runtime = open_recorded(bundle, opening.backend, opening.options, precision=opening.precision, device=device)
     return Opened(runtime, opening, record)
 
 

@@ -286,34 +286,14 @@ def load(
     precision: str | None = None,
     device: str | None = None,
     public_key: str | os.PathLike[str] | None = None,
+    beside_decoding: bool = False,
     **options: Any,
 ) -> Predictor:
-    """Open a bundle for prediction. Each file is verified before use.
-
-    Args:
-        path: The bundle's folder.
-        backend: "onnxruntime", "torch", ...
-        precision: The artifact's precision. Without backend, precision and options, the tuned choice of the bundle is
-            opened (see `vitdeploy.tune`). Otherwise, or without one, it is the only matching artifact; of several,
-            ONNX Runtime's first, and fp32 first.
-        device: "cpu", "cuda" or "cuda:1". Default: "cpu", or "cuda" for an engine.
-        public_key: Key that must have signed the bundle, see `vitdeploy.sign`. Default: signatures are not checked.
-        options: Runtime options of the backend, such as `intra_op_threads` for onnxruntime.
-
-    Warns:
-        TunedElsewhereWarning: If the bundle was tuned on a machine that differs from this one, or the tuned choice
-            cannot run here and the usual one is opened instead; the reason is in `Predictor.details`.
-
-    Raises:
-        BundleError: If there is no bundle, or one of its files was altered.
-        UsageError: If an argument is invalid.
-        MissingDependencyError: If the backend's library is not installed.
-        DeviceError: If the device is not available.
-    """
+    """Open a bundle's folder for prediction: `vitdeploy.load`, which has the same arguments, without the Hub."""
     bundle = Bundle.open(path, public_key=public_key)
     config, processor = bundle.read_config(), load_processor(bundle)
     labels, problem_type = config.labels, config.problem_type
-    opened = open_choice(bundle, backend, precision, device, options)
+    opened = open_choice(bundle, backend, precision, device, options, beside_decoding=beside_decoding)
     runtime, opening = opened.runtime, opened.opening
     try:
         check_fit(bundle, processor, runtime)
@@ -339,8 +319,7 @@ def files_to_open(bundle: Bundle, backend: str, precision: str) -> tuple[FileRec
     formats = formats_of(backend)
     if not formats:
         return bundle.manifest.files
-    needed = bundle.needed_for(bundle.artifact(formats, precision))
-    return (*bundle.manifest.configuration, *(record for artifact in needed for record in artifact.files))
+    return bundle.records_for(bundle.artifact(formats, precision))
 
 
 def load_processor(bundle: Bundle) -> ImageProcessor:

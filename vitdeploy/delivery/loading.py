@@ -30,6 +30,7 @@ def load(
     revision: str | None = None,
     token: str | None = None,
     public_key: str | os.PathLike[str] | None = None,
+    beside_decoding: bool = False,
     **options: Any,
 ) -> Predictor:
     """Open a bundle for prediction. Each file is verified before use.
@@ -49,6 +50,9 @@ def load(
         token: Access token for a private or gated repository. Default: the token from `hf auth login`.
         public_key: PEM file of the key that must have signed the bundle, see `vitdeploy.sign`. Its signature is checked
             before the manifest is parsed. Default: signatures are not checked.
+        beside_decoding: Whether images are decoded while the model runs, as in `vitdeploy.predict` and
+            `vitdeploy.embed`: ONNX Runtime's idle threads then leave the CPUs to the decoding, unless `allow_spinning`
+            is given. The tuned choice stays.
         options: Runtime options of the backend, such as `intra_op_threads` for onnxruntime.
 
     Warns:
@@ -65,7 +69,10 @@ def load(
             model-signing, for a public key.
         DeviceError: If the device is not available.
     """
-    opening = {"backend": backend, "precision": precision, "device": device, "public_key": public_key, **options}
+    opening = {
+        "backend": backend, "precision": precision, "device": device, "public_key": public_key,
+        "beside_decoding": beside_decoding, **options,
+    }  # fmt: skip
     if not is_hub_id(path):
         if revision is not None:
             raise UsageError(

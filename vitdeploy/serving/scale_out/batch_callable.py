@@ -194,7 +194,8 @@ def resolve(path: str | os.PathLike[str], options: Mapping[str, Any], threads: i
     names = ("backend", "precision", "device", "public_key")
     backend, precision, device, public_key = map(options.get, names)
     bundle = Bundle.open(path, public_key=public_key)
-    opening = choose_opening(bundle, backend, precision, device, _without(options, *names))
+    given, beside_decoding = _without(options, *names, "beside_decoding"), options.get("beside_decoding", False)
+    opening = choose_opening(bundle, backend, precision, device, given, beside_decoding=beside_decoding)
     given = dict(opening.options)
     option = BACKENDS[opening.backend].threads_option if opening.backend in BACKENDS else None
     if threads is not None and option and option not in options:
