@@ -7,6 +7,7 @@ from pathlib import Path
 
 import gpu_models
 import gpu_steps
+import onnx
 import pytest
 from gpu_models import CONFIGS, EMBEDDED, artifact
 from gpu_rows import CannotRunError
@@ -32,6 +33,12 @@ def test_a_family_is_made_with_random_weights(model: str, tmp_path: Path, monkey
     assert bundle.read_config().model["model_type"] == config["model_type"]
     assert bundle.artifact("onnx", "fp16").validation["outputs"]
     assert artifact(tmp_path, model, "onnx", "fp16").path == bundle.path, "it is made once"
+
+
+def test_a_model_in_another_opset(tmp_path: Path) -> None:
+    bundle = artifact(tmp_path, f"{EMBEDDED}{gpu_models.OPSET_18}", "onnx", "fp16")
+    graph = onnx.load(bundle.path / bundle.artifact("onnx", "fp16").files[0].path)
+    assert {imported.domain: imported.version for imported in graph.opset_import}[""] == 18
 
 
 @pytest.mark.parametrize(("result", "error"), [("failed", RuntimeError), ("skipped", CannotRunError)])
