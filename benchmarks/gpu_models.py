@@ -55,7 +55,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 # In the order in which the steps need them.
 ARTIFACTS = (
-    *((EMBEDDED, to, precision) for precision in ("fp32", "fp16", "bf16") for to in ("onnx", RTX)),
+    *((EMBEDDED, to, precision) for precision in ("fp16", "fp32", "bf16") for to in ("onnx", RTX)),
     *((VIT_B, to, precision) for precision in ("fp16", "fp32", "bf16") for to in ("onnx", RTX)),
     *((f"{model}{OPSET_18}", "onnx", "fp16") for model in (EMBEDDED, VIT_B)),
     *((model, to, "fp16") for model in CONFIGS for to in ("onnx", RTX)),
