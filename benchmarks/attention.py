@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from common import PRESET, parser, record, turns
+from common import PRESET, document, parser, record, save, turns
+from gpu_device import about, check_device
 
 from vitdeploy.models.presets import preset_config, random_model
 from vitdeploy.runtimes.pytorch import PyTorchRuntime
@@ -66,8 +67,13 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=20, help="timed runs of each kind at each batch size")
     arguments = options.parse_args()
     devices = arguments.device or ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    measured = [measure(*of_one, arguments.rounds) for of_one in itertools.product(devices, arguments.precision)]
-    record(arguments, {"measured": measured})
+    if devices == ["cuda"]:
+        check_device("cuda")
+    results: dict[str, Any] = {**(about("cuda") if "cuda" in devices else {}), "measured": []}
+    for device, precision in itertools.product(devices, arguments.precision):
+        results["measured"].append(measure(device, precision, arguments.rounds))
+        save(arguments, document(arguments, results))
+    record(arguments, results)
 
 
 if __name__ == "__main__":

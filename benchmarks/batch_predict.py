@@ -155,7 +155,7 @@ def measure_all(models: dict[str, int], rounds: int) -> dict[str, Any]:
             model = ["--model", str(default_checkpoint())] if name == EMBEDDED else ["--random-weights", name]
             wait(start(vitdeploy_export(bundle, *model)))
             photographs = write_photographs(Path(folder, f"{name}-photographs"), images)
-            with vitdeploy.load(bundle) as predictor:
+            with vitdeploy.load(bundle, beside_decoding=True) as predictor:
                 found[name] = measure(predictor, photographs, rounds)
                 if name != EMBEDDED:
                     continue

@@ -17,8 +17,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from markdown_table import markdown
 from recorded_throughput import Measurement, choose, read_results
-from tables import markdown
 
 from vitdeploy.errors import UsageError, VitDeployError
 

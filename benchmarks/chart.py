@@ -5,9 +5,6 @@ from __future__ import annotations
 import io
 from typing import Any
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
-
 OURS, PEERS = "#0b6e4f", "#8a8f98"
 FLOAT32_NOISE = 1e-7  # 1 - cosine of two float32 results
 # By the name in the results: the label, and its place beside the point.
@@ -25,6 +22,9 @@ POINTS = {
 
 def svg(results: dict[str, Any]) -> str:
     """Time relative to the float32 file's against 1 - mean cosine; nearer to the lower left corner is better."""
+    import matplotlib as mpl  # here, because a GPU machine need not have it: benchmarks import the tables
+    from matplotlib.figure import Figure
+
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "vitdeploy", "font.size": 11}):
         figure = Figure(figsize=(8, 4.2), layout="constrained")
         axes = figure.add_subplot()

@@ -24,10 +24,10 @@ from vitdeploy.assess.data.dataset import open_data
 from vitdeploy.assess.data.loader import prepare
 from vitdeploy.assess.evaluate.backend_run import BackendRun
 from vitdeploy.assess.evaluate.loop import run_all
-from vitdeploy.assess.evaluate.open_run import BESIDE_OTHERS
 from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
 from vitdeploy.assess.runs.targets import select
 from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.runtimes import BESIDE_OTHERS
 from vitdeploy.system.cpu import usable_cpus
 from vitdeploy.system.progress import SILENT
 

@@ -18,7 +18,7 @@ import vitdeploy
 from vitdeploy.assets import default_checkpoint, held_out_images
 
 if TYPE_CHECKING:
-    from vitdeploy.assess.benchmark.scenarios.results import ServerResult
+    from vitdeploy.assess.benchmark.scenarios.server_result import ServerResult
 
 _FIRST_SEED = 10_000  # the search uses seeds from 0 up
 MODELS = {"embedded model": [str(default_checkpoint())], "ViT-S": ["--random-weights", "vit-small-patch16-224"]}

@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import chart
+import gpu_tables
+import gpu_times
 import production_tables
+from markdown_table import markdown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent
-DOCUMENTS = (FOLDER / "README.md", ROOT / "README.md", ROOT / "docs" / "guides" / "capacity.md")
+DOCUMENTS = (FOLDER / "README.md", ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md")))
 CHART = ROOT / "docs" / "images" / "latency.svg"
 LEVEL = 0.02  # ratios this near to 1 are equal
 _MARKED = re.compile(r"(?P<start><!-- (?P<table>\w+): (?P<file>\S+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
@@ -27,15 +30,11 @@ _MARKED = re.compile(r"(?P<start><!-- (?P<table>\w+): (?P<file>\S+) -->\n).*?(?P
 Document = dict[str, Any]
 
 
-def markdown(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    columns = list(header)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (columns, ["---"] * len(columns), *rows))
-
-
 def caption(document: Document) -> str:
     machine = document["machine"]
+    device = f"{gpu_tables.device(document)}, " if "compute_capability" in document else ""
     return (
-        f"`{document['command']}`, {document['date']}, {machine['cores']} cores of {machine['cpu']} "
+        f"`{document['command']}`, {document['date']}, {device}{machine['cores']} cores of {machine['cpu']} "
         f"({machine['cpu flags']}), load average {document['load_average'][0]}:"
     )
 
@@ -166,26 +165,6 @@ def engines(document: Document) -> str:
     ]  # fmt: skip
     header = ["precision", "image size", "batch", "built in (s)", "engine (MB)", "ONNX (MB)", "validation"]
     return markdown(header, rows)
-
-
-def gpu_latency(document: Document) -> str:
-    known = ("backend", "precision", "batch_size", "ms", "ms_with_transfers", "images_per_second", "peak_share",
-             "max_relative", "min_cosine", "within_tolerance")  # fmt: skip
-    rows = []
-    for row in document["rows"]:
-        options = ", ".join(f"{name} {value}" for name, value in row.items() if name not in known)
-        share = "" if row["peak_share"] is None else f"{row['peak_share']:.0%}"
-        near = f"{row['max_relative']:.1e}{'' if row['within_tolerance'] else ' (beyond its tolerance)'}"
-        rows.append([
-            row["backend"], row["precision"], options, str(row["batch_size"]), f"{row['ms']:.2f}",
-            f"{row['ms_with_transfers']:.2f}", f"{row['images_per_second']:.0f}", share, near,
-        ])  # fmt: skip
-    header = ["backend", "precision", "options", "batch", "without transfers (ms)", "with transfers (ms)", "images/s",
-              "share of the peak", "largest difference"]  # fmt: skip
-    peaks = ", ".join(f"{each / 1e12:.1f} in {precision}" for precision, each in document["peaks"].items())
-    measured = f"{document['device']}; its own matrix products: {peaks} (10^12 operations a second)."
-    not_run = [f"- not run: {name}: {why}" for name, why in document["not_run"].items()]
-    return "\n".join([measured, "", markdown(header, rows), *([""] if not_run else []), *not_run])
 
 
 def evaluate(document: Document) -> str:
@@ -595,7 +574,13 @@ TABLES: dict[str, Callable[[Document], str]] = {
         dynamic_size,
         engines,
         evaluate,
-        gpu_latency,
+        gpu_tables.gpu_agreement,
+        gpu_tables.gpu_check,
+        gpu_tables.gpu_latency,
+        gpu_tables.gpu_questions,
+        gpu_tables.gpu_tests,
+        gpu_times.gpu_rehearsal,
+        gpu_times.gpu_wheels,
         growth,
         int8,
         killed_jobs,
@@ -621,14 +606,16 @@ TABLES: dict[str, Callable[[Document], str]] = {
 }
 
 
-def render(text: str) -> str:
+def render(text: str, results: Path = FOLDER / "results") -> str:
     """`text` with every marked table regenerated; a marker names the table and its results file.
 
-    Text between markers without recorded results is kept.
+    Text between markers without recorded results is kept, except that of `gpu_status`.
     """
 
     def section(match: re.Match[str]) -> str:
-        path = FOLDER / "results" / Path(match["file"]).name
+        path = results / Path(match["file"]).name
+        if match["table"] == "gpu_status":
+            return f"{match['start']}{gpu_tables.gpu_status(results)}\n{match['end']}"
         if not path.exists():
             return match[0]
         document = json.loads(path.read_text(encoding="utf-8"))

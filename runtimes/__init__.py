@@ -76,6 +76,10 @@ BACKENDS: dict[str, Backend] = {
     ),
 }
 
+# Options of a backend beside other work: spinning idle threads would take cores from image decoding and from the next
+# backend.
+BESIDE_OTHERS: dict[str, dict[str, Any]] = {"onnxruntime": {"allow_spinning": False}}
+
 
 def runtime_class(backend: str) -> type[Runtime]:
     """The runtime class of a backend.

@@ -15,11 +15,11 @@ from vitdeploy.runtimes.array_checks import check_array, check_names
 from vitdeploy.runtimes.device_arrays import view
 from vitdeploy.runtimes.options import RuntimeOptions
 from vitdeploy.specs import PixelFormat
+from vitdeploy.system.closing import ClosedOnExit
 from vitdeploy.system.forks import first_in_child, keep_until_exit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from types import TracebackType
 
     from typing_extensions import Self
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from vitdeploy.system.cpu import ThreadCount
 
 
-class Runtime(abc.ABC):
+class Runtime(ClosedOnExit):
     """Runs one artifact: arrays in, arrays out, by name. All methods are thread-safe.
 
     It belongs to its process and cannot be pickled. A forked child can run it only if its engine uses neither threads
@@ -211,14 +211,6 @@ class Runtime(abc.ABC):
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a runtime holds an engine of this process and cannot be pickled; open it in each process")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @abc.abstractmethod
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -7,7 +7,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitdeploy.errors import UnavailableError, UsageError
-from vitdeploy.runtimes import BACKENDS, open_recorded, runtime_class
+from vitdeploy.runtimes import BACKENDS, BESIDE_OTHERS, formats_of, open_recorded, runtime_class
 from vitdeploy.system.processor import processor_identity
 
 if TYPE_CHECKING:
@@ -60,36 +60,86 @@ class TunedElsewhereWarning(UserWarning):
     """A bundle was tuned on another machine, or its tuned choice cannot run on this one."""
 
 
-class Opened(NamedTuple):
-    """An open runtime.
+class Opening(NamedTuple):
+    """The artifact that `vitdeploy.load` opens, and how.
 
     Attributes:
-        bundle: The bundle; with the tuned artifact alone if that is open.
+        bundle: The bundle; with the tuned artifact alone if that is the choice.
         backend, precision: The backend, and the precision of its artifact.
         others: Names of the other artifacts that could have been opened.
-        tuned: The bundle's tuned choice, whether it is in use, and how this machine differs; None without a choice.
+        options: Options of the backend.
+        tuned: The bundle's tuned choice, if it is the choice.
     """
 
-    runtime: Runtime
     bundle: Bundle
     backend: str
     precision: str
     others: tuple[str, ...]
+    options: Mapping[str, Any]
+    tuned: TunedChoice | None = None
+
+    @property
+    def artifact(self) -> Artifact | None:
+        """The artifact, None for a backend that runs the reference; UsageError if there is none, or no such backend."""
+        if self.tuned is not None:
+            return self.bundle.manifest.tuned_artifact
+        formats = formats_of(self.backend)
+        return self.bundle.artifact(formats, self.precision) if formats else None
+
+
+def choose_opening(
+    bundle: Bundle,
+    backend: str | None,
+    precision: str | None,
+    device: str | None,
+    options: Mapping[str, Any],
+    *,
+    beside_decoding: bool = False,
+) -> Opening:
+    """The tuned choice, unless the bundle has none or the caller asks for anything else; then as `choose`.
+
+    With `beside_decoding`, options that are not set are those of `BESIDE_OTHERS`.
+    """
+    tuned, artifact = bundle.manifest.tuned, bundle.manifest.tuned_artifact
+    if tuned is None or artifact is None or backend or precision or options or device not in (None, "cpu"):
+        return _usual(bundle, backend, precision, options, beside_decoding)
+    others = tuple(other.name for other in bundle.manifest.artifacts if other is not artifact)
+    values = _with_defaults(tuned.backend, tuned.options, beside_decoding)
+    return Opening(bundle.with_only(artifact), tuned.backend, artifact.precision, others, values, tuned)
+
+
+def _usual(
+    bundle: Bundle, backend: str | None, precision: str | None, options: Mapping[str, Any], beside_decoding: bool
+) -> Opening:
+    chosen = choose(bundle, backend, precision)
+    return Opening(bundle, *chosen, _with_defaults(chosen.backend, options, beside_decoding))
+
+
+def _with_defaults(backend: str, options: Mapping[str, Any], beside_decoding: bool) -> dict[str, Any]:
+    return {**(BESIDE_OTHERS.get(backend, {}) if beside_decoding else {}), **options}
+
+
+class Opened(NamedTuple):
+    """An open runtime.
+
+    Attributes:
+        opening: The artifact that is open.
+        tuned: The bundle's tuned choice, whether it is in use, and how this machine differs; None without a choice.
+    """
+
+    runtime: Runtime
+    opening: Opening
     tuned: dict[str, Any] | None = None
 
 
-def tuned_choice(
-    bundle: Bundle, backend: str | None, precision: str | None, device: str | None, options: Mapping[str, Any]
-) -> tuple[TunedChoice, Artifact] | None:
-    """The tuned choice with its artifact, unless the caller asks for anything else."""
-    tuned, artifact = bundle.manifest.tuned, bundle.manifest.tuned_artifact
-    if tuned is None or artifact is None or backend or precision or options or device not in (None, "cpu"):
-        return None
-    return tuned, artifact
-
-
 def open_choice(
-    bundle: Bundle, backend: str | None, precision: str | None, device: str | None, options: Mapping[str, Any]
+    bundle: Bundle,
+    backend: str | None,
+    precision: str | None,
+    device: str | None,
+    options: Mapping[str, Any],
+    *,
+    beside_decoding: bool = False,
 ) -> Opened:
     """Open the artifact for these arguments; without any, the tuned choice if the bundle has one.
 
@@ -99,30 +149,28 @@ def open_choice(
     Raises:
         UsageError, UnavailableError, BundleError: As `vitdeploy.runtimes.open_recorded`.
     """
-    tuned = tuned_choice(bundle, backend, precision, device, options)
+    opening = choose_opening(bundle, backend, precision, device, options, beside_decoding=beside_decoding)
     record: dict[str, Any] | None = None
-    if tuned is not None:
-        choice, artifact = tuned
-        only = bundle.with_only(artifact)
+    if opening.tuned is not None:
+        choice = opening.tuned
         record = {
-            "artifact": artifact.name, "backend": choice.backend, "options": choice.options,
+            "artifact": choice.artifact, "backend": choice.backend, "options": choice.options,
             "batch_size": choice.batch_size, "in_use": True, "machine": [], "note": None,
         }  # fmt: skip
         try:
-            runtime = open_recorded(only, choice.backend, choice.options, precision=artifact.precision)
+            runtime = open_recorded(opening.bundle, choice.backend, opening.options, precision=opening.precision)
         except (UnavailableError, UsageError) as exc:  # also a backend or an option of another version
-            _warn(record, f"its tuned choice, {choice.backend} {artifact.precision}, cannot run here: {exc}")
+            _warn(record, f"its tuned choice, {choice.backend} {opening.precision}, cannot run here: {exc}")
             record["in_use"] = False
+            opening = _usual(bundle, backend, precision, options, beside_decoding)
         else:
             differences = differing(choice)
             record["machine"] = differences
             if differences:
                 _warn(record, f"it was tuned on another machine: {'; '.join(differences)}; tune it again here")
-            others = tuple(other.name for other in bundle.manifest.artifacts if other is not artifact)
-            return Opened(runtime, only, choice.backend, artifact.precision, others, record)
-    chosen = choose(bundle, backend, precision)
-    runtime = open_recorded(bundle, chosen.backend, options, precision=chosen.precision, device=device)
-    return Opened(runtime, bundle, chosen.backend, chosen.precision, chosen.others, record)
+            return Opened(runtime, opening, record)
+    runtime = open_recorded(bundle, opening.backend, opening.options, precision=opening.precision, device=device)
+    return Opened(runtime, opening, record)
 
 
 def engine_version(backend: str) -> str:

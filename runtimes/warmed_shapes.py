@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vitdeploy.runtimes.base import Runtime
     from vitdeploy.system.forks import ThreadPool
 
-_ROUNDS = 2  # of all callers at once: ONNX Runtime plans a shape's memory in its first runs, and allocates by the plan later
+_ROUNDS = 2  # of all callers at once: ONNX Runtime plans a shape's memory in the first run, and allocates by plan later
 _MOST_PIXELS_A_SIDE = 65_500  # of a JPEG (JPEG_MAX_DIMENSION of libjpeg)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import dataclasses
 import importlib
 import io
+import json
 import os
 import re
 import shutil
@@ -15,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import vitdeploy
 from vitdeploy.assets import default_checkpoint
 from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.predictor import Predictor
 
 FOLDER = ROOT / "examples" / "fastapi_app"
 START_S = 60.0  # of a process on a busy machine
@@ -252,25 +255,132 @@ def test_a_client_that_goes_away_is_no_failure_of_the_server(module: Any) -> Non
     assert messages[0]["status"] == 400
 
 
+@contextlib.asynccontextmanager
+async def served(module: Any, predictor: Predictor, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the application in this process, so that the test decides when a run ends."""
+    batcher = vitdeploy.MicroBatcher(predictor, max_batch_size=1, max_delay=0, **options)
+    async with vitdeploy.AsyncPredictor(batcher) as opened:
+        module.app.state.service = module.Service(module.Settings(), None, opened, None)
+        transport = httpx.ASGITransport(module.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            yield client
+
+
+async def waiting(module: Any, count: int) -> None:
+    """Return once as many images wait for a run."""
+    while module.app.state.service.predictor.batcher.statistics().waiting != count:
+        await asyncio.sleep(0.001)
+
+
 def test_a_full_queue_is_a_503(module: Any) -> None:
-    """In this process, so that the test decides when a run ends."""
     predictor, runtime = gated_predictor()
 
     async def main() -> None:
-        batcher = vitdeploy.MicroBatcher(predictor, max_batch_size=1, max_delay=0, max_queue=1)
-        async with vitdeploy.AsyncPredictor(batcher) as served:
-            module.app.state.service = module.Service(module.Settings(), None, served, None)
-            transport = httpx.ASGITransport(module.app)
-            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-                runtime.hold()
-                tasks = [asyncio.create_task(client.post("/predict", content=png()))]
-                await asyncio.to_thread(runtime.wait_for_run)
-                tasks.append(asyncio.create_task(client.post("/predict", content=png())))
-                while batcher.statistics().waiting < 1:
-                    await asyncio.sleep(0.001)
-                refused = await client.post("/predict", content=png())
-                assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
-                runtime.gate.set()
-                assert [answer.status_code for answer in await asyncio.gather(*tasks)] == [200, 200]
+        async with served(module, predictor, max_queue=1) as client:
+            runtime.hold()
+            tasks = [asyncio.create_task(client.post("/predict", content=png()))]
+            await asyncio.to_thread(runtime.wait_for_run)
+            tasks.append(asyncio.create_task(client.post("/predict", content=png())))
+            await waiting(module, 1)
+            refused = await client.post("/predict", content=png())
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+            runtime.gate.set()
+            assert [answer.status_code for answer in await asyncio.gather(*tasks)] == [200, 200]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("path", ["/predict", "/predict/batch"])
+def test_a_client_that_goes_away_frees_its_place(module: Any, path: str) -> None:
+    predictor, runtime = gated_predictor()
+    body = png() if path == "/predict" else images_in_json([png()])
+
+    async def main() -> None:
+        async with served(module, predictor, max_queue=1) as client:
+            runtime.hold()
+            first = asyncio.create_task(client.post("/predict", content=png()))
+            await asyncio.to_thread(runtime.wait_for_run)
+            messages, gone = [{"type": "http.request", "body": body}], asyncio.Event()
+
+            async def receive() -> dict[str, Any]:
+                if messages:
+                    return messages.pop()
+                await gone.wait()
+                return {"type": "http.disconnect"}
+
+            async def send(_: Any) -> None:
+                assert gone.is_set()
+
+            scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b""}
+            leaving = asyncio.create_task(module.app(scope, receive, send))
+            await waiting(module, 1)
+            gone.set()
+            await asyncio.wait_for(leaving, WAIT_S)
+            await waiting(module, 0)
+            runtime.gate.set()
+            assert (await first).status_code == 200
+        assert len(runtime.shapes) == 1
+
+    asyncio.run(main())
+
+
+def test_what_is_closed_is_a_503(module: Any) -> None:
+    """Requests that outlast the time of a shutdown."""
+
+    async def main() -> None:
+        async with served(module, gated_predictor()[0]) as client:
+            await module.app.state.service.predictor.close()
+            for path, body in (("/predict", png()), ("/predict/batch", images_in_json([png()]))):
+                answer = await client.post(path, content=body)
+                assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+
+    asyncio.run(main())
+
+
+def test_a_label_that_is_not_utf_8(module: Any) -> None:
+    opened, _ = gated_predictor()
+    predictor = Predictor(opened.processor, opened.runtime, ["\ud800", "light"])
+
+    async def main() -> None:
+        async with served(module, predictor) as client:
+            answer = await client.post("/predict", content=png())
+            assert sorted(best["label"] for best in answer.raise_for_status().json()) == ["\\ud800", "light"]
+
+    asyncio.run(main())
+
+
+def images_in_json(images: list[bytes]) -> bytes:
+    return json.dumps([base64.b64encode(image).decode() for image in images]).encode()
+
+
+def test_several_images_in_a_request(client: httpx.Client, bundle: Path) -> None:
+    """A bad one has its own error."""
+    images = [png(seed=seed) for seed in range(3)]
+    answer = client.post("/predict/batch?top_k=2", content=images_in_json([images[0], b"no image", *images[1:]]))
+    first, bad, *others = answer.raise_for_status().json()
+    assert list(bad) == ["error"]
+    with vitdeploy.load(bundle) as predictor:
+        for result, wanted in zip((first, *others), predictor.predict(images, top_k=2), strict=True):
+            assert [best["label"] for best in result["predictions"]] == [best.label for best in wanted]
+            scores = [best["score"] for best in result["predictions"]]
+            assert scores == pytest.approx([best.score for best in wanted], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [(b"", 422), (b"[1]", 422), (b"{}", 422), (b"[" * 50_000, 422), (b"[]", 422), (bytes(MAX_BODY + 1), 413)],
+)
+def test_a_batch_that_is_none(client: httpx.Client, content: bytes, status: int) -> None:
+    assert client.post("/predict/batch", content=content).status_code == status
+
+
+def test_a_batch_for_which_the_queue_has_no_room(module: Any) -> None:
+    predictor, _ = gated_predictor()
+
+    async def main() -> None:
+        async with served(module, predictor, max_queue=2) as client:
+            answer = await client.post("/predict/batch", content=images_in_json([png()] * 4))
+            assert answer.status_code == 503
+            await waiting(module, 0)
 
     asyncio.run(main())

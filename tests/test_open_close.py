@@ -57,7 +57,7 @@ def test_threads_and_descriptors_stay_as_many(digits: Bundle, options: dict[str,
 def test_the_threads_of_one_that_is_forgotten_end(digits: Bundle) -> None:
     others = set(threading.enumerate())
     predictor = vitdeploy.load(digits.path, backend="onnxruntime")
-    assert list(predictor._pool.map(abs, [-1, -2], threads=2)) == [1, 2]
+    assert list(predictor.readers.map(abs, [-1, -2], threads=2)) == [1, 2]
     threads = [thread for thread in set(threading.enumerate()) - others if thread.name.startswith("vitdeploy-read")]
     assert threads
     del predictor

@@ -31,6 +31,7 @@ import contextlib
 import copy
 import numbers
 import os
+import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -223,3 +224,8 @@ def check_count(name: str, value: object, least: int = 1, most: int | None = Non
     if number is None or number < least or (most is not None and number > most):
         limits = f"from {least} {'up' if most is None else f'to {most}'}"
         raise UsageError(f"{name} takes a whole number {limits}, got {shown(value)}", what=name, found=value)
+
+
+def typed_line(command: str, *words: object) -> str:
+    """A shell command for a message, with real names and quoting: `vitdeploy` with a command and its arguments."""
+    return shlex.join(["vitdeploy", *command.split(), *map(str, words)])

@@ -13,7 +13,7 @@ import numpy as np
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.bundle.scores import ProblemType, default_problem_type
-from vitdeploy.errors import BundleError, NotFiniteError, UsageError, check_count, shown
+from vitdeploy.errors import BundleError, NotFiniteError, UsageError, check_count, shown, typed_line
 from vitdeploy.images.open import image_name
 from vitdeploy.images.processor import ImageProcessor, as_batch
 from vitdeploy.runtimes import formats_of
@@ -22,14 +22,10 @@ from vitdeploy.runtimes.fit import check_classes, check_fit
 from vitdeploy.runtimes.warmed_shapes import WarmedShape, warm
 from vitdeploy.specs import MOST_A_BATCH, POOLS, PixelStage, Pool, Precision, Task
 from vitdeploy.system.argument_types import check_type, typed
+from vitdeploy.system.closing import ClosedOnExit
 from vitdeploy.system.forks import ThreadPool
-from vitdeploy.system.typed_lines import typed_line
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
-    from typing_extensions import Self
-
     from vitdeploy.bundle.manifest import Artifact, FileRecord
     from vitdeploy.images.open import ImageSource
     from vitdeploy.models.layers.pooling import Pooling
@@ -56,7 +52,7 @@ class Prediction:
         return dataclasses.asdict(self)
 
 
-class Predictor:
+class Predictor(ClosedOnExit):
     """A bundle opened with one backend. A context manager; `predict` and `embed` are thread-safe.
 
     Raises:
@@ -65,6 +61,7 @@ class Predictor:
     Attributes:
         processor: Turns images into the runtime's input.
         runtime: Runs the artifact.
+        readers: Threads that read images; they end with `close`.
         labels: Class names, in the order of the logits.
         problem_type: How logits become scores. Default, as in transformers' pipeline if `config.json` states none:
             sigmoid for one label, softmax for more.
@@ -94,7 +91,7 @@ class Predictor:
         self.details = dict(details or {})
         self.config = dict(config or {})
         self.fingerprint = fingerprint
-        self._pool = ThreadPool("vitdeploy-read")
+        self.readers = ThreadPool("vitdeploy-read")
         tuned = self.details.get("tuned")
         self.batch_size: int = tuned["batch_size"] if tuned and tuned["in_use"] else DEFAULT_BATCH_SIZE
 
@@ -214,7 +211,7 @@ class Predictor:
         """
         usual = batch_size_for(self.processor, self.runtime, self.batch_size)
         return warm(
-            self.runtime, self.processor, batch_sizes, image_sizes, callers=callers, usual=usual, pool=self._pool
+            self.runtime, self.processor, batch_sizes, image_sizes, callers=callers, usual=usual, pool=self.readers
         )
 
     def pooling(self, pool: Pool | None = None) -> Pooling:
@@ -245,7 +242,7 @@ class Predictor:
         batch = as_batch(images)
         for start in range(0, len(batch), batch_size):
             part = batch[start : start + batch_size]
-            yield part, start, self.processor(part, pixels=self.runtime.pixels, first_index=start, pool=self._pool)
+            yield part, start, self.processor(part, pixels=self.runtime.pixels, first_index=start, pool=self.readers)
 
     def logits(self, pixel_values: np.ndarray) -> np.ndarray:
         """Run preprocessed images in the runtime's format, (N, ...) -> (N, num_labels) float32, finite or not."""
@@ -254,21 +251,13 @@ class Predictor:
     def close(self) -> None:
         """Close the runtime after the runs in progress, and end the threads that read images."""
         self.runtime.close()
-        self._pool.close()
+        self.readers.close()
 
     def __repr__(self) -> str:
         commit = f"@{self.details['revision'][:7]}" if "revision" in self.details else ""
         named = [repr(f"{self.details['bundle']}{commit}"), self.details["task"]] if self.details else []
         labels = f"{len(self.labels)} labels" if self.labels else "no labels"
         return f"<Predictor {self.runtime.brief}: {', '.join([*named, labels])}>"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def check_finite(self, output: str, values: np.ndarray, images: Sequence[ImageSource], first_index: int) -> None:
         """Raise NotFiniteError if values (N, D) of an output have NaN or infinite ones; it names their images."""
@@ -305,35 +294,15 @@ def load(
     precision: str | None = None,
     device: str | None = None,
     public_key: str | os.PathLike[str] | None = None,
+    beside_decoding: bool = False,
     **options: Any,
 ) -> Predictor:
-    """Open a bundle for prediction. Each file is verified before use.
-
-    Args:
-        path: The bundle's folder.
-        backend: "onnxruntime", "torch", ...
-        precision: The artifact's precision. Without backend, precision and options, the tuned choice of the bundle is
-            opened (see `vitdeploy.tune`). Otherwise, or without one, it is the only matching artifact; of several,
-            ONNX Runtime's first, and fp32 first.
-        device: "cpu", "cuda" or "cuda:1". Default: "cpu", or "cuda" for an engine.
-        public_key: Key that must have signed the bundle, see `vitdeploy.sign`. Default: signatures are not checked.
-        options: Runtime options of the backend, such as `intra_op_threads` for onnxruntime.
-
-    Warns:
-        TunedElsewhereWarning: If the bundle was tuned on a machine that differs from this one, or the tuned choice
-            cannot run here and the usual one is opened instead; the reason is in `Predictor.details`.
-
-    Raises:
-        BundleError: If there is no bundle, or one of its files was altered.
-        UsageError: If an argument is invalid.
-        MissingDependencyError: If the backend's library is not installed.
-        DeviceError: If the device is not available.
-    """
+    """Open a bundle's folder for prediction: `vitdeploy.load`, which has the same arguments, without the Hub."""
     bundle = Bundle.open(path, public_key=public_key)
     config, processor = bundle.read_config(), load_processor(bundle)
     labels, problem_type = config.labels, config.problem_type
-    opened = open_choice(bundle, backend, precision, device, options)
-    runtime = opened.runtime
+    opened = open_choice(bundle, backend, precision, device, options, beside_decoding=beside_decoding)
+    runtime, opening = opened.runtime, opened.opening
     try:
         check_fit(bundle, processor, runtime)
         if labels and any(spec.name == "logits" for spec in runtime.outputs):
@@ -341,12 +310,12 @@ def load(
     except BundleError:
         runtime.close()
         raise
-    records = files_to_open(opened.bundle, opened.backend, opened.precision)
+    records = files_to_open(opening.bundle, opening.backend, opening.precision)
     files = [record.path for record in records]
     fingerprint = hashlib.sha256("".join(record.sha256 for record in records).encode()).hexdigest()
     details = {
-        "bundle": str(path), "task": bundle.manifest.task, "backend": opened.backend, "precision": opened.precision,
-        "other_artifacts": opened.others, "files": files, **({} if opened.tuned is None else {"tuned": opened.tuned}),
+        "bundle": str(path), "task": bundle.manifest.task, "backend": opening.backend, "precision": opening.precision,
+        "other_artifacts": opening.others, "files": files, **({} if opened.tuned is None else {"tuned": opened.tuned}),
     }  # fmt: skip
     return Predictor(
         processor, runtime, labels, problem_type, details=details, config=config.model, fingerprint=fingerprint

@@ -10,8 +10,7 @@ from typing import Any
 
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import Artifact
-from vitdeploy.errors import OtherHardwareError, UnavailableError, UsageError
-from vitdeploy.system.typed_lines import typed_line
+from vitdeploy.errors import OtherHardwareError, UnavailableError, UsageError, typed_line
 from vitdeploy.trt.gpu import Gpu
 
 Shapes = Mapping[str, tuple[int, ...]]

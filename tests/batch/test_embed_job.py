@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from command_line import run
-from image_files import paths_of, twelve_digits
+from image_files import paths_of
 from raising import raises
 from told import Interrupted, Told
 
@@ -24,8 +24,6 @@ from vitdeploy.predictor import Predictor
 from vitdeploy.specs import EMBEDS, Task
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from vitdeploy.bundle.bundle import Bundle
 
 FEATURES = vitdeploy.SourceOptions(task=Task.FEATURES)
@@ -38,17 +36,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     graph = vitdeploy.GraphOptions(pool="cls", normalize=True)
     output = tmp_path_factory.mktemp("features") / "bundle"
     return vitdeploy.export(default_checkpoint(), output=output, graph=graph, source=FEATURES)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return twelve_digits(tmp_path / "images")
-
-
-@pytest.fixture(scope="module")
-def predictor(bundle: Bundle) -> Iterator[Predictor]:
-    with vitdeploy.load(bundle.path) as opened:
-        yield opened
 
 
 def rows(table: Path) -> list[dict[str, str]]:

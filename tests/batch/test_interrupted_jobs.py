@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from image_files import paths_of, twelve_digits
+from image_files import paths_of
 from raising import raises
 from told import Interrupted, Told
 
@@ -45,17 +45,6 @@ with vitdeploy.load(sys.argv[1]) as predictor:
 print(result.resumed)
 """
 KILLS = 3
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return twelve_digits(tmp_path / "images")
-
-
-@pytest.fixture(scope="module")
-def predictor(digits: Bundle) -> Iterator[Predictor]:
-    with vitdeploy.load(digits.path) as opened:
-        yield opened
 
 
 @contextlib.contextmanager
@@ -177,6 +166,7 @@ def test_a_second_run_of_the_same_output_is_refused(predictor: Predictor, folder
     assert refused == [3]
 
 
+@pytest.mark.usefixtures("reads_nothing_ahead")
 def test_a_folder_that_vanishes_stops_the_work(predictor: Predictor, folder: Path, tmp_path: Path) -> None:
     """Its images are no bad ones: once it is back, they are predicted."""
     whole, output, away = tmp_path / "whole.csv", tmp_path / "out.csv", tmp_path / "away"
@@ -190,6 +180,7 @@ def test_a_folder_that_vanishes_stops_the_work(predictor: Predictor, folder: Pat
     assert output.read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.usefixtures("reads_nothing_ahead")
 def test_a_file_that_vanishes_is_recorded(predictor: Predictor, folder: Path, tmp_path: Path) -> None:
     last = paths_of(folder)[-1]
     told = Told(on_advance=lambda done, _total: Path(last).unlink(missing_ok=True) if done == 1 else None)

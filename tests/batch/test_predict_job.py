@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from command_line import run
-from image_files import paths_of, twelve_digits
+from image_files import paths_of
 from raising import raises
 from stub_runtime import StubRuntime
 from told import Told
@@ -30,23 +30,12 @@ from vitdeploy.predictor import Prediction, Predictor
 from vitdeploy.specs import TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from vitdeploy.bundle.bundle import Bundle
 
 FORMATS = ("csv", "jsonl", "parquet")
 Row = tuple[str, "list[Prediction] | None", "str | None"]
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return twelve_digits(tmp_path / "images")
-
-
-@pytest.fixture(scope="module")
-def predictor(digits: Bundle) -> Iterator[Predictor]:
-    with vitdeploy.load(digits.path) as opened:
-        yield opened
 
 
 def read(file: Path) -> list[Row]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -251,19 +252,43 @@ def test_a_packed_bundle_is_signed_by_itself(signed: Path, keys: Path, tmp_path:
     assert not (packed / SIGNATURE).exists()
 
 
-@pytest.mark.parametrize("name", ["rsa", "ed25519", "bitcoin", "locked", "text"])
-def test_a_key_that_cannot_sign(signed: Path, keys: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    {
+        "rsa": "an RSA private key",
+        "ed25519": "an Ed25519 private key",
+        "bitcoin": "an EC private key on the curve secp256k1",
+        "locked": "a private key with a password",
+        "text": "no key in PEM",
+    }.items(),
+)
+def test_a_key_that_cannot_sign(signed: Path, keys: Path, name: str, kind: str) -> None:
     before = (signed / SIGNATURE).read_bytes()
-    with raises(UsageError, what="private_key", where=keys / f"{name}.pem"):
+    with raises(UsageError, what="private_key", where=keys / f"{name}.pem", found=kind, expected=re.compile("P-256")):
         vitdeploy.sign(signed, private_key=keys / f"{name}.pem")
+    with raises(UsageError, what="private_key", found=re.compile("public key")):
+        vitdeploy.sign(signed, private_key=keys / "own.pub")
     assert (signed / SIGNATURE).read_bytes() == before
 
 
-@pytest.mark.parametrize("name", ["rsa.pub", "ed25519.pub", "bitcoin.pub", "own.pem", "text.pem", "absent"])
-def test_a_key_that_cannot_verify(signed: Path, keys: Path, name: str) -> None:
-    with pytest.raises(InputError) as caught:
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    {
+        "rsa.pub": "an RSA public key",
+        "ed25519.pub": "an Ed25519 public key",
+        "bitcoin.pub": "an EC public key on the curve secp256k1",
+        "own.pem": "an EC private key on the curve secp256r1",
+        "text.pem": "no key in PEM",
+    }.items(),
+)
+def test_a_key_that_cannot_verify(signed: Path, keys: Path, name: str, kind: str) -> None:
+    with raises(InputError, what="public_key", where=keys / name, found=kind, expected=re.compile("P-256")):
         vitdeploy.load(signed, public_key=keys / name)
-    assert caught.value.where == keys / name
+
+
+def test_a_key_that_is_not_there(signed: Path, keys: Path) -> None:
+    with raises(InputError, where=keys / "absent"):
+        vitdeploy.load(signed, public_key=keys / "absent")
 
 
 def test_options_that_do_not_go_together(signed: Path, keys: Path) -> None:

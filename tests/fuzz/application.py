@@ -25,7 +25,20 @@ _EXAMPLE = ROOT / "examples" / "fastapi_app"
 _MOST_BYTES = 100_000
 _CLASSES = 3
 _ALLOWED = frozenset({200, 307, 404, 405, 408, 413, 422, 503})
-_PATHS = ("/predict", "/predict", "/predict", "/predict", "/health", "/ready", "/metrics", "/", "/x", "/predict/", "//")
+_PATHS = (
+    "/predict",
+    "/predict",
+    "/predict",
+    "/predict",
+    "/predict/batch",
+    "/health",
+    "/ready",
+    "/metrics",
+    "/",
+    "/x",
+    "/predict/",
+    "//",
+)
 _NUMBERS = ("1", "3", "0", "-1", "1e3", "9" * 30, "9" * 5000, "", "x", "1&top_k=2", "%", "%00", "\u0661", "nan")
 _LENGTHS = ("0", "1", "100001", "9" * 30, "00", "+1")  # a server refuses those that are no number
 _TYPES = ("image/png", "application/json", "multipart/form-data", "multipart/form-data; boundary=x", "", "\xff")
@@ -107,8 +120,8 @@ class ApplicationRequests:
             if waiting and (len(waiting) > 1 or ends == "whole"):
                 chunk = waiting.pop(0)
                 return {"type": "http.request", "body": chunk, "more_body": bool(waiting)}
-            if ends == "silent":
-                await asyncio.sleep(60)
+            if ends != "gone":
+                await asyncio.sleep(60)  # until it is cancelled: the client waits for the answer
             return {"type": "http.disconnect"}
 
         async def send(message: dict[str, Any]) -> None:

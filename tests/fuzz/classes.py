@@ -24,6 +24,7 @@ CLASSES = {
     "cache": "fuzz.caches:CalibrationCaches",
     "job": "fuzz.jobs:UnfinishedJobs",
     "job-inputs": "fuzz.jobs:JobInputs",
+    "predict-inputs": "fuzz.jobs:PredictJobInputs",
     "tuned": "fuzz.bundle_files:TunedBundles",
     "backend": "fuzz.served:BackendRequests",
     "application": "fuzz.application:ApplicationRequests",

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+import csv
+import json
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,11 +20,11 @@ from fuzz.special_files import copy_tree, replace, rewrite
 from vitdeploy.system.progress import Progress
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from vitdeploy.batch.embed_job import EmbeddedImages
+    from vitdeploy.batch.predict_job import PredictedImages
 
 _OUTPUT = "vectors.npy"
+Row = tuple["list[float]", "str | None"]  # the scores of an image, and its error
 
 
 class _Stop(Exception):  # noqa: N818  (it is no error)
@@ -119,3 +124,63 @@ class JobInputs:
 
         args = ("embed", str(self._bundle), name, "--output", _OUTPUT, "--json")
         return Case(note, args, frozenset({PASSED, DAMAGED}), check, call)
+
+
+class PredictJobInputs:
+    """The data sets of `DataSets`, predicted into each format of output.
+
+    Oracle: refused with 4; or a row for each image that the result states: with an error if the image could not be
+    read, else with classes whose scores sum to 1 at most.
+    """
+
+    def __init__(self, base: Path) -> None:
+        self._bundle, self._sets = base / "bundle", DataSets(base)
+        self._predictor = vitdeploy.load(self._bundle)
+
+    def make(self, rng: np.random.Generator, folder: Path) -> Case:
+        note, name = self._sets.draw(rng, folder)
+        output = f"out{choose(rng, _ENDINGS)}"
+
+        def call() -> PredictedImages:
+            return vitdeploy.predict(self._predictor, name, output)
+
+        def check(result: PredictedImages) -> str | None:
+            rows = _READERS[Path(output).suffix](folder / output)
+            failed = [row for row, (_, error) in enumerate(rows) if error is not None]
+            if not 1 <= result.images == len(rows) or failed != [image.row for image in result.failed]:
+                return f"{result.images} images, {len(rows)} rows, {failed} failed: {result.failed}"
+            odd = [
+                row for row, (scores, error) in enumerate(rows)
+                if bool(scores) == bool(error) or not 0 <= sum(scores) <= 1 + 1e-5
+            ]  # fmt: skip
+            return f"rows {odd} have neither scores nor an error" if odd else None
+
+        args = ("predict", str(self._bundle), name, "--output", output, "--json")
+        return Case(note, args, frozenset({PASSED, DAMAGED}), check, call)
+
+
+def _json_rows(file: Path) -> list[Row]:
+    rows = [json.loads(line) for line in file.read_text(encoding="ascii").splitlines()]
+    return [([best["score"] for best in row["predictions"] or ()], row["error"]) for row in rows]
+
+
+def _csv_rows(file: Path) -> list[Row]:
+    with file.open(encoding="utf-8", errors="surrogateescape", newline="") as opened:
+        return [_of_columns(row) for row in csv.DictReader(opened)]
+
+
+def _parquet_rows(file: Path) -> list[Row]:
+    import pyarrow.parquet as pq
+
+    return [_of_columns(row) for row in pq.read_table(file).to_pylist()]
+
+
+def _of_columns(row: dict[str, Any]) -> Row:
+    scores = [value for name, value in row.items() if name.startswith("score") and value not in (None, "")]
+    return [float(score) for score in scores], row["error"] or None
+
+
+_READERS: dict[str, Callable[[Path], list[Row]]] = {".jsonl": _json_rows, ".csv": _csv_rows}
+if find_spec("pyarrow"):
+    _READERS[".parquet"] = _parquet_rows
+_ENDINGS = tuple(_READERS)

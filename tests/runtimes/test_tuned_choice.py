@@ -20,6 +20,7 @@ from vitdeploy.delivery.packing import pack
 from vitdeploy.errors import BundleError
 from vitdeploy.runtimes import BACKENDS
 from vitdeploy.runtimes.choice import TunedElsewhereWarning
+from vitdeploy.serving.scale_out.batch_callable import resolve
 from vitdeploy.system.processor import processor_identity
 from vitdeploy.tuning.record import record_choice
 from vitdeploy.tuning.variant import Variant
@@ -87,6 +88,31 @@ def test_an_argument_overrides_the_choice(tuned: Bundle, asked: dict[str, Any]) 
     with vitdeploy.load(tuned.path, **asked) as predictor:
         assert (predictor.details["precision"], predictor.batch_size) == ("fp32", 8)
         assert "tuned" not in predictor.details
+
+
+def test_beside_decoding_idle_threads_do_not_spin(exported: Bundle, tmp_path: Path, photo: Path) -> None:
+    """Neither those of the tuned choice, nor of its replacement, nor of a job; but if the caller says so."""
+    bundle = choose(exported, tmp_path / "beside", options={"prepack": False})
+    with vitdeploy.load(bundle.path, beside_decoding=True) as predictor:
+        details = predictor.runtime.details
+        assert (details["prepack"], details["allow_spinning"]) == (False, False)
+        assert predictor.details["tuned"]["options"] == {"prepack": False}
+        assert predictor.details["tuned"]["in_use"]
+    with vitdeploy.load(bundle.path, beside_decoding=True, allow_spinning=True) as predictor:
+        assert predictor.runtime.details["allow_spinning"] is True
+    with vitdeploy.load(bundle.path, backend="torch", beside_decoding=True) as predictor:
+        assert predictor.details["backend"] == "torch"
+    resolved = resolve(bundle.path, {"beside_decoding": True})
+    assert resolved.options["allow_spinning"] is False
+    assert resolved.batch_size == 3
+    bundle = choose(exported, tmp_path / "other", options={"next": 1})
+    with (
+        pytest.warns(TunedElsewhereWarning),
+        vitdeploy.load(bundle.path, beside_decoding=True) as predictor,
+    ):
+        assert predictor.runtime.details["allow_spinning"] is False
+    job = run("predict", bundle.path, photo, "--output", tmp_path / "out.csv", "--json").json
+    assert job["details"]["allow_spinning"] is False
 
 
 def test_another_machine_is_told_once(exported: Bundle, tmp_path: Path, photo: Path) -> None:

@@ -14,7 +14,8 @@ from vitdeploy.assess.benchmark.result import Benchmark, NotMeasured
 from vitdeploy.assess.benchmark.scenarios.arrivals import Answers
 from vitdeploy.assess.benchmark.scenarios.options import Scenario
 from vitdeploy.assess.benchmark.scenarios.rate_search import Replay
-from vitdeploy.assess.benchmark.scenarios.results import OfflineResult, ScenarioBenchmark, ServerResult, StreamResult
+from vitdeploy.assess.benchmark.scenarios.results import OfflineResult, ScenarioBenchmark, StreamResult
+from vitdeploy.assess.benchmark.scenarios.server_result import ServerResult
 from vitdeploy.assess.benchmark.tuning import BoundedAccuracy, Candidate, TimedSetting, Tuning
 from vitdeploy.assess.compare.results import BackendComparison, Comparison
 from vitdeploy.assess.compare.worst_images import WorstImage

@@ -159,9 +159,10 @@ def run_image_job(
             raise OutputError(f"{path} is a pipe or a device", what="output", where=path, hint="name a regular file")
     target = files[0].resolve()
     progress.step("listing images")
-    image_set, left_out = open_all(paths)
-    sources = tuple(path for path in map(Path, paths) if path.is_dir() or path.suffix.lower() in TABLE_ENDINGS)
-    job = _Job(predictor, image_set, sources, rows, size, on_error)
+    image_set, left_out = open_all(paths, keep_missing=on_error == "record")
+    sources = [path for path in map(Path, paths) if path.is_dir() or path.suffix.lower() in TABLE_ENDINGS]
+    folders = frozenset(filter(os.path.exists, {Path(name).parent for name in image_set.names}))
+    job = _Job(predictor, image_set, sources, folders, rows, size, on_error)
     with Unfinished(target, job.header(), rows.dtype, (len(image_set), rows.width)) as unfinished:
         progress.step(f"{rows.verb} {len(image_set)} images")
         errors = job.run(unfinished, progress)
@@ -184,11 +185,12 @@ def run_image_job(
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    """Images, the folders and data sets that have them, and what is computed for them."""
+    """Images, the folders and data sets that have them when they are listed, and what is computed for them."""
 
     predictor: Predictor
     images: ImageSet
     sources: Sequence[Path]
+    folders: frozenset[Path]
     rows: Rows
     batch_size: int
     on_error: str
@@ -254,7 +256,7 @@ class _Job:
     def _check_sources(self, batch: Sequence[Prepared], first: int) -> None:
         """Raise InputError if images cannot be read because their folder or data set is gone: they may come back."""
         names = [self.images.names[row] for row, image in enumerate(batch, first) if not image.sha256]
-        folders = dict.fromkeys(Path(name).parent for name in names)
+        folders = [folder for folder in dict.fromkeys(Path(name).parent for name in names) if folder in self.folders]
         for place in (*self.sources, *folders) if names else ():
             if not place.exists():
                 message = f"{place} has vanished since its images were listed"

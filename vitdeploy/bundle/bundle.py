@@ -15,14 +15,13 @@ from vitdeploy.bundle.external_data import check_external_data
 from vitdeploy.bundle.manifest import CONFIG, MANIFEST, Artifact, FileRecord, Manifest
 from vitdeploy.bundle.manifest_parser import parse_manifest
 from vitdeploy.bundle.signature import check_signature
-from vitdeploy.errors import BundleChangedError, BundleError, UsageError, VitDeployError, shown
+from vitdeploy.errors import BundleChangedError, BundleError, UsageError, VitDeployError, shown, typed_line
 from vitdeploy.files.file_kinds import PROCESSOR_CONFIGS, is_model_file_name
 from vitdeploy.files.json_text import json_object, strict_json
 from vitdeploy.files.opened import FileChangedError, FileDiffersError, OpenedFile, VerifiedFile, opened_folder
 from vitdeploy.files.regular_file import MOST_TEXT_BYTES, read_regular
 from vitdeploy.specs import PixelStage
 from vitdeploy.system.argument_types import typed
-from vitdeploy.system.typed_lines import typed_line
 
 EXPORT_AGAIN = "export the bundle again"
 

@@ -14,10 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.bundle.manifest import MANIFEST
-from vitdeploy.errors import BundleError, InputError, MissingDependencyError, UsageError, first_line, readable
+from vitdeploy.errors import (
+    BundleError,
+    InputError,
+    MissingDependencyError,
+    UsageError,
+    first_line,
+    readable,
+    typed_line,
+)
 from vitdeploy.files.json_text import strict_json
 from vitdeploy.files.regular_file import read_regular
-from vitdeploy.system.typed_lines import typed_line
 
 if TYPE_CHECKING:
     import os
@@ -26,6 +33,8 @@ if TYPE_CHECKING:
 
 SIGNATURE = f"{MANIFEST}.sig"
 _MOST_BYTES = 1 << 20
+_PUBLIC_KEY = "an EC public key on the curve P-256, P-384 or P-521, in PEM"
+_PRIVATE_KEY = "an EC private key on the curve P-256, P-384 or P-521, in PEM, without a password"
 # Files that may lie beside a bundle's own: the model card of a push, git's, and those of `hf download`.
 _BESIDE = ("README.md", ".git/", ".gitattributes", ".gitignore", ".github/", ".cache/huggingface/")
 
@@ -59,10 +68,11 @@ def check_signature(folder: Path, manifest: bytes, public_key: str | os.PathLike
         try:
             config = verifying.Config().use_elliptic_key_verifier(public_key=copies["key"])
         except Exception as exc:
+            kind = _kind_of_key(key)
             raise InputError(
-                f"{public_key} is not a public key: {first_line(exc)}", what="public_key", where=public_key,
-                expected="a public key on the curve P-256, P-384 or P-521, in PEM",
-                hint="make one of the private key: openssl pkey -in private.pem -pubout",
+                f"{public_key} is {kind}, but a signature needs {_PUBLIC_KEY}", what="public_key", where=public_key,
+                expected=_PUBLIC_KEY, found=kind,
+                hint="make it of the private key: openssl pkey -in private.pem -pubout -out public.pem",
             ) from exc  # fmt: skip
         try:
             config.verify(copies[MANIFEST], copies[SIGNATURE])
@@ -120,17 +130,17 @@ def sign_manifest(manifest: bytes, private_key: str | os.PathLike[str]) -> bytes
         MissingDependencyError: If model-signing is not installed.
     """
     with readable(private_key, "a private key"):
-        read_regular(private_key, _MOST_BYTES)  # refuses pipes, which the library would wait for
+        key = read_regular(private_key, _MOST_BYTES)  # refuses pipes, which the library would wait for
     signing = _model_signing().signing
     with tempfile.TemporaryDirectory() as private:
         Path(private, MANIFEST).write_bytes(manifest)
         try:
             config = signing.Config().use_elliptic_key_signer(private_key=Path(private_key))
         except Exception as exc:  # of the library's parsers
+            kind = _kind_of_key(key)
             raise UsageError(
-                f"{private_key} is not a private key that can sign: {first_line(exc)}",
-                what="private_key", where=private_key, found=exc,
-                expected="a private key without a password, on the curve P-256, P-384 or P-521, in PEM",
+                f"{private_key} is {kind}, but a signature needs {_PRIVATE_KEY}",
+                what="private_key", where=private_key, expected=_PRIVATE_KEY, found=kind,
                 hint="make one: openssl ecparam -name prime256v1 -genkey -noout -out private.pem",
             ) from exc  # fmt: skip
         config.sign(Path(private, MANIFEST), Path(private, SIGNATURE))
@@ -161,6 +171,26 @@ def _stale(folder: Path) -> BundleError:
         what="signature", where=path, expected="the signature of this manifest",
         hint=f"if the change is yours, sign it again: {typed_line('sign', folder, '--private-key', 'KEY')}",
     )  # fmt: skip
+
+
+def _kind_of_key(content: bytes) -> str:
+    """Kind of a key that the library refused, such as "an RSA private key"."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
+
+    key: Any
+    for use in ("private", "public"):
+        try:
+            key = load_pem_private_key(content, None) if use == "private" else load_pem_public_key(content)
+        except TypeError:  # it asks for the password
+            return "a private key with a password"
+        except (ValueError, UnsupportedAlgorithm):
+            continue
+        name = type(key).__name__.lstrip("_").partition("P")[0]  # RSAPrivateKey, Ed25519PublicKey, ...
+        curve = getattr(key, "curve", None)
+        on = "" if curve is None else f" on the curve {curve.name}"
+        return f"{'an' if name[:1] in 'ERX' else 'a'} {name} {use} key{on}"
+    return "no key in PEM"
 
 
 def _model_signing() -> Any:

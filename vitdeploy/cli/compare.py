@@ -20,8 +20,7 @@ from vitdeploy.cli.output import (
 from vitdeploy.cli.progress import CommandProgress
 from vitdeploy.cli.reports import conclude_with, report_options
 from vitdeploy.cli.table import by_reason, details_option
-from vitdeploy.errors import UsageError
-from vitdeploy.system.typed_lines import typed_line
+from vitdeploy.errors import UsageError, typed_line
 
 if TYPE_CHECKING:
     from vitdeploy.assess.compare.results import Comparison

@@ -80,7 +80,7 @@ def embed(
 
     opening = {
         "backend": backend, "precision": precision, "device": device, "public_key": public_key, "revision": revision,
-        "token": token,
+        "token": token, "beside_decoding": True,
     }  # fmt: skip
     with open_predictor(bundle, **opening) as predictor, CommandProgress("images") as progress:
         result = embed_images(predictor, images, output, progress=progress, **options)

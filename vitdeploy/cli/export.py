@@ -25,12 +25,11 @@ from vitdeploy.cli.output import (
 from vitdeploy.cli.progress import CommandProgress
 from vitdeploy.cli.table import details, details_option
 from vitdeploy.cli.value_options import values_from_options
-from vitdeploy.errors import UsageError
+from vitdeploy.errors import UsageError, typed_line
 from vitdeploy.exporters import EXPORTERS, quantization_target
 from vitdeploy.exporting.graph_options import GraphOptions, spec_of
 from vitdeploy.exporting.options import Quantization, SourceOptions, ValidationOptions
 from vitdeploy.serving.model_repository.model_config import LABELED_OUTPUT
-from vitdeploy.system.typed_lines import typed_line
 from vitdeploy.trt.options import EngineOptions
 
 if TYPE_CHECKING:

@@ -83,8 +83,8 @@ def _native_model(
     from vitdeploy.serving.model_repository.repository import write_triton_model
     from vitdeploy.system.option_fields import changed
 
-    shared = {"max_batch_size": None, "device": None} | changed(given or DEFAULTS)
-    others = [name for name in shared if name not in ("max_batch_size", "device")]
+    shared = changed(given or DEFAULTS)
+    others = [name for name in shared if name not in ("max_batch_size", "device", "threads")]
     if others:
         message = f"{others[0]} applies to Triton's Python backend only"
         raise UsageError(message, what=others[0], hint="add --python-backend")

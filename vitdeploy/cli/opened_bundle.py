@@ -44,7 +44,7 @@ def opening_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return functools.reduce(lambda decorated, add: add(decorated), reversed(_OPTIONS), function)
 
 
-def open_predictor(bundle: str, **options: str | None) -> Predictor:
+def open_predictor(bundle: str, **options: Any) -> Predictor:
     """Open a bundle; a note about its tuned choice is printed as one line."""
     import warnings
 

@@ -94,7 +94,7 @@ def _predict_to_file(
     from vitdeploy.batch.predict_job import predict as predict_images
     from vitdeploy.bundle.scores import ProblemType
 
-    with open_predictor(bundle, **opening) as predictor, CommandProgress("images") as progress:
+    with open_predictor(bundle, beside_decoding=True, **opening) as predictor, CommandProgress("images") as progress:
         result = predict_images(predictor, images, output, progress=progress, **options)
     if as_json:
         print_json({**described(bundle, predictor), **result.to_dict()})

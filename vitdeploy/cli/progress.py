@@ -13,19 +13,18 @@ import click
 
 from vitdeploy.cli.verbosity import is_quiet, is_verbose
 from vitdeploy.errors import UsageError, shown
+from vitdeploy.system.closing import ClosedOnExit
 from vitdeploy.system.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from typing_extensions import Self
 
 EVERY_VARIABLE = "VITDEPLOY_PROGRESS_EVERY"
 _EVERY_S = 10.0
 _LONGEST_NAME = 32
 
 
-class CommandProgress(Progress):
+class CommandProgress(Progress, ClosedOnExit):
     """Shows the steps of a command and their progress.
 
     - On a terminal: a line per step, and a bar with the step's name and the time left, from the first advance until it
@@ -81,12 +80,6 @@ class CommandProgress(Progress):
         self._ended.set()
         if self._logger is not None:
             self._logger.join()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _close_bar(self) -> None:
         self._bar.close()

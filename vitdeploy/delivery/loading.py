@@ -13,7 +13,7 @@ from vitdeploy.bundle.manifest import MANIFEST
 from vitdeploy.bundle.signature import SIGNATURE
 from vitdeploy.errors import BundleError, HubError, NoReferenceError, UsageError
 from vitdeploy.predictor import Predictor, files_to_open
-from vitdeploy.runtimes.choice import choose, differing, loads, tuned_choice
+from vitdeploy.runtimes.choice import choose, choose_opening, differing, loads
 from vitdeploy.system.argument_types import typed
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def load(
     revision: str | None = None,
     token: str | None = None,
     public_key: str | os.PathLike[str] | None = None,
+    beside_decoding: bool = False,
     **options: Any,
 ) -> Predictor:
     """Open a bundle for prediction. Each file is verified before use.
@@ -49,6 +50,9 @@ def load(
         token: Access token for a private or gated repository. Default: the token from `hf auth login`.
         public_key: PEM file of the key that must have signed the bundle, see `vitdeploy.sign`. Its signature is checked
             before the manifest is parsed. Default: signatures are not checked.
+        beside_decoding: Whether images are decoded while the model runs, as in `vitdeploy.predict` and
+            `vitdeploy.embed`: ONNX Runtime's idle threads then leave the CPUs to the decoding, unless `allow_spinning`
+            is given. The tuned choice stays.
         options: Runtime options of the backend, such as `intra_op_threads` for onnxruntime.
 
     Warns:
@@ -65,7 +69,10 @@ def load(
             model-signing, for a public key.
         DeviceError: If the device is not available.
     """
-    opening = {"backend": backend, "precision": precision, "device": device, "public_key": public_key, **options}
+    opening = {
+        "backend": backend, "precision": precision, "device": device, "public_key": public_key,
+        "beside_decoding": beside_decoding, **options,
+    }  # fmt: skip
     if not is_hub_id(path):
         if revision is not None:
             raise UsageError(
@@ -82,10 +89,10 @@ def load(
         bundle = Bundle.open(manifest.parent, public_key=public_key)
         usual = choose(bundle, backend, precision)
         records = files_to_open(bundle, usual.backend, usual.precision)
-        tuned = tuned_choice(bundle, backend, precision, device, options)
-        if tuned is not None and loads(tuned[0].backend):
-            first = files_to_open(bundle.with_only(tuned[1]), tuned[0].backend, tuned[1].precision)
-            records = (*first, *(records if differing(tuned[0]) else ()))  # on another machine it may not run
+        first = choose_opening(bundle, backend, precision, device, options)
+        if first.tuned is not None and loads(first.backend):
+            others = records if differing(first.tuned) else ()  # on another machine it may not run
+            records = (*files_to_open(first.bundle, first.backend, first.precision), *others)
         paths = dict.fromkeys(record.path for record in records)
         return Choice((manifest, *signature, *(_located(files, path) for path in paths)))
 

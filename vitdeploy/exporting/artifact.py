@@ -14,7 +14,6 @@ import numpy as np
 
 from vitdeploy._version import __version__
 from vitdeploy.assess.data.folder_listing import list_images
-from vitdeploy.assess.evaluate.open_run import BESIDE_OTHERS
 from vitdeploy.assess.metrics.cosine_bound import COSINE_BOUNDS, LOOSE_BOUND, CosineBound
 from vitdeploy.assess.metrics.features import TokenVector
 from vitdeploy.assess.metrics.outputs import default_tolerance
@@ -28,7 +27,7 @@ from vitdeploy.exporting.quantize import export_model
 from vitdeploy.exporting.validation import reference_outputs, reference_runtime, samples, validate
 from vitdeploy.files.atomic import staged_folder
 from vitdeploy.files.regular_file import open_regular
-from vitdeploy.runtimes import open_recorded
+from vitdeploy.runtimes import BESIDE_OTHERS, open_recorded
 from vitdeploy.specs import EMBEDDING_KEYS, EMBEDS, AxisRange, ExportSpec, Task
 from vitdeploy.system.progress import SILENT, Progress
 

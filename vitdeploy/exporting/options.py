@@ -131,6 +131,13 @@ class MinCosine:
 AccuracyBound = MaxDrop | MinAgreement | MinCosine
 
 
+def check_bound(value: object) -> None:
+    """Raise UsageError unless it is an accuracy bound."""
+    if not isinstance(value, AccuracyBound):
+        hint = "give MaxDrop, MinAgreement or MinCosine"
+        raise UsageError(f"{shown(value, 80)} is no accuracy bound", what="accuracy", found=value, hint=hint)
+
+
 @described
 @dataclasses.dataclass(frozen=True)
 class Quantization:
@@ -193,11 +200,8 @@ class Quantization:
             object.__setattr__(self, "smooth_quant", float(smooth))
             if self.calibration is None:
                 raise UsageError("smooth_quant needs calibration images", what="smooth_quant", found=smooth)
-        if self.accuracy is not None and not isinstance(self.accuracy, AccuracyBound):
-            raise UsageError(
-                f"{shown(self.accuracy, 80)} is no accuracy bound", what="accuracy", found=self.accuracy,
-                hint="give MaxDrop, MinAgreement or MinCosine",
-            )  # fmt: skip
+        if self.accuracy is not None:
+            check_bound(self.accuracy)
         if self.accuracy_data is not None and self.accuracy is None:
             raise UsageError(
                 "accuracy_data needs an accuracy bound", what="accuracy_data", found=self.accuracy_data,

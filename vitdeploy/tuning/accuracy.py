@@ -10,14 +10,13 @@ import numpy as np
 
 from vitdeploy.assess.benchmark.tuning import BoundedAccuracy
 from vitdeploy.assess.data.images import feeds
-from vitdeploy.assess.evaluate.open_run import BESIDE_OTHERS
 from vitdeploy.assess.metrics.features import LOGITS, TokenVector, percentile
 from vitdeploy.assess.runs.targets import reference_backend
 from vitdeploy.exporting.options import MinCosine
 from vitdeploy.exporting.quantization.calibration_images import BATCH
 from vitdeploy.exporting.quantization.cosine_target import CosineTarget, check_cosine
 from vitdeploy.exporting.quantization.top1_target import Top1Target
-from vitdeploy.runtimes import open_recorded
+from vitdeploy.runtimes import BESIDE_OTHERS, open_recorded
 from vitdeploy.runtimes.choice import engine_version
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import re
 from typing import Literal
 
 from vitdeploy.errors import UsageError, check_count, shown
-from vitdeploy.exporting.options import AccuracyBound
+from vitdeploy.exporting.options import AccuracyBound, check_bound
 from vitdeploy.specs import MOST_A_BATCH
 
 TIME_LIMIT_S, SHORTEST_S = 300.0, 5.0
@@ -83,11 +83,7 @@ class TuneRequest:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.accuracy, AccuracyBound):
-            raise UsageError(
-                f"{shown(self.accuracy, 80)} is no accuracy bound", what="accuracy", found=self.accuracy,
-                hint="give MaxDrop, MinAgreement or MinCosine",
-            )  # fmt: skip
+        check_bound(self.accuracy)
         check_count("max_batch", self.max_batch, most=MOST_A_BATCH)
         check_count("seed", self.seed, 0)
         if not SHORTEST_S <= self.time_limit <= _MOST_SECONDS:

@@ -9,7 +9,8 @@ import pytest
 from pages import Page, written
 from written_results import OFFLINE_RUN, SERVER_RUN, STREAM
 
-from vitdeploy.assess.benchmark.scenarios.results import ScenarioBenchmark, ServerResult
+from vitdeploy.assess.benchmark.scenarios.results import ScenarioBenchmark
+from vitdeploy.assess.benchmark.scenarios.server_result import ServerResult
 from vitdeploy.assess.report.markdown import markdown
 from vitdeploy.assess.report.report import report_of
 from vitdeploy.assess.report.tables import tables

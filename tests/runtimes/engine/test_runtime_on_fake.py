@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import os
 import platform
 import re
@@ -18,7 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fake_cuda import FakeCuda, OfAnOlderLibrary, OnTheGpu, aligned, fake_library
+from fake_cuda import FakeCuda, OfAnOlderLibrary, OnTheGpu, aligned
+from fake_engines import INPUTS, OUTPUTS, opener, patched_cuda
 from forking import Outcome, in_child
 from raising import raises
 
@@ -35,48 +35,20 @@ from vitdeploy.errors import (
 from vitdeploy.runtimes import device_arrays
 from vitdeploy.runtimes.device_arrays import view
 from vitdeploy.runtimes.engine import cache as engine_cache
-from vitdeploy.runtimes.engine import cuda_memory
 from vitdeploy.runtimes.engine.cuda_memory import wait_for
-from vitdeploy.runtimes.engine.file import EngineFile
 from vitdeploy.runtimes.engine.options import KERNEL_SPECIALIZATIONS, EngineRuntimeOptions
 from vitdeploy.runtimes.engine.runtime import EngineRuntime
 from vitdeploy.specs import PixelFormat, TensorSpec
-from vitdeploy.trt import gpu
 
 Open = Callable[..., EngineRuntime]
 
-INPUTS = (TensorSpec("x", "float32", ("batch", 4)),)
-OUTPUTS = (TensorSpec("y", "float32", ("batch",)),)
 REFUSED_WEIGHTS = (("wrong", "the count of 'w' differs"), ("lacks", "it lacks layer.0.bias"))  # by a file's content
 
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
-    """A fake of which all is closed after the test, and the thread on the device that it was on."""
-    fake = FakeCuda()
-    for module in (gpu, cuda_memory):
-        monkeypatch.setattr(module, "cuda_runtime", lambda: fake)
-    yield fake
-    assert fake.live == {}
-    assert fake.device == 0
-    assert {stream.flags for stream in fake.streams} <= {fake.cudaStreamNonBlocking}, "no stream waits for another"
-
-
-def opener(cuda: FakeCuda, folder: Path, name: str) -> Open:
-    """A function that opens an engine of a library on the second device."""
-
-    class Fake(EngineRuntime):
-        backend = name
-        library = fake_library(cuda, rtx=name == "tensorrt-rtx")
-
-    (folder / "x.engine").write_bytes(b"an engine")
-
-    def opened(device: str = "cuda:1", **given: Any) -> EngineRuntime:
-        fields = {field.name for field in dataclasses.fields(EngineFile)} & given.keys()
-        engine = {"inputs": INPUTS, "outputs": OUTPUTS, **{name: given.pop(name) for name in fields}}
-        return Fake(EngineFile(folder / "x.engine", **engine), EngineRuntimeOptions(**given), device=device)
-
-    return opened
+    with patched_cuda(monkeypatch) as fake:
+        yield fake
 
 
 @pytest.fixture(params=["tensorrt", "tensorrt-rtx"])

@@ -277,6 +277,20 @@ def test_an_engine_is_warmed_up_in_a_size_that_it_takes(copy: Bundle, tmp_path: 
     assert config["model_warmup"] == [sample_of(size, (3, 32, 48), "TYPE_FP16") for size in (1, 2)]
 
 
+def test_threads_of_onnx_runtime(copy: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By default its own choice, which does not depend on the machine that writes the model."""
+    command = ("triton", copy.path, tmp_path / "models", "--name")
+    assert run(capsys, *command, "plain")[0] == 0
+    assert configured(tmp_path / "models" / "plain").get("parameters", {}) == {}
+    assert run(capsys, *command, "limited", "--threads", 4)[0] == 0
+    parameters = configured(tmp_path / "models" / "limited")["parameters"]
+    assert parameters == {"intra_op_thread_count": {"string_value": "4"}}
+    with raises(UsageError, what="threads", found=-1):
+        write_triton_model(copy.path, tmp_path / "models", threads=-1)
+    with raises(UsageError, what="threads", found=4):
+        write_triton_model(as_engine(copy, "1:4:16").path, tmp_path / "models", threads=4)
+
+
 def test_the_same_artifact_gives_the_same_bytes(copy: Bundle, tmp_path: Path) -> None:
     first, second = (write_triton_model(copy.path, tmp_path / name, name="m").path for name in ("a", "b"))
     again = write_triton_model(copy.path, tmp_path / "a", name="m").path

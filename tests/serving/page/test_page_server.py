@@ -7,6 +7,7 @@ import http.client
 import json
 import re
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -169,6 +170,37 @@ def test_a_browser_that_goes_away_ends_nothing(server: PageServer, capsys: pytes
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")  # a reset at once
     assert request(server)[0].status == 200
     assert capsys.readouterr() == ("", "")
+
+
+def test_slow_clients_are_refused_and_others_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silent ones, and ones that go on to send a byte at a time; they held every place for as long as they liked."""
+    monkeypatch.setattr(page_server, "_GRACE_S", 0.3)
+    head = "POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/octet-stream\r\n"
+    with PageServer(echo, name="vit") as server, contextlib.ExitStack() as stack:
+        address = ("127.0.0.1", urlsplit(server.url).port or 0)
+        slow = [
+            stack.enter_context(socket.create_connection(address, timeout=10)) for _ in range(page_server._MOST_WAITING)
+        ]
+        for client in slow:
+            client.sendall(f"{head}Content-Length: {MOST_BYTES}\r\n\r\nx".encode())
+        ended = threading.Event()
+
+        def drip() -> None:
+            while not ended.wait(0.05):
+                for client in slow[::2]:
+                    with contextlib.suppress(OSError):  # refused
+                        client.sendall(b"x")
+
+        dripping = threading.Thread(target=drip)
+        dripping.start()
+        try:
+            assert request(server, "POST", "/predict", b"12345", **IMAGE)[0].status == 200
+            assert [client.recv(64).partition(b"\r\n")[0] for client in slow[1::2]] == 4 * [
+                b"HTTP/1.1 408 Request Timeout"
+            ]
+        finally:
+            ended.set()
+            dripping.join()
 
 
 def test_a_port_that_is_taken(server: PageServer) -> None:

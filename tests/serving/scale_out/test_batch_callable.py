@@ -17,6 +17,7 @@ import vitdeploy
 from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.errors import BundleError, UsageError
 from vitdeploy.images.processor import ImageProcessor
+from vitdeploy.runtimes.choice import choose_opening
 from vitdeploy.serving.scale_out import batch_callable
 from vitdeploy.serving.scale_out.batch_callable import BatchPredictor, DecodeImages, resolve
 from vitdeploy.serving.scale_out.result_columns import Labels, Vectors
@@ -172,12 +173,12 @@ def test_a_column_is_not_replaced_by_a_result(digits: Bundle, encoded: np.ndarra
 
 
 def test_a_key_does_not_change_what_is_opened(digits: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    opening, choosing = mock.Mock(return_value=digits), mock.Mock(return_value=None)
+    opening, choosing = mock.Mock(return_value=digits), mock.Mock(wraps=choose_opening)
     monkeypatch.setattr(type(digits), "open", opening)
-    monkeypatch.setattr(batch_callable, "tuned_choice", choosing)
+    monkeypatch.setattr(batch_callable, "choose_opening", choosing)
     assert resolve(digits.path, {"public_key": "key.pub"}).options["public_key"] == "key.pub"
     opening.assert_called_once_with(digits.path, public_key="key.pub")
-    choosing.assert_called_once_with(digits, None, None, None, {})
+    choosing.assert_called_once_with(digits, None, None, None, {}, beside_decoding=False)
 
 
 @pytest.mark.parametrize(

@@ -150,15 +150,21 @@ async def reconfigure():
             print(error.what)
         else:
             print("in use")
+    replica._model.close()
+
+    async def stream():
+        yield b"image"
+
+    print((await replica(SimpleNamespace(stream=stream))).status_code)
 
 asyncio.run(reconfigure())
 """
 
 
-def test_rows_that_a_model_does_not_give_are_refused_before_a_request(digits: Bundle) -> None:
+def test_rows_that_a_model_does_not_give_and_requests_after_its_end_are_refused(digits: Bundle) -> None:
     command: list[str | Path] = [environment("ray"), "-c", _RECONFIGURED, digits.path]
     ran = subprocess.run(command, check=True, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)})
-    assert ran.stdout.split("\n") == ["outputs", "in use", "outputs", ""]
+    assert ran.stdout.split("\n") == ["outputs", "in use", "outputs", "503", ""]
 
 
 def test_settings_are_checked() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -19,13 +21,22 @@ from vitdeploy.serving.server import bundle_server
 from vitdeploy.serving.server.bundle_server import BundleServer
 from vitdeploy.serving.server.server_options import ServerOptions
 
-# Every model is ready; --id is the server's name.
+# Every model is ready once its process, which lives for some seconds, has begun; --id is the server's name.
 PROGRAM = f"""#!{sys.executable}
-import http.server, json, sys
+import http.server, json, subprocess, sys
 options = dict(argument.partition("=")[::2] for argument in sys.argv[1:])
+begun = set()
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.path.endswith("/ready") and self.path not in begun:
+            begun.add(self.path)
+            _, _, _, name, _, version, _ = self.path.split("/")
+            path = options["--model-repository"] + "/" + name + "/" + version + "/model.py"
+            wait = "import sys, time; time.sleep(float(sys.argv[1]))"
+            process = subprocess.Popen([sys.executable, "-c", wait, SECONDS, path])
+            if SECONDS == "0":
+                process.wait()
         content = json.dumps({{"name": options["--id"]}} if self.path == "/v2" else []).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(content)))
@@ -34,7 +45,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     do_POST = do_GET
 http.server.HTTPServer(("127.0.0.1", int(options["--http-port"])), Handler).serve_forever()
 """
+MOUNT = Path("/dev/shm")
 ENDED, STARTED = f"Triton ended by {signal.SIGKILL.name}", "Triton was started again, and bundle is served"
+NAME = "bundle"
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +55,18 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return write_bundle(tmp_path_factory.mktemp("breakdown"))
 
 
-@pytest.fixture
-def server(bundle: Bundle, tmp_path: Path) -> BundleServer:
-    triton = tmp_path / "tritonserver"
-    triton.write_text(PROGRAM)
+def server_of(bundle: Bundle, folder: Path, *, seconds: int = 600, repository: Path | None = None) -> BundleServer:
+    """A server whose model's process lives for some seconds."""
+    triton = folder / "tritonserver"
+    triton.write_text(PROGRAM.replace("SECONDS", repr(str(seconds))))
     triton.chmod(0o755)
     options = ServerOptions(triton=triton, http_port=0, grpc_port=0, metrics_port=0)
-    return BundleServer(bundle.path, server=options, name="bundle")
+    return BundleServer(bundle.path, server=options, name=NAME, repository=repository)
+
+
+@pytest.fixture
+def server(bundle: Bundle, tmp_path: Path) -> BundleServer:
+    return server_of(bundle, tmp_path)
 
 
 def kill(server: BundleServer) -> None:
@@ -110,6 +128,31 @@ def test_no_restart_is_told_of_if_it_is_stopped_meanwhile(server: BundleServer) 
         kill(server)
         server.run(report)
     assert told == [ENDED]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are listed by Linux's /proc")
+def test_a_process_of_the_model_that_ended_before_it_was_listed(bundle: Bundle, tmp_path: Path) -> None:
+    told: list[str] = []
+    with server_of(bundle, tmp_path, seconds=0) as server:
+        assert server.wait_until_ready()
+        with raises(UnavailableError, what="model", expected=1, found=0):
+            server.run(lambda event: told.append(str(event)))
+    assert told[1:] == [STARTED], "that of the new Triton ended, too"
+
+
+@pytest.mark.skipif(not os.path.ismount(MOUNT), reason=f"needs {MOUNT}")
+def test_a_repository_that_is_a_mount_point(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To which nothing beside it can be renamed."""
+    monkeypatch.setattr(f"{__name__}.NAME", f"vitdeploy-{secrets.token_hex(8)}")
+    try:
+        with server_of(bundle, tmp_path, repository=MOUNT) as server:
+            assert server.wait_until_ready()
+            monkeypatch.setattr(server, "_content", None)
+            assert server.reload()
+            assert [path.name for path in sorted((MOUNT / NAME).iterdir())] == ["2", "config.pbtxt"]
+    finally:
+        shutil.rmtree(MOUNT / NAME, ignore_errors=True)
+    assert not list(MOUNT.glob(".*vitdeploy-next"))
 
 
 def test_a_version_that_cannot_be_written_leaves_the_one_before(

@@ -18,12 +18,11 @@ from vitdeploy.assess.data.images import feeds
 from vitdeploy.assess.environment.gpu_memory import gpu_memory_bytes
 from vitdeploy.assess.metrics.features import TokenVector, vectors
 from vitdeploy.assess.runs.reference import Batches, run_batches
-from vitdeploy.errors import NotFiniteError, UsageError
+from vitdeploy.errors import NotFiniteError, UsageError, typed_line
 from vitdeploy.predictor import load_processor
 from vitdeploy.runtimes import BACKENDS, runtime_class
 from vitdeploy.specs import PixelStage
 from vitdeploy.system.cpu import openmp_is_set, usable_cpus
-from vitdeploy.system.typed_lines import typed_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -211,13 +211,15 @@ def _from_csv(path: Path, classes: Classes | None, ending: str) -> LabelledData:
     return LabelledData(str(path), ending[1:], matched, names, targets, load, classes=own)
 
 
-def read_csv(path: Path, *, labelled: bool = True) -> tuple[tuple[str, ...], list[str]]:
+def read_csv(path: Path, *, labelled: bool = True, keep_missing: bool = False) -> tuple[tuple[str, ...], list[str]]:
     """Image paths in a .csv or .tsv file, relative to its folder, and their labels.
 
-    With `labelled` false, no label column is needed, and the list is empty.
+    With `labelled` false, no label column is needed, and the list is empty. With `keep_missing`, a name that leads to
+    no file is among the paths.
 
     Raises:
-        InputError: If the file cannot be read, lacks a column, or names an image twice or a missing one.
+        InputError: If the file cannot be read, lacks a column, or names an image twice or, unless those are kept, a
+            missing one.
     """
     names: list[str] = []
     labels: list[str] = []
@@ -226,12 +228,8 @@ def read_csv(path: Path, *, labelled: bool = True) -> tuple[tuple[str, ...], lis
     for image, label, line in _csv_rows(path, labelled):
         name = Path(image).as_posix()
         file = path.parent / name
-        with readable(f"{path}, line {line}: {name!r:.80}", "the path of a file"):
-            if not file.is_file():
-                raise InputError(
-                    f"{path}, line {line}: there is no file {name!r} in {path.parent}",
-                    where=path, what=f"line {line}", found=name,
-                )  # fmt: skip
+        if not keep_missing or "\0" in name:  # which no path has, but a damaged list
+            _check_is_file(path, line, name)
         place = (folder_of(file.parent), file.name)
         if place in line_of:
             lines = (line_of[place], line)
@@ -243,6 +241,16 @@ def read_csv(path: Path, *, labelled: bool = True) -> tuple[tuple[str, ...], lis
     if not names:
         raise InputError(f"{path} lists no images", where=path, what="images")
     return tuple(names), labels if labelled else []
+
+
+def _check_is_file(path: Path, line: int, name: str) -> None:
+    """Raise InputError unless a line of a list names a file."""
+    with readable(f"{path}, line {line}: {name!r:.80}", "the path of a file"):
+        if not (path.parent / name).is_file():
+            raise InputError(
+                f"{path}, line {line}: there is no file {name!r} in {path.parent}",
+                where=path, what=f"line {line}", found=name,
+            )  # fmt: skip
 
 
 def _csv_rows(path: Path, labelled: bool) -> Iterator[tuple[str, str, int]]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
 
 HIDDEN = "hidden"
+BROKEN = "broken link"
 NO_ENDING = "without an ending and not an image"
 _OTHERS = "other endings"
 # In lower case: files that macOS and Windows add to folders and archives, and do not show. Names that begin with a dot,
@@ -126,21 +127,22 @@ def with_images(root: Path, listing: FolderListing) -> FolderListing:
     return listing
 
 
-def list_folder(root: Path) -> tuple[FolderListing, FolderListing]:
+def list_folder(root: Path, *, keep_broken: bool = False) -> tuple[FolderListing, FolderListing]:
     """List the images and the parquet files below a folder; each listing counts the other's files as left out.
 
-    Links are followed, except a link to a folder that contains it.
+    Links are followed, except a link to a folder that contains it. With `keep_broken`, a broken link is an image if its
+    ending is an image's, or it has none.
 
     Raises:
-        InputError: If a folder cannot be read, a link is broken, or a path with an image's extension is a pipe or a
-            device.
+        InputError: If a folder cannot be read, a link is broken and not kept, or a path with an image's extension is a
+            pipe or a device.
     """
     counts: collections.Counter[str] = collections.Counter()
     paths: dict[str, list[Path]] = {_IMAGE: [], PARQUET: []}
     endings = image_endings()
     for entry in _files_below(root, counts):
         path = Path(entry.path)
-        kind = _kind(entry, path, endings)
+        kind = _kind(entry, path, endings, keep_broken)
         if kind in paths:
             paths[kind].append(path)
         else:
@@ -179,11 +181,13 @@ def _files_below(root: Path, counts: collections.Counter[str]) -> Iterator[os.Di
                     yield entry
 
 
-def _kind(entry: os.DirEntry[str], path: Path, endings: Collection[str]) -> str:
+def _kind(entry: os.DirEntry[str], path: Path, endings: Collection[str], keep_broken: bool) -> str:
     """Image or parquet file, or the reason why a file is neither."""
     ending = path.suffix.lower()
     kind = _IMAGE if ending in endings else PARQUET if ending == PARQUET else None
     if not entry.is_file():
+        if keep_broken and kind != PARQUET and not os.path.exists(path):  # noqa: PTH110  (which raises nothing)
+            return _IMAGE if kind or not ending else BROKEN
         if kind is not None or entry.is_symlink():
             raise InputError(f"{path} is a pipe, a device or a broken link", where=path, hint="remove it")
         return "pipe or device"

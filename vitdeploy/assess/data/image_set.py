@@ -26,8 +26,8 @@ class ImageSet:
     """N images, read on access.
 
     Attributes:
-        source: Folder or file.
-        names: Unique image names, with forward slashes.
+        source: Folder or file; empty if the names are paths from the working directory.
+        names: Image names, unique in a source, with forward slashes.
         load: Returns the encoded image at a position from 0 to N - 1; thread-safe.
         left_out: Files of the folder that are not among the images; None if no folder was listed.
     """
@@ -54,11 +54,13 @@ class ImageSet:
         return ImageSet(self.source, names, lambda position: self.load(positions[position]), self.left_out)
 
 
-def open_images(path: str | os.PathLike[str]) -> ImageSet:
+def open_images(path: str | os.PathLike[str], *, keep_missing: bool = False) -> ImageSet:
     """Open every image below a folder, or in a data set of `open_data`'s formats; labels are ignored.
 
     Args:
         path: Folder of images; or a .csv, .tsv or .parquet file, or a folder of .parquet files.
+        keep_missing: Keep the images that a list names and that are not there, and broken links in a folder; to load
+            one is an ImageError. Without it, they are refused.
 
     Raises:
         InputError: If there are no images, or a file is damaged.
@@ -69,10 +71,10 @@ def open_images(path: str | os.PathLike[str]) -> ImageSet:
     if kind == ".parquet" and not source.is_dir():
         return _of_parquet(source, None)
     if kind in SEPARATORS and not source.is_dir():
-        names, _ = read_csv(source, labelled=False)
+        names, _ = read_csv(source, labelled=False, keep_missing=keep_missing)
         return ImageSet(str(source), names, functools.partial(read_image, [source.parent / name for name in names]))
     check_folder(source)
-    images, tables = list_folder(source)
+    images, tables = list_folder(source, keep_broken=keep_missing)
     if tables.files:
         return _of_parquet(source, tables)
     listing = with_images(source, images)
@@ -80,11 +82,14 @@ def open_images(path: str | os.PathLike[str]) -> ImageSet:
     return ImageSet(str(source), names, functools.partial(read_image, listing.files), listing.left_out)
 
 
-def open_all(paths: Sequence[str | os.PathLike[str]]) -> tuple[ImageSet, dict[str, LeftOut]]:
+def open_all(
+    paths: Sequence[str | os.PathLike[str]], *, keep_missing: bool = False
+) -> tuple[ImageSet, dict[str, LeftOut]]:
     """Open image files, and every image of folders and data sets, in this order; a path given twice counts twice.
 
     Args:
         paths: Image files, and sources of `open_images`.
+        keep_missing: See `open_images`.
 
     Returns:
         The images, named by their paths from the working directory (a parquet file's with "#row"), and the files left
@@ -92,7 +97,7 @@ def open_all(paths: Sequence[str | os.PathLike[str]]) -> tuple[ImageSet, dict[st
 
     Raises:
         UsageError: If there are no paths.
-        InputError: If a file does not exist; or as `open_images`.
+        InputError: If a path does not exist; or as `open_images`.
         MissingDependencyError: As `open_images`.
     """
     if not paths:
@@ -107,7 +112,7 @@ def open_all(paths: Sequence[str | os.PathLike[str]]) -> tuple[ImageSet, dict[st
     for path in map(Path, paths):
         firsts.append(len(names))
         if path.is_dir() or path.suffix.lower() in TABLE_ENDINGS:
-            opened, root = open_images(path), path if path.is_dir() else path.parent
+            opened, root = open_images(path, keep_missing=keep_missing), path if path.is_dir() else path.parent
             names += [(root / name).as_posix() for name in opened.names]
             parts.append(opened.load)
             if opened.left_out is not None:
@@ -122,8 +127,7 @@ def open_all(paths: Sequence[str | os.PathLike[str]]) -> tuple[ImageSet, dict[st
         number = bisect.bisect_right(firsts, position) - 1
         return parts[number](position - firsts[number])
 
-    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-    return ImageSet(f"{paths[0]!s:.400}{more}", tuple(names), load), left_out
+    return ImageSet("", tuple(names), load), left_out
 
 
 def _of_parquet(source: Path, listing: FolderListing | None) -> ImageSet:

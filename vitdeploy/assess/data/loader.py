@@ -76,7 +76,10 @@ def prepare(
         try:
             image = open_image(encoded, mode=processor.mode, name=repr(data.names[position]))
         except ImageError as exc:
-            raise exc.at(data.source) from exc
+            if data.source:
+                raise exc.at(data.source) from exc
+            exc.where = data.names[position]
+            raise
         return {pixels: processor(image, pixels=pixels, threads=1) for pixels in formats}
 
     pool = ThreadPoolExecutor(threads, thread_name_prefix="vitdeploy-prepare")

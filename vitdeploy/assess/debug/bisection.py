@@ -19,11 +19,10 @@ from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
 from vitdeploy.assess.runs.reference import ReferenceRun, run_batches
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.retry import retry_if_changed
-from vitdeploy.errors import check_count
+from vitdeploy.errors import check_count, typed_line
 from vitdeploy.predictor import check_batch_size
 from vitdeploy.system.argument_types import typed
 from vitdeploy.system.progress import SILENT, Progress
-from vitdeploy.system.typed_lines import typed_line
 
 MAX_IMAGES = 16  # every set of nodes runs on all of them
 MAX_RUNS = 200

@@ -19,7 +19,6 @@ from vitdeploy.assess.data.loader import prepare
 from vitdeploy.assess.evaluate.embedding_run import EmbeddingRun, Neighbours
 from vitdeploy.assess.evaluate.labelled import LabelledAssessment, check_ran
 from vitdeploy.assess.evaluate.loop import BATCHES_AHEAD
-from vitdeploy.assess.evaluate.open_run import BESIDE_OTHERS
 from vitdeploy.assess.metrics.neighbours import DEFAULT_NEIGHBOURS, RECALLS, check_neighbours, recalled
 from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
 from vitdeploy.assess.runs.targets import select
@@ -27,6 +26,7 @@ from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.errors import InputError, UsageError, check_count
 from vitdeploy.predictor import check_batch_size
+from vitdeploy.runtimes import BESIDE_OTHERS
 from vitdeploy.specs import SEEDS, Pool, Task
 from vitdeploy.system.argument_types import typed
 from vitdeploy.system.cpu import usable_cpus

@@ -14,7 +14,6 @@ from vitdeploy.assess.data.dataset import LabelledData, open_data
 from vitdeploy.assess.evaluate.backend_run import BackendRun
 from vitdeploy.assess.evaluate.labelled import LabelledAssessment, check_ran
 from vitdeploy.assess.evaluate.loop import header, run_all
-from vitdeploy.assess.evaluate.open_run import BESIDE_OTHERS
 from vitdeploy.assess.evaluate.resume_file import WorkFile, check_work_file
 from vitdeploy.assess.metrics.accuracy import Accuracy, Calibration, Predictions, calibration
 from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
@@ -23,12 +22,12 @@ from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.output_paths import check_outputs
 from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.bundle.scores import ProblemType
-from vitdeploy.errors import UsageError, check_count
+from vitdeploy.errors import UsageError, check_count, typed_line
 from vitdeploy.predictor import check_batch_size
+from vitdeploy.runtimes import BESIDE_OTHERS
 from vitdeploy.specs import SEEDS
 from vitdeploy.system.argument_types import typed
 from vitdeploy.system.progress import SILENT, Progress
-from vitdeploy.system.typed_lines import typed_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -20,10 +20,6 @@ if TYPE_CHECKING:
     from vitdeploy.runtimes.base import Runtime
     from vitdeploy.specs import PixelFormat
 
-# Options of a backend that takes turns: spinning idle threads would take cores from image decoding and from the next
-# backend.
-BESIDE_OTHERS: dict[str, dict[str, Any]] = {"onnxruntime": {"allow_spinning": False}}
-
 
 class OpenRun:
     """A backend of an evaluation.

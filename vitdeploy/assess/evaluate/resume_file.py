@@ -13,20 +13,17 @@ from typing import TYPE_CHECKING, Any
 from vitdeploy.errors import InputError, OutputError
 from vitdeploy.files.atomic import check_takes_files, fsync
 from vitdeploy.files.locks import take
+from vitdeploy.system.closing import ClosedOnExit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from types import TracebackType
-
-    from typing_extensions import Self
-
 
 _OPEN = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NONBLOCK", 0)
 _MOST_BYTES = 1 << 30  # some 10 million images
 _SYNC_S = 5.0  # between two fsync calls, each of which can take longer than a batch
 
 
-class WorkFile:
+class WorkFile(ClosedOnExit):
     """A resume log of JSON lines: a header that identifies the evaluation, then one finished batch per line.
 
     Each batch ends in the SHA-256 of everything before it in the file, which detects a line that was altered, removed,
@@ -99,14 +96,6 @@ class WorkFile:
     def close(self) -> None:
         """Close the file."""
         os.close(self._descriptor)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _lock(self) -> None:
         if take(self._descriptor) is False:

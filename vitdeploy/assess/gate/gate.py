@@ -13,7 +13,6 @@ from vitdeploy.assess.data.dataset import LabelledData, open_data
 from vitdeploy.assess.data.image_set import ImageSet, open_images
 from vitdeploy.assess.evaluate.embeddings import EmbeddingEvaluation, open_labelled, run_embedding_evaluation
 from vitdeploy.assess.evaluate.evaluate import Evaluation, run_evaluation, single_labels
-from vitdeploy.assess.evaluate.open_run import BESIDE_OTHERS
 from vitdeploy.assess.gate.baseline import Baseline
 from vitdeploy.assess.gate.checks import Check, judge
 from vitdeploy.assess.gate.measured import Measured
@@ -28,7 +27,7 @@ from vitdeploy.bundle.output_paths import check_outputs
 from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.errors import InputError, UsageError, readable
 from vitdeploy.files.output_files import check_writable
-from vitdeploy.runtimes import check_reference
+from vitdeploy.runtimes import BESIDE_OTHERS, check_reference
 from vitdeploy.specs import Task
 from vitdeploy.system.argument_types import typed
 from vitdeploy.system.progress import SILENT, Progress

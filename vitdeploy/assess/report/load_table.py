@@ -6,7 +6,8 @@ import functools
 from typing import TYPE_CHECKING
 
 from vitdeploy.assess.benchmark.scenarios.options import OFFLINE, SERVER
-from vitdeploy.assess.benchmark.scenarios.results import Measured, OfflineResult, ServerResult, StreamResult
+from vitdeploy.assess.benchmark.scenarios.results import Measured, OfflineResult, StreamResult
+from vitdeploy.assess.benchmark.scenarios.server_result import ServerResult
 
 if TYPE_CHECKING:
     from vitdeploy.assess.benchmark.scenarios.results import ScenarioBenchmark

@@ -13,20 +13,18 @@ from vitdeploy.errors import UsageError
 from vitdeploy.predictor import Prediction, Predictor, load
 from vitdeploy.serving.in_process.leases import Lease
 from vitdeploy.system.argument_types import check_type
+from vitdeploy.system.closing import ClosedOnExit
 from vitdeploy.system.forks import first_in_child, keep_until_exit
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     import numpy as np
-    from typing_extensions import Self
 
     from vitdeploy.images.open import ImageSource
     from vitdeploy.runtimes.warmed_shapes import WarmedShape
     from vitdeploy.specs import Pool
 
 
-class LazyPredictor:
+class LazyPredictor(ClosedOnExit):
     """A predictor that opens its bundle on first use, in each process by itself.
 
     It can be pickled, open or not: the copy has the path and the options, and opens the bundle in its own process. A
@@ -124,14 +122,6 @@ class LazyPredictor:
     def __repr__(self) -> str:
         state = "closed" if self._closed else "not open" if self._predictor is None else "open"
         return f"<LazyPredictor {self.path!r}, {state}>"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 _lazy_predictors: weakref.WeakSet[LazyPredictor] = weakref.WeakSet()

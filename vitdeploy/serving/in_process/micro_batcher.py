@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from concurrent import futures
 from concurrent.futures import Executor, Future
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -25,14 +25,10 @@ from vitdeploy.serving.in_process.leases import Lender, lease
 from vitdeploy.serving.in_process.request_queue import Group, PreparedImage, Request, RequestQueue
 from vitdeploy.specs import MOST_A_BATCH, Pool
 from vitdeploy.system.argument_types import check_type
-
-if TYPE_CHECKING:
-    from types import TracebackType
-
-    from typing_extensions import Self
+from vitdeploy.system.closing import ClosedOnExit
 
 
-class MicroBatcher:
+class MicroBatcher(ClosedOnExit):
     """Answers requests for single images, from any number of threads, in batches.
 
     A thread runs the batches one after the other; while one runs, the next one gathers. An image is read in the thread
@@ -155,14 +151,6 @@ class MicroBatcher:
             drain: False to cancel the futures of images that are not in a run yet.
         """
         self._thread.end(drain=drain)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _submit(self, image: ImageSource, finish_for: FinishFor, executor: Executor | None) -> Future[Any]:
         (request,) = self._accept([image])

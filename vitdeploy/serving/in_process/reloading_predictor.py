@@ -21,12 +21,9 @@ from vitdeploy.serving.in_process.leases import Lease
 from vitdeploy.serving.in_process.watcher import Watcher
 from vitdeploy.specs import Pool
 from vitdeploy.system.argument_types import check_type
+from vitdeploy.system.closing import ClosedOnExit
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
-    from typing_extensions import Self
-
     from vitdeploy.bundle.manifest import Manifest
 
 logger = logging.getLogger(__name__)
@@ -58,7 +55,7 @@ class _Opened:
     retired: bool = False
 
 
-class ReloadingPredictor:
+class ReloadingPredictor(ClosedOnExit):
     """A predictor that opens its bundle again when that was replaced, without a gap.
 
     A new bundle comes into use once its checksums are verified, it has the outputs and labels of the old one, an image
@@ -187,14 +184,6 @@ class ReloadingPredictor:
             closing = self._retire()
         if closing is not None:
             closing.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _open_proven(self, old: Predictor | None) -> tuple[Manifest, Predictor]:
         """The bundle's manifest, and its predictor, proven and warm; `old` if its files are the same."""

@@ -13,7 +13,6 @@ from vitdeploy.errors import ImageError, VitDeployError
 from vitdeploy.predictor import Prediction, Predictor, batch_size_for
 from vitdeploy.serving.in_process.bundle_checks import check_answers
 from vitdeploy.system.cpu import recent_workers
-from vitdeploy.system.forks import ThreadPool
 
 LABELS, SCORES, INDICES, EMBEDDING = "labels", "scores", "indices", "embedding"
 
@@ -39,7 +38,6 @@ class BatchAnswers:
         self._max_image_bytes = max_image_bytes
         self._size = batch_size_for(predictor.processor, predictor.runtime, max_batch_size)
         self._pooling = predictor.pooling() if EMBEDDING in self._outputs else None
-        self._readers = ThreadPool("vitdeploy-read")
 
     def __call__(self, requests: Sequence[np.ndarray]) -> list[Answer]:
         """Answer requests.
@@ -55,7 +53,7 @@ class BatchAnswers:
         groups: dict[tuple[int, ...], list[tuple[Row, np.ndarray]]] = defaultdict(list)
         rows = [(number, index) for number, images in enumerate(requests) for index in range(len(images))]
         images = [requests[number][index] for number, index in rows]
-        arrays = self._readers.map(self._read, images, [index for _, index in rows], threads=recent_workers())
+        arrays = self._predictor.readers.map(self._read, images, [index for _, index in rows], threads=recent_workers())
         for row, array in zip(rows, arrays, strict=True):
             if isinstance(array, VitDeployError):
                 errors.setdefault(row[0], array)
@@ -93,8 +91,7 @@ class BatchAnswers:
         check_answers(self._predictor)
 
     def close(self) -> None:
-        """End the threads and close the predictor."""
-        self._readers.close()
+        """Close the predictor."""
         self._predictor.close()
 
     def _read(self, image: np.ndarray, index: int) -> np.ndarray | VitDeployError:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitdeploy.errors import UsageError, check_count
 from vitdeploy.specs import Precision, read_range
+from vitdeploy.system.cpu import MOST_THREADS
 from vitdeploy.trt.options import DEFAULT_BATCH
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 LABELS = "labels.txt"
 LABELED_OUTPUT = "logits"
+_THREADS = "intra_op_thread_count"  # of Triton's onnxruntime backend
 _SIZES = ("height", "width")  # images per batch; an engine has its profiles' ranges
 _ANY_SIZE = 256  # warm-up size of an axis of any size
 
@@ -82,7 +84,13 @@ def triton_backend(artifact_format: str) -> TritonBackend:
 
 
 def model_config(
-    artifact: Artifact, name: str, *, labeled: bool, max_batch_size: int | None = None, device: str | None = None
+    artifact: Artifact,
+    name: str,
+    *,
+    labeled: bool,
+    max_batch_size: int | None = None,
+    device: str | None = None,
+    threads: int = 0,
 ) -> str:
     """The content of a `config.pbtxt`.
 
@@ -96,6 +104,8 @@ def model_config(
         max_batch_size: Largest batch size. Default: an engine's largest, and for ONNX the default largest of an engine.
         device: "cpu" or "cuda". Default: "cuda" for an engine and for fp16, "cpu" for an artifact quantized for CPUs,
             else the server's GPUs if it has any.
+        threads: Threads inside an operator on the CPU, for ONNX. Default: ONNX Runtime's own, one per physical core,
+            whatever the cgroup quota of the server.
 
     Raises:
         UsageError: If Triton cannot serve it, or not with these settings.
@@ -104,6 +114,12 @@ def model_config(
     _check_artifact(artifact)
     profiles = _profiles(artifact)
     limit = checked_batch_size(artifact, max_batch_size)
+    check_count("threads", threads, least=0, most=MOST_THREADS)
+    if threads and backend.name != "onnxruntime":
+        raise UsageError(
+            f"threads apply to ONNX alone, and {artifact.name} is an engine", what="threads", found=threads,
+            hint="leave them out",
+        )  # fmt: skip
     # The only case in which Triton's documentation recommends them. A batch of 1 is always allowed, and never
     # preferred.
     optima = {profile.optimum for profile in profiles if 1 < profile.optimum <= limit}
@@ -126,6 +142,7 @@ def model_config(
         "instance_group": [group],
         **({"dynamic_batching": batching} if limit > 1 else {}),
         "model_warmup": [_warmup(artifact, size) for size in sorted({1, *preferred, limit})],
+        **({"parameters": [{"key": _THREADS, "value": {"string_value": str(threads)}}]} if threads else {}),
     }
     return text_format(config)
 

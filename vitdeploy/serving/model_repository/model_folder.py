@@ -13,11 +13,10 @@ from typing import Any
 from vitdeploy._version import __version__
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import MANIFEST, Artifact, FileRecord
-from vitdeploy.errors import UsageError
+from vitdeploy.errors import UsageError, typed_line
 from vitdeploy.exporting.engine_validation import is_pending
 from vitdeploy.files.atomic import replace_folder, staged_folder, sync
 from vitdeploy.files.locks import locked
-from vitdeploy.system.typed_lines import typed_line
 
 CONFIG = "config.pbtxt"
 _MADE = "# Made by vitdeploy"

@@ -14,8 +14,7 @@ from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.delivery.packing import pack
 from vitdeploy.errors import UsageError
 from vitdeploy.models.layers.pooling import Pooling
-from vitdeploy.runtimes import formats_of
-from vitdeploy.runtimes.choice import choose, tuned_choice
+from vitdeploy.runtimes.choice import choose_opening
 from vitdeploy.serving.model_repository.batch_answers import EMBEDDING, INDICES, LABELS, SCORES
 from vitdeploy.serving.model_repository.model_config import Word, checked_batch_size, tensor_field, text_format
 from vitdeploy.serving.model_repository.model_folder import (
@@ -97,18 +96,16 @@ def served_artifact(bundle: Bundle, options: PythonBackend) -> Served:
     """The artifact that `vitdeploy.load` opens with these options; UsageError if there is none."""
     given = {name: getattr(options, name) for name in ("backend", "precision", "device")}
     runtime_options = {"threads": options.threads} if options.threads or options.instances > 1 else {}
-    tuned = tuned_choice(bundle, **given, options=runtime_options)
-    if tuned is not None:
-        return Served(tuned[1], {})
-    backend, precision, _ = choose(bundle, options.backend, options.precision)
-    formats = formats_of(backend)
-    if not formats:
+    chosen = choose_opening(bundle, **given, options=runtime_options)
+    artifact = chosen.artifact
+    if artifact is None:
         raise UsageError(
-            f"Triton serves artifacts, and {backend} runs the reference", what="backend", found=backend,
+            f"Triton serves artifacts, and {chosen.backend} runs the reference", what="backend", found=chosen.backend,
             hint=f"make an artifact: {bundle.export_line('--to', 'onnx')}",
         )  # fmt: skip
-    artifact = bundle.artifact(formats, precision)
-    opening = {**given, "backend": backend, "precision": artifact.precision}
+    if chosen.tuned is not None:
+        return Served(artifact, {})
+    opening = {**given, "backend": chosen.backend, "precision": artifact.precision}
     return Served(artifact, {name: value for name, value in opening.items() if value is not None})
 
 

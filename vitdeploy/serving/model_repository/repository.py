@@ -47,6 +47,7 @@ def write_triton_model(
     name: str | None = None,
     max_batch_size: int | None = None,
     device: str | None = None,
+    threads: int = 0,
 ) -> TritonModel:
     """Write `<repository>/<name>`: a `config.pbtxt`, class names if there are any, and the model as version 1.
 
@@ -60,6 +61,7 @@ def write_triton_model(
         name: Name of the model. Default: the bundle's and the artifact's, such as "vit-onnx-fp16".
         max_batch_size: See `vitdeploy.serving.model_repository.model_config.model_config`.
         device: See `vitdeploy.serving.model_repository.model_config.model_config`.
+        threads: See `vitdeploy.serving.model_repository.model_config.model_config`.
 
     Raises:
         BundleError: If there is no bundle, or one of its files was altered.
@@ -73,7 +75,9 @@ def write_triton_model(
     chosen_name = _default_name(opened.path, chosen.name) if name is None else name
     check_name(chosen_name)
     labels = _labels(opened, chosen)
-    config = model_config(chosen, chosen_name, labeled=labels is not None, max_batch_size=max_batch_size, device=device)
+    config = model_config(
+        chosen, chosen_name, labeled=labels is not None, max_batch_size=max_batch_size, device=device, threads=threads
+    )
     target = checked_repository(repository, opened.path) / chosen_name
     names = _model_files(chosen)
     digests = {name: file.sha256 for name, file in zip(names, chosen.files, strict=True)}

@@ -26,6 +26,9 @@ ADDRESS = "127.0.0.1"
 MOST_BYTES = 32 * 2**20  # of an image file
 _MOST_WAITING = 8  # images that wait for the model server at a time
 _TIMEOUT_S = 30.0  # of a silent browser
+# A body that arrives more slowly would hold a place: at this rate, the largest image takes two minutes over a tunnel.
+_GRACE_S, _LEAST_BYTES_PER_S = 5.0, 256 * 1024
+_CHUNK_BYTES = 64 * 1024
 _NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
 _IMAGE = "application/octet-stream"
 _PAGE = Path(__file__).with_name("page.html")
@@ -139,7 +142,11 @@ class _Handler(BaseHTTPRequestHandler):
                 self.places.release()
 
     def _predict(self, length: int, closes: bool) -> None:
-        image = self.rfile.read(length)
+        try:
+            image = self._read_body(length)
+        except TimeoutError:
+            self._refuse(HTTPStatus.REQUEST_TIMEOUT, "The image arrived too slowly. Try again.")
+            return
         if len(image) < length:
             return  # the browser went away
         self.close_connection = closes
@@ -157,6 +164,21 @@ class _Handler(BaseHTTPRequestHandler):
             raise
         found["server_ms"] = 1e3 * (time.perf_counter() - begin)
         self._send(HTTPStatus.OK, json.dumps(found).encode())
+
+    def _read_body(self, length: int) -> bytes:
+        """The body, or less if the browser goes away; TimeoutError if it arrives too slowly."""
+        body, begin = bytearray(), time.monotonic()
+        while len(body) < length:
+            left_s = begin + _GRACE_S + len(body) / _LEAST_BYTES_PER_S - time.monotonic()
+            if left_s <= 0:
+                raise TimeoutError
+            self.connection.settimeout(left_s)
+            chunk = self.rfile.read1(min(length - len(body), _CHUNK_BYTES))
+            if not chunk:
+                break
+            body += chunk
+        self.connection.settimeout(_TIMEOUT_S)
+        return bytes(body)
 
     def _is_ours(self) -> bool:
         """False for a name that another site's owner has pointed to this machine (DNS rebinding)."""

@@ -19,7 +19,7 @@ from vitdeploy.images.open import open_image
 from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.predictor import Predictor, batch_size_for, check_batch_size, load_processor
 from vitdeploy.runtimes import BACKENDS, formats_of
-from vitdeploy.runtimes.choice import choose, tuned_choice
+from vitdeploy.runtimes.choice import choose_opening
 from vitdeploy.serving.in_process.lazy_predictor import LazyPredictor
 from vitdeploy.serving.scale_out.result_columns import Columns, Labels, Vectors
 from vitdeploy.specs import PixelFormat, PixelStage
@@ -194,22 +194,18 @@ def resolve(path: str | os.PathLike[str], options: Mapping[str, Any], threads: i
     names = ("backend", "precision", "device", "public_key")
     backend, precision, device, public_key = map(options.get, names)
     bundle = Bundle.open(path, public_key=public_key)
-    given, batch_size = _without(options, *names), None
-    tuned = tuned_choice(bundle, backend, precision, device, given)
-    if tuned is None:
-        backend, precision = choose(bundle, backend, precision)[:2]
-    else:
-        choice, artifact = tuned
-        backend, precision, given, batch_size = choice.backend, artifact.precision, choice.options, choice.batch_size
-    option = BACKENDS[backend].threads_option if backend in BACKENDS else None
+    given, beside_decoding = _without(options, *names, "beside_decoding"), options.get("beside_decoding", False)
+    opening = choose_opening(bundle, backend, precision, device, given, beside_decoding=beside_decoding)
+    given = dict(opening.options)
+    option = BACKENDS[opening.backend].threads_option if opening.backend in BACKENDS else None
     if threads is not None and option and option not in options:
         check_count("threads", threads)
         runs = min(given.get("parallel_runs", 1) or threads, threads)  # 0 is the backend's number
         given = {**given, option: threads if runs == 1 else 1}
         if "parallel_runs" in given:
             given["parallel_runs"] = runs
-    opening = dict(zip(names, (backend, precision, device, public_key), strict=True))
-    return Resolved(bundle, {**opening, **given}, batch_size)
+    arguments = dict(zip(names, (opening.backend, opening.precision, device, public_key), strict=True))
+    return Resolved(bundle, {**arguments, **given}, None if opening.tuned is None else opening.tuned.batch_size)
 
 
 def _encoded(image: Any) -> Any:

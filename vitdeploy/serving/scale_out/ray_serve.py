@@ -1,6 +1,7 @@
 """A Ray Serve deployment: an image in a request's body, its predictions or its vector as JSON.
 
-Statuses: 200; 413 for a body over the limit; 422 for a body that is no image; 503 from Serve where its queue is full.
+Statuses: 200; 413 for a body over the limit; 422 for a body that is no image; 503 from Serve where its queue is full,
+and from a replica that ends.
 """
 
 from __future__ import annotations
@@ -61,17 +62,17 @@ class BundleReplica:
             body += chunk
             if len(body) > limit:
                 return JSONResponse({"error": f"the body has more than {limit} bytes"}, 413)
-        with self._lease() as predictor:
-            rows, pixels = self._config.parsed_rows(), predictor.runtime.pixels  # before another config may come
-            try:
+        try:
+            with self._lease() as predictor:
+                rows, pixels = self._config.parsed_rows(), predictor.runtime.pixels  # before another config may come
                 pixel_values = await asyncio.to_thread(predictor.processor, [bytes(body)], pixels=pixels)
                 answer = await self._run((predictor, rows, pixel_values))
                 if isinstance(answer, NotFiniteError):
                     raise answer
-            except ImageError as exc:
-                return JSONResponse({"error": str(exc)}, 422)
-            except VitDeployError as exc:
-                return JSONResponse({"error": str(exc)}, 500)
+        except ImageError as exc:
+            return JSONResponse({"error": str(exc)}, 422)
+        except VitDeployError as exc:
+            return JSONResponse({"error": str(exc)}, 503 if exc.found == "closed" else 500)
         return JSONResponse(answer)
 
     @serve.batch  # type: ignore[untyped-decorator]

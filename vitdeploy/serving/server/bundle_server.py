@@ -20,14 +20,12 @@ from vitdeploy.serving.model_repository.python_options import DEFAULTS, PythonBa
 from vitdeploy.serving.model_repository.python_repository import MODEL_FILE, served_artifact, write_python_model
 from vitdeploy.serving.server import server_options
 from vitdeploy.serving.server.installation import find_installation
-from vitdeploy.serving.server.model_processes import is_running, model_processes
-from vitdeploy.serving.server.triton_process import TritonProcess
+from vitdeploy.serving.server.model_processes import children, is_running, model_processes
+from vitdeploy.serving.server.triton_process import STAGING, TritonProcess
+from vitdeploy.system.closing import ClosedOnExit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
-
-    from typing_extensions import Self
 
     from vitdeploy.serving.model_repository.model_folder import TritonModel
     from vitdeploy.serving.server.server_options import ServerOptions
@@ -36,7 +34,7 @@ _LOOK_S, _RETRY_S = 0.5, 10.0
 _STEADY_S = 10.0  # a Triton that breaks down sooner after a restart would do so again
 
 
-class BundleServer:
+class BundleServer(ClosedOnExit):
     """A bundle in a Triton process of its own; a context manager that starts and drains it.
 
     Args:
@@ -151,8 +149,7 @@ class BundleServer:
         content = self._served_content()
         if content == self._content:
             return False
-        # Beside the repository, which Triton looks into, and on the same file system.
-        staging = self._repository.with_name(f".{self._repository.name}.vitdeploy-next")
+        staging = self._staging()
         self._next = version = self._next + 1
         try:
             model = self._write(staging, self.model.name, version)
@@ -172,6 +169,24 @@ class BundleServer:
         self.version, self._content = version, content
         self._note_processes()
         return True
+
+    def _staging(self) -> Path:
+        """A folder for the next version that a rename can exchange with a folder of the repository.
+
+        It is beside the repository, and not in Triton's sight, unless the repository is a mount point, or the only
+        folder that may be written to.
+        """
+        beside = self._repository.with_name(f".{self._repository.name}{STAGING}")
+        probe, moved = beside / "probe", self._repository / f".probe{STAGING}"
+        try:  # mounts of one file system differ in nothing else
+            beside.mkdir(exist_ok=True)
+            probe.touch()
+            probe.rename(moved)
+            moved.unlink()
+        except OSError:
+            shutil.rmtree(beside, ignore_errors=True)
+            return self._repository / STAGING
+        return beside
 
     def _goes_on(self) -> bool:
         """Wait a moment; False once it was stopped."""
@@ -193,14 +208,6 @@ class BundleServer:
         self._stopped = True
         self._stack.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _write(self, repository: Path, name: str | None, version: int) -> TritonModel:
         model = write_python_model(self._bundle, repository, self._options, name=name, version=version)
         # Python would write it later, and Triton take that for a change and load the model again.
@@ -208,18 +215,22 @@ class BundleServer:
         return model
 
     def _note_processes(self) -> None:
+        """Note the processes of the model, and how many of them ended before."""
         self._workers = model_processes(self.process.pid, self.model.name, self.version)
+        are_listed = self.process.pid in children(os.getpid())  # not by every system
+        self._lost = self._options.instances - len(self._workers) if are_listed else 0
 
     def _breakdown(self) -> UnavailableError | None:
         """The error for a Triton, or a process of the model, that has ended by itself."""
         if self.process.exit_code is not None:
             return self.process.ended()
         ended = [worker for worker in self._workers if not is_running(worker)]
-        if not ended:
+        if not ended and not self._lost:
             return None
-        return UnavailableError(
-            f"process {ended[0]} of {self.model.name} ended, and Triton does not replace it", what="model", found=ended
-        )
+        process = f"process {ended[0]}" if ended else "a process"
+        message = f"{process} of {self.model.name} ended, and Triton does not replace it"
+        running = len(self._workers) - len(ended)
+        return UnavailableError(message, what="model", expected=self._options.instances, found=running)
 
     def _restart(self) -> bool:
         """Start Triton again on the same ports and wait, as `wait_until_ready`.

@@ -24,6 +24,7 @@ from vitdeploy.files.polling import poll
 from vitdeploy.serving.server.installation import Installation
 from vitdeploy.serving.server.server_options import ServerOptions
 
+STAGING = ".vitdeploy-next"  # folder in a repository that is no model
 _ANSWER_S = 5.0  # for Triton's answers about itself
 _KILL_S = 10.0  # after the timeout that Triton knows of
 _KEPT_LINES = 40
@@ -220,6 +221,8 @@ class TritonProcess:
     def _read_output(self) -> None:
         assert self._process.stdout is not None  # noqa: S101  (a pipe was asked for)
         for line in self._process.stdout:
+            if STAGING in line:  # Triton says at each look that it has no configuration
+                continue
             self._lines.append(line.rstrip())
             if self._is_shown.is_set():
                 print(line, end="", file=sys.stderr, flush=True)

@@ -6,10 +6,9 @@ import dataclasses
 import os
 from pathlib import Path
 
-from vitdeploy.errors import CheckpointError
+from vitdeploy.errors import CheckpointError, typed_line
 from vitdeploy.files.file_kinds import is_lfs_pointer, lfs_advice
 from vitdeploy.system.option_fields import check_options, described, option
-from vitdeploy.system.typed_lines import typed_line
 
 _MOST_CLASSES = 2**20
 ENTRIES = ("state_dict_ema", "model_ema", "state_dict", "model")  # of timm.models.load_state_dict, in its order

@@ -15,8 +15,9 @@ import vitdeploy
 from vitdeploy.assess.benchmark.scenarios import rate_search
 from vitdeploy.assess.benchmark.scenarios.load_generator import LoadGenerator
 from vitdeploy.assess.benchmark.scenarios.options import Scenario
-from vitdeploy.assess.benchmark.scenarios.results import OfflineResult, ServerResult, StreamResult
+from vitdeploy.assess.benchmark.scenarios.results import OfflineResult, StreamResult
 from vitdeploy.assess.benchmark.scenarios.scenario_benchmark import _Measurement
+from vitdeploy.assess.benchmark.scenarios.server_result import ServerResult
 from vitdeploy.assess.benchmark.worker import worker
 from vitdeploy.assets import held_out_images
 from vitdeploy.bundle.bundle import Bundle

@@ -16,13 +16,8 @@ from vitdeploy.assess.benchmark.scenarios.load_generator import LoadGenerator, P
 from vitdeploy.assess.benchmark.scenarios.options import OFFLINE, SERVER, Scenario, check_queries
 from vitdeploy.assess.benchmark.scenarios.queue_model import QueueModel
 from vitdeploy.assess.benchmark.scenarios.rate_search import RateSearch
-from vitdeploy.assess.benchmark.scenarios.results import (
-    Measured,
-    OfflineResult,
-    ScenarioBenchmark,
-    ServerResult,
-    StreamResult,
-)
+from vitdeploy.assess.benchmark.scenarios.results import Measured, OfflineResult, ScenarioBenchmark, StreamResult
+from vitdeploy.assess.benchmark.scenarios.server_result import ServerResult
 from vitdeploy.assess.benchmark.setting import Load, settings_of, thread_counts
 from vitdeploy.assess.benchmark.timer import Job, Opened
 from vitdeploy.assess.benchmark.worker import worker

@@ -1,0 +1,138 @@
+"""Results of a GPU script, written row by row: a process that crashes or hangs is continued by the next.
+
+An attempt is recorded before it begins, so that what ended the process is known, and is not tried again.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from gpu_steps import BEGUN, FAILED, SKIPPED
+
+from vitdeploy.errors import MissingDependencyError, first_line
+from vitdeploy.files.atomic import write_file
+
+ENDED = "the process ended here: a crash, or the time limit"
+Row = dict[str, Any]
+_ends: list[float] = []  # of the attempts in progress; one may make a model, which is an attempt as well
+
+
+class CannotRunError(Exception):
+    """An attempt whose device or package is missing, with the reason."""
+
+
+class Ledger:
+    """Attempts and their rows, in a JSON file.
+
+    Args:
+        file: The file; what an earlier process left there is kept. None to write nothing.
+        about: Other content of the file.
+        seconds: Time after which nothing more is begun.
+    """
+
+    def __init__(self, file: Path | None, about: Row, seconds: float = float("inf")) -> None:
+        self._file, self._end = file, time.monotonic() + seconds
+        before: Row = {}
+        if file is not None and file.exists():
+            before = json.loads(file.read_text(encoding="utf-8"))
+        self._before = before
+        self.document: Row = {**about, "attempts": before.get("attempts", {}), "rows": before.get("rows", [])}
+        for attempt in self.attempts.values():
+            if attempt["result"] == "begun":
+                attempt.update(result="failed", reason=ENDED)
+        self._tried: list[str] = []
+        if before.get("command") not in (None, about.get("command")):
+            self.document["command"] = "make gpu-check"  # several commands wrote to one file
+
+    @property
+    def attempts(self) -> dict[str, Row]:
+        attempts: dict[str, Row] = self.document["attempts"]
+        return attempts
+
+    @property
+    def rows(self) -> list[Row]:
+        rows: list[Row] = self.document["rows"]
+        return rows
+
+    def keep(self, key: str, default: Any) -> None:
+        """Take a part of the file's content from the earlier process."""
+        self.document[key] = self._before.get(key, default)
+
+    def is_due(self, name: str) -> bool:
+        """True if an attempt was not made yet, and there is time for it; otherwise that is recorded."""
+        self._tried.append(name)
+        if self.attempts.get(name, {}).get("result", "not started") != "not started":
+            return False
+        if time.monotonic() < self._end:
+            return True
+        self._record(name, "not started", "the time was over", 0.0)
+        return False
+
+    def begin(self, name: str, limit_s: float) -> None:
+        """Record that an attempt begins; the process exits if it is not finished within the limit."""
+        print(f"{BEGUN}{name}", flush=True)
+        self.attempts[name] = {"result": "begun", "reason": "", "seconds": 0.0}
+        self.save()
+        _ends.append(time.monotonic() + limit_s)
+        _watch()
+
+    def finish(self, name: str, result: str, reason: str = "", seconds: float = 0.0) -> None:
+        del _ends[-1:]
+        _watch()
+        self._record(name, result, reason, seconds)
+        print(f"   {result}{f': {reason}' if reason else ''}", flush=True)
+
+    def attempt(self, name: str, limit_s: float, work: Callable[[], Iterable[Row]]) -> None:
+        """Add the rows of `work` as they come, unless it was tried before.
+
+        A row with `"passed": False` is a failure, and so is any error: it is recorded, and its traceback printed.
+        """
+        if not self.is_due(name):
+            return
+        self.begin(name, limit_s)
+        start, failures = time.monotonic(), 0
+        result, reason = "passed", ""
+        try:
+            for row in work():
+                self.rows.append({"attempt": name, **row})
+                self.save()
+                failures += row.get("passed") is False
+        except (CannotRunError, MissingDependencyError) as exc:
+            result, reason = "skipped", first_line(exc)
+        except Exception as exc:  # noqa: BLE001  (whatever fails is a result here)
+            traceback.print_exc()
+            result, reason = "failed", f"{type(exc).__name__}: {first_line(exc)}"
+        else:
+            if failures:
+                result, reason = "failed", f"{failures} rows are beyond their tolerance"
+        self.finish(name, result, reason, time.monotonic() - start)
+
+    def _record(self, name: str, result: str, reason: str, seconds: float) -> None:
+        self.attempts[name] = {"result": result, "reason": reason, "seconds": round(seconds, 2)}
+        self.save()
+
+    def save(self) -> None:
+        if self._file is not None:
+            write_file(self._file, (json.dumps(self.document, indent=2) + "\n").encode())
+
+    def exit_code(self) -> int:
+        """For the attempts that this process was asked for; also prints a line that says how they went."""
+        results = [self.attempts[name]["result"] for name in self._tried]
+        counts = ", ".join(f"{results.count(result)} {result}" for result in dict.fromkeys(results))
+        reasons = dict.fromkeys(attempt["reason"] for name in self._tried if (attempt := self.attempts[name])["reason"])
+        print(f"{counts}{': ' if reasons else ''}{'; '.join(reasons)}", flush=True)
+        if "failed" in results:
+            return FAILED
+        return 0 if "passed" in results else SKIPPED
+
+
+def _watch() -> None:
+    faulthandler.cancel_dump_traceback_later()
+    if _ends:
+        faulthandler.dump_traceback_later(max(0.1, min(_ends) - time.monotonic()), exit=True)

@@ -1,0 +1,155 @@
+"""`make gpu-check`: its steps on the CPU, and which results are left whatever ends it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gpu_check
+import pytest
+import torch
+from environments import ROOT
+from gpu_steps import MODELS, STEPS, Step
+
+BENCHMARKS = ROOT / "benchmarks"
+SCRIPT = """
+import os, sys, time
+from pathlib import Path
+from gpu_rows import CannotRunError, Ledger
+def fail():
+    raise ValueError("no such kernel")
+def miss():
+    raise CannotRunError("no GPU")
+ledger = Ledger(Path(sys.argv[1]), {"command": "script"})
+ledger.attempt("good", 30, lambda: [{"value": 1, "passed": True}, {"value": 2, "passed": True}])
+ledger.attempt("crash", 30, os.abort)
+ledger.attempt("hang", 0.3, lambda: time.sleep(30))
+ledger.attempt("differs", 30, lambda: [{"value": 3, "passed": False}])
+ledger.attempt("fails", 30, fail)
+ledger.attempt("misses", 30, miss)
+ledger.attempt("last", 30, lambda: [{"value": 4}])
+sys.exit(ledger.exit_code())
+"""
+
+
+def call(script: str, *options: object) -> subprocess.CompletedProcess[str]:
+    """Run a GPU script on the CPU."""
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(BENCHMARKS / f"{script}.py"), *map(str, options)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
+
+
+@pytest.fixture
+def run_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(gpu_check, "SHORTEST_S", 0.5)
+    monkeypatch.setattr(gpu_check, "MODELS", Step("models", 10, "-c pass"))
+    monkeypatch.setenv("PYTHONPATH", str(BENCHMARKS))
+
+    def run(*steps: Step, seconds: float = 60.0) -> list[dict[str, Any]]:
+        found = gpu_check.Check(tmp_path, seconds).run(list(steps))
+        assert json.loads((tmp_path / "gpu_check.json").read_text("utf-8")) == found
+        written: list[dict[str, Any]] = found["steps"]
+        return written
+
+    return run
+
+
+def test_a_crash_and_a_hang_end_one_row_each(run_steps: Any, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
+    (step,) = run_steps(Step("rows", 50, f"{tmp_path}/script.py {{out}}/rows.json"))
+    assert step["result"] == "crashed"
+    assert "SIGABRT" in step["reason"]
+    found = json.loads((tmp_path / "rows.json").read_text("utf-8"))
+    results = {name: attempt["result"] for name, attempt in found["attempts"].items()}
+    assert results == {
+        "good": "passed", "crash": "failed", "hang": "failed", "differs": "failed", "fails": "failed",
+        "misses": "skipped", "last": "passed",
+    }  # fmt: skip
+    assert [(row["attempt"], row["value"]) for row in found["rows"]] == [
+        ("good", 1), ("good", 2), ("differs", 3), ("last", 4),
+    ]  # fmt: skip
+    assert found["attempts"]["fails"]["reason"] == "ValueError: no such kernel"
+    log = (tmp_path / "gpu_check.log").read_text("utf-8")
+    assert log.count("== rows") == 3
+    assert log.count("-- good") == 1, "no row is measured twice"
+
+
+@pytest.mark.parametrize(
+    ("code", "result", "reason"),
+    [
+        ("pass", "passed", ""),
+        ("import sys; print('no GPU'); sys.exit(3)", "skipped", "no GPU"),
+        ("import a_missing_package", "skipped", "ModuleNotFoundError: No module named 'a_missing_package'"),
+        ("raise ValueError(1)", "failed", "ValueError: 1"),
+        ("import os; os.abort()", "crashed", "SIGABRT after: "),
+        ("print('begins'); import time; time.sleep(60)", "timed out", "begins"),
+    ],
+)
+def test_a_step_says_how_it_went_and_leaves_the_others(
+    run_steps: Any, tmp_path: Path, code: str, result: str, reason: str
+) -> None:
+    (tmp_path / "step.py").write_text(code, encoding="utf-8")
+    step = Step("step", 1 if result == "timed out" else 30, f"{tmp_path}/step.py")
+    first, second = run_steps(step, Step("next", 30, "-c pass", timed=True))
+    assert (first["result"], first["reason"]) == (result, reason)
+    assert second["result"] == "passed"
+    expected = {"passed": 0, "skipped": 3}.get(result, 1)
+    assert gpu_check.exit_code([first, second]) == expected
+
+
+def test_without_time_no_step_begins(run_steps: Any) -> None:
+    (step,) = run_steps(Step("late", 30, "-c pass"), seconds=0.3)
+    assert (step["result"], step["seconds"]) == ("not started", 0.0)
+    assert gpu_check.exit_code([step]) == 1
+
+
+def test_every_step_has_its_script_and_all_fit_what_comes_back(tmp_path: Path) -> None:
+    written = {"gpu_check.json", "gpu_check.log"}
+    for step in (MODELS, *STEPS.values()):
+        script, *options = step.command(Path("OUT"), Path("BUNDLES"))
+        assert (ROOT / script).is_file()
+        assert "{" not in " ".join(options)
+        written |= {word for word in options if word.startswith("OUT/")}
+    assert len(written) <= 7, "eight files come back from the device, and one is the caller's log"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_step_is_skipped_on_a_machine_without_a_gpu() -> None:
+    done = call("gpu_questions", "--bundles", "nowhere")
+    assert done.returncode == 3, done.stderr
+    assert done.stdout.splitlines()[-1] == "torch finds no CUDA device"
+
+
+def test_agreement_and_latency_on_the_cpu(tmp_path: Path) -> None:
+    model = "vit-tiny-patch16-32"
+    bundles = ("--device", "cpu", "--bundles", tmp_path / "bundles", "--json")
+    agreement, latency = tmp_path / "agreement.json", tmp_path / "latency.json"
+    assert call("gpu_agreement", "--models", model, *bundles, agreement).returncode == 0
+    found = json.loads(agreement.read_text("utf-8"))
+    assert {row["attempt"].removeprefix(f"{model} ") for row in found["rows"]} >= {
+        "torch fp32", "torch fp16", "torch bf16", "onnxruntime fp32", "onnxruntime fp16",
+    }  # fmt: skip
+    assert all(row["passed"] for row in found["rows"])
+    skipped = {name for name, attempt in found["attempts"].items() if attempt["result"] == "skipped"}
+    assert not skipped & {row["attempt"] for row in found["rows"]}
+
+    options = ("--models", model, "--precisions", "fp32", "--batch-sizes", 1, 2, "--matrix-size", 64,
+               "--seconds-a-figure", 0.01)  # fmt: skip
+    done = call("gpu_latency", *options, *bundles, latency)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(latency.read_text("utf-8"))
+    rows = [row for row in found["rows"] if row["backend"] in ("torch", "onnxruntime")]  # a GPU would add others
+    assert [(row["backend"], row["batch_size"]) for row in rows] == [
+        ("torch", 1), ("torch", 2), ("onnxruntime", 1), ("onnxruntime", 2),
+    ]  # fmt: skip
+    for row in found["rows"]:
+        assert row["passed"], row
+        assert min(row["ms"], row["ms_with_transfers"], row["peak_share"]) > 0
+    # 12 layers of width 192 on 5 tokens: 12 * 192^2 products a layer and token, and little beside them.
+    assert 1 < found["operations_an_image"][model] / (2 * 12 * 12 * 192**2 * 5) < 1.2
+    for name, attempt in found["attempts"].items():
+        assert attempt["result"] == "passed" or f"- {attempt['result']}: {name}: " in done.stdout
