@@ -57,3 +57,5 @@ STEPS = {
         Step("latency-fp32-bf16", 90, f"{_LATENCY} --models vit-base-patch16-224 --precisions fp32 bf16", timed=True),
     )
 }
+# Files that the steps write.
+RESULTS = sorted({Path(word).name for step in STEPS.values() for word in step.arguments.split() if "{out}" in word})

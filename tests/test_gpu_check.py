@@ -6,14 +6,16 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import gpu_check
+import gpu_results
 import pytest
 import torch
 from environments import ROOT
-from gpu_steps import MODELS, STEPS, Step
+from gpu_steps import MODELS, RESULTS, STEPS, Step
 
 BENCHMARKS = ROOT / "benchmarks"
 SCRIPT = """
@@ -107,14 +109,45 @@ def test_without_time_no_step_begins(run_steps: Any) -> None:
     assert gpu_check.exit_code([step]) == 1
 
 
-def test_every_step_has_its_script_and_all_fit_what_comes_back(tmp_path: Path) -> None:
-    written = {"gpu_check.json", "gpu_check.log"}
+def test_a_terminated_check_leaves_its_results_and_no_process(tmp_path: Path) -> None:
+    (tmp_path / "step.py").write_text("import os, time; print('pid', os.getpid()); time.sleep(60)", encoding="utf-8")
+    code = f"""if True:
+        import gpu_check
+        from gpu_steps import Step
+        gpu_check.MODELS = Step("models", 10, "-c pass")
+        gpu_check.STEPS = {{"step": Step("step", 60, "{tmp_path}/step.py")}}
+        gpu_check.main()
+    """
+    environ = {**os.environ, "PYTHONPATH": str(BENCHMARKS), "OUT": str(tmp_path / "out")}
+    with subprocess.Popen([sys.executable, "-c", code], env=environ, stdout=subprocess.DEVNULL) as process:
+        log = tmp_path / "out" / "gpu_check.log"
+        deadline = time.monotonic() + 30
+        while not (log.exists() and "pid" in log.read_text("utf-8")):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(20) == 143
+    (step,) = json.loads((tmp_path / "out" / "gpu_check.json").read_text("utf-8"))["steps"]
+    assert step["result"] == "not started"
+    pid = int(log.read_text("utf-8").partition("pid ")[2].split()[0])
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_every_step_has_its_script_and_all_results_come_back() -> None:
     for step in (MODELS, *STEPS.values()):
         script, *options = step.command(Path("OUT"), Path("BUNDLES"))
         assert (ROOT / script).is_file()
         assert "{" not in " ".join(options)
-        written |= {word for word in options if word.startswith("OUT/")}
-    assert len(written) <= 7, "eight files come back from the device, and one is the caller's log"
+    files = {"gpu_check.json", "gpu_check.log", "gpu_times.json", *RESULTS}
+    assert len(files) <= 8, "so many files come back from the machine"
+    assert {*gpu_results.LEDGERS, *gpu_results.OTHERS} == {"gpu_check.json", *RESULTS}, "all are recorded"
+
+
+def test_an_earlier_runs_rows_are_not_taken_for_those_of_this_one(run_steps: Any, tmp_path: Path) -> None:
+    (tmp_path / "gpu_latency.json").write_text("{}", encoding="utf-8")
+    run_steps(Step("step", 30, "-c pass"))
+    assert not (tmp_path / "gpu_latency.json").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

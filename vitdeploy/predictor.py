@@ -327,8 +327,7 @@ def files_to_open(bundle: Bundle, backend: str, precision: str) -> tuple[FileRec
     formats = formats_of(backend)
     if not formats:
         return bundle.manifest.files
-    needed = bundle.needed_for(bundle.artifact(formats, precision))
-    return (*bundle.manifest.configuration, *(record for artifact in needed for record in artifact.files))
+    return bundle.records_for(bundle.artifact(formats, precision))
 
 
 def load_processor(bundle: Bundle) -> ImageProcessor:
