@@ -101,7 +101,7 @@ def logits_at(predictor: Predictor, files: list[Path], size: tuple[int, int]) ->
     if size == predictor.processor.output_size:
         labels = predictor.predict(files, top_k=len(predictor.labels), batch_size=LARGEST_BATCH)
         return np.array([[found.score for found in sorted(row, key=lambda found: found.index)] for row in labels])
-    return predictor.logits(predictor.processor.resized(*size)(files))
+    return predictor.logits(predictor.processor.resized(*size)(files, pool=predictor.readers))
 
 
 def measure(minutes: int, threads: int, minute_s: float, stress: int) -> dict[str, Any]:
@@ -128,6 +128,7 @@ def measure(minutes: int, threads: int, minute_s: float, stress: int) -> dict[st
             callers.stop()
             details = ("intra_op_threads", "concurrent_runs", "allow_spinning")
             options = {name: predictor.runtime.details[name] for name in details}
+            options["MALLOC_ARENA_MAX"] = os.environ.get("MALLOC_ARENA_MAX")
     return {
         "options": options,
         "warm_up": [each.to_dict() for each in warmed],
@@ -145,7 +146,7 @@ def coincide(predictor: Predictor, files: list[Path], threads: int, times: int) 
             ready = threading.Barrier(threads)
 
             def call(size: tuple[int, int] = size, ready: threading.Barrier = ready) -> None:
-                pixel_values = predictor.processor.resized(*size)(files[-LARGEST_BATCH:])
+                pixel_values = predictor.processor.resized(*size)(files[-LARGEST_BATCH:], pool=predictor.readers)
                 ready.wait()
                 predictor.logits(pixel_values)
 

@@ -42,16 +42,14 @@ class Turns:
                 if not has_turn:
                     self._waiting.remove(turn)
             if has_turn:
-                self._pass_on()
+                self.__exit__(None, None, None)
             raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._limited:
-            self._pass_on()
-
-    def _pass_on(self) -> None:
+        if not self._limited:
+            return
         with self._lock:
             if self._waiting:
                 self._waiting.popleft().release()

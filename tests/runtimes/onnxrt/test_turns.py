@@ -5,13 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from bundles import make_feeds, tiny_model
 
-from vitdeploy.runtimes.onnxrt import turns as turns_module
 from vitdeploy.runtimes.onnxrt.options import OnnxRuntimeOptions
 from vitdeploy.runtimes.onnxrt.runtime import OnnxRuntime
 from vitdeploy.runtimes.onnxrt.turns import Turns
@@ -136,7 +135,7 @@ def test_an_interrupt_while_waiting_takes_no_turn(monkeypatch: pytest.MonkeyPatc
 
     turns.__enter__()
     with monkeypatch.context() as patch:
-        patch.setattr(turns_module.threading, "Lock", Interrupted)
+        patch.setattr("vitdeploy.runtimes.onnxrt.turns.threading.Lock", Interrupted)
         with pytest.raises(KeyboardInterrupt):
             turns.__enter__()
     if not has_turn:
@@ -147,7 +146,7 @@ def test_an_interrupt_while_waiting_takes_no_turn(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("options", [{}, {"concurrent_runs": 1}, {"concurrent_runs": 3, "io_binding": True}])
 @pytest.mark.parametrize("on_device", [False, True])
-def test_a_session_runs_no_more_at_a_time(model_file: Path, options: dict[str, int], on_device: bool) -> None:
+def test_a_session_runs_no_more_at_a_time(model_file: Path, options: dict[str, Any], on_device: bool) -> None:
     feeds = make_feeds(tiny_model(), 2)
     with OnnxRuntime(model_file, OnnxRuntimeOptions(intra_op_threads=1, **options)) as runtime:
         limit = options.get("concurrent_runs", usable_cpus().workers)
