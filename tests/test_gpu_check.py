@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import gpu_check
+import gpu_latency
+import gpu_models
 import gpu_results
+import gpu_rows
 import pytest
 import torch
 from environments import ROOT
-from gpu_steps import MODELS, RESULTS, STEPS, Step
+from gpu_steps import FAILED, MODELS, RESULTS, STEPS, Step
 
 BENCHMARKS = ROOT / "benchmarks"
 SCRIPT = """
@@ -186,3 +191,63 @@ def test_agreement_and_latency_on_the_cpu(tmp_path: Path) -> None:
     assert 1 < found["operations_an_image"][model] / (2 * 12 * 12 * 192**2 * 5) < 1.2
     for name, attempt in found["attempts"].items():
         assert attempt["result"] == "passed" or f"- {attempt['result']}: {name}: " in done.stdout
+
+
+def test_a_latency_step_measures_each_configuration_once() -> None:
+    steps = [
+        step.command(Path("OUT"), Path("BUNDLES")) for name, step in STEPS.items() if "gpu_latency" in step.arguments
+    ]
+    measured: list[tuple[str, str]] = []
+    for command in steps:
+        chosen = gpu_latency.options().parse_args(command[1:])
+        for model, precision in itertools.product(chosen.models, chosen.precisions):
+            found = gpu_latency.configurations(precision, variants=chosen.variants)
+            measured += [(model, str(configuration)) for configuration in found]
+    assert len(measured) == len(set(measured)) > 20
+    assert measured[:3] == [
+        (gpu_models.VIT_B, "torch fp16 attention=sdpa"), (gpu_models.VIT_B, "tensorrt-rtx fp16"),
+        (gpu_models.VIT_B, "tensorrt fp16"),
+    ]  # fmt: skip
+    made = {(model, precision) for model, to, precision in gpu_models.ARTIFACTS if to == gpu_models.RTX}
+    assert {(model, name.split()[1]) for model, name in measured if name.startswith("tensorrt-rtx")} <= made
+
+
+def test_a_test_that_crashes_leaves_the_others(tmp_path: Path) -> None:
+    (tmp_path / "test_some.py").write_text(
+        """if True:
+        import os, pytest
+        @pytest.mark.gpu
+        def test_passes(): pass
+        @pytest.mark.gpu
+        def test_crashes(): os.abort()
+        @pytest.mark.gpu
+        def test_fails(): assert 1 == 2
+        @pytest.mark.gpu
+        def test_skips(): pytest.skip("no library")
+        def test_of_a_cpu(): pass
+        """,
+        encoding="utf-8",
+    )
+    (tmp_path / "test_other.py").write_text("import a_missing_package", encoding="utf-8")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu", encoding="utf-8")
+    code = f"""if True:
+        import sys, pathlib, gpu_tests
+        gpu_tests.files = lambda: sorted(pathlib.Path("{tmp_path}").glob("test_*.py"))
+        sys.argv = ["gpu_tests.py", "--device", "cpu", "--json", "{tmp_path}/tests.json"]
+        gpu_tests.main()
+    """
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, BENCHMARKS)))}
+    codes = []
+    for _ in range(2):
+        command = [sys.executable, "-c", code]
+        codes.append(subprocess.run(command, cwd=tmp_path, env=environ, check=False, capture_output=True).returncode)
+    assert codes == [-signal.SIGABRT, FAILED]
+    attempts = json.loads((tmp_path / "tests.json").read_text("utf-8"))["attempts"]
+    found = {name.rpartition("::")[2]: (attempt["result"], attempt["reason"]) for name, attempt in attempts.items()}
+    assert found == {
+        "test_other.py": ("failed", "ModuleNotFoundError: No module named 'a_missing_package'"),
+        "test_passes": ("passed", ""),
+        "test_crashes": ("failed", gpu_rows.ENDED),
+        "test_fails": ("failed", "assert 1 == 2"),
+        "test_skips": ("skipped", "no library"),
+    }
