@@ -624,16 +624,26 @@ def render(text: str, results: Path = FOLDER / "results") -> str:
     return _MARKED.sub(section, text)
 
 
+def rendered() -> dict[Path, str]:
+    """The documents and the chart, as the results say."""
+    pages = {path: render(path.read_text(encoding="utf-8")) for path in DOCUMENTS}
+    pages[CHART] = chart.svg(json.loads((FOLDER / "results" / "trained.json").read_text(encoding="utf-8")))
+    return pages
+
+
+def write() -> None:
+    for path, text in rendered().items():
+        path.write_text(text, encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="fail if a table or the chart is not what the results say")
-    arguments = parser.parse_args()
-    rendered = {path: render(path.read_text(encoding="utf-8")) for path in DOCUMENTS}
-    rendered[CHART] = chart.svg(json.loads((FOLDER / "results" / "trained.json").read_text(encoding="utf-8")))
-    for path, text in rendered.items():
-        if not arguments.check:
-            path.write_text(text, encoding="utf-8")
-        elif path.read_text(encoding="utf-8") != text:
+    if not parser.parse_args().check:
+        write()
+        return
+    for path, text in rendered().items():
+        if path.read_text(encoding="utf-8") != text:
             sys.exit(f"{path.relative_to(ROOT)} does not hold the recorded results; run: python benchmarks/tables.py")
 
 
