@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent
-DOCUMENTS = (FOLDER / "README.md", ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md")))
+DOCUMENTS = (
+    FOLDER / "README.md",
+    ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").glob("**/*.md")),
+)
 CHART = ROOT / "docs" / "images" / "latency.svg"
 _MARKED = re.compile(r"(?P<start><!-- (?P<table>\w+): (?P<file>\S+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
 

@@ -64,6 +64,7 @@ class OnnxRuntime(Runtime):
     options_type: ClassVar[type[RuntimeOptions]] = OnnxRuntimeOptions
     shapes_on_cpu: ClassVar[bool] = True  # True if nodes that compute shapes may run there by default
     _limit: int | None = None  # runs at a time
+    _turns: Turns | contextlib.nullcontext[None]
     _fork_advice = ", or open it on the CPU with intra_op_threads=1"
 
     def __init__(self, path: str | Path | OpenedFile, options: OnnxRuntimeOptions = DEFAULTS) -> None:
@@ -191,7 +192,7 @@ class OnnxRuntime(Runtime):
 
     def _make_locks(self) -> None:
         super()._make_locks()
-        self._turns = Turns(self._limit)
+        self._turns = contextlib.nullcontext() if self._limit is None else Turns(self._limit)
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:

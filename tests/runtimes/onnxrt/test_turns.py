@@ -75,17 +75,6 @@ def test_no_more_threads_than_the_limit_are_inside(limit: int) -> None:
     assert crowd.most == limit
 
 
-def test_without_a_limit_all_are_inside() -> None:
-    turns, together = Turns(None), threading.Barrier(6)
-
-    def work(_: int) -> int:
-        with turns:
-            return together.wait(10)
-
-    with ThreadPoolExecutor(6) as threads:
-        assert sorted(threads.map(work, range(6))) == list(range(6))
-
-
 def test_turns_go_in_the_order_of_arrival() -> None:
     turns, order = Turns(1), list[int]()
 
@@ -185,9 +174,11 @@ def test_close_waits_for_the_calls_that_wait_for_a_turn(model_file: Path) -> Non
     feeds = make_feeds(tiny_model(), 1)
     runtime = OnnxRuntime(model_file, OnnxRuntimeOptions(intra_op_threads=1, concurrent_runs=1))
     with ThreadPoolExecutor(3) as threads:
-        with runtime._turns:
+        turns = runtime._turns
+        assert isinstance(turns, Turns)
+        with turns:
             calls = [threads.submit(runtime.run, feeds) for _ in range(2)]
-            wait_until(lambda: len(runtime._turns._waiting) == 2)
+            wait_until(lambda: len(turns._waiting) == 2)
             closing = threads.submit(runtime.close)
             wait_until(lambda: runtime._closed)
             assert not closing.done()
