@@ -5,9 +5,9 @@ photographs of many sizes, in batches of 1 to 8, at five sizes of the model's in
 one that its image gave alone. Memory is flat if the resident memory of the last half's minutes, each the median of its
 seconds, is within 2 %.
 
-A 99th percentile depends on the machine's other work. A minute is quiet if other processes had at most 10 % of the CPUs'
-time. Percentiles are stable if the medians of the quiet minutes of the third and the last quarter are within 20 %; if
-less than half of a quarter's minutes are quiet, there is no judgement.
+A 99th percentile depends on the machine's other work. A minute is quiet if other processes had at most 10 % of the
+CPUs' time. Percentiles are stable if the medians of the quiet minutes of the third and the last quarter are within
+20 %; if less than half of a quarter's minutes are quiet, there is no judgement.
 
 With `--stress`, all threads run the largest shapes at once, again and again, before the first minute. The warm-up must
 have taken the memory of these runs: malloc maps ONNX Runtime's arena by itself (`mapped_mb`). The memory that decoding
@@ -110,7 +110,9 @@ def measure(minutes: int, threads: int, minute_s: float, stress: int) -> dict[st
         files = write_photographs(Path(folder), random.Random(0))
         bundle = Path(folder, "model")
         wait(start([*vitdeploy_export(bundle, "--random-weights", PRESET), "--dynamic-image-size"]))
-        with vitdeploy.load(bundle, backend="onnxruntime", intra_op_threads=1, concurrent_runs=usable_cpus().workers) as predictor:
+        with vitdeploy.load(
+            bundle, backend="onnxruntime", intra_op_threads=1, concurrent_runs=usable_cpus().workers
+        ) as predictor:
             warmed = predictor.warm_up((1, LARGEST_BATCH), SIZES, callers=threads)
             answers = {size: np.concatenate([logits_at(predictor, [file], size) for file in files]) for size in SIZES}
             points = [{"minute": 0, **memory()}]
