@@ -59,7 +59,16 @@ def growth(document: Document) -> str:
 
 
 def soak(document: Document) -> str:
-    header = ["minute", "calls", "resident (MB)", "its peak (MB)", "p50 (ms)", "p99 (ms)", "load average", "CPU share"]
+    header = [
+        "minute",
+        "calls",
+        "resident (MB)",
+        "its peak (MB)",
+        "p50 (ms)",
+        "p99 (ms)",
+        "load average",
+        "others' CPU share",
+    ]
     return f"{markdown(header, production_tables.soak(document))}\n\n{production_tables.soak_verdict(document)}"
 
 

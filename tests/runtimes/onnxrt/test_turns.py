@@ -138,7 +138,7 @@ def test_an_interrupt_while_waiting_takes_no_turn(monkeypatch: pytest.MonkeyPatc
 def test_a_session_runs_no_more_at_a_time(model_file: Path, options: dict[str, Any], on_device: bool) -> None:
     feeds = make_feeds(tiny_model(), 2)
     with OnnxRuntime(model_file, OnnxRuntimeOptions(intra_op_threads=1, **options)) as runtime:
-        limit = options.get("concurrent_runs", usable_cpus().workers)
+        limit = options.get("concurrent_runs", 2 * usable_cpus().workers)
         assert runtime.details["concurrent_runs"] == limit
         expected, crowd = runtime.run(feeds)["logits"], Crowd()
         runtime._session = Counted(runtime._session, crowd)
@@ -158,13 +158,8 @@ def test_a_session_runs_no_more_at_a_time(model_file: Path, options: dict[str, A
         np.testing.assert_array_equal(logits, expected)
 
 
-def test_runs_of_several_threads_are_twice_as_many(model_file: Path) -> None:
-    with OnnxRuntime(model_file, OnnxRuntimeOptions(intra_op_threads=2)) as runtime:
-        assert runtime.details["concurrent_runs"] == 2 * usable_cpus().workers
-
-
 def test_parallel_runs_raise_the_default_and_single_images_are_limited_with_them(model_file: Path) -> None:
-    count = usable_cpus().workers + 1
+    count = 2 * usable_cpus().workers + 1
     single, crowd = make_feeds(tiny_model(), 1), Crowd()
     with OnnxRuntime(model_file, OnnxRuntimeOptions(parallel_runs=count)) as runtime:
         assert runtime.details["concurrent_runs"] == count
