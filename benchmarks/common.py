@@ -98,7 +98,7 @@ def document(arguments: argparse.Namespace, results: dict[str, Any]) -> dict[str
     """`results`, with the information to repeat them."""
     script = Path(sys.argv[0]).stem
     options = [
-        f" --{name.replace('_', '-')} {_words(value)}" for name, value in vars(arguments).items() if _is_setting(value)
+        f" --{name.replace('_', '-')}{_words(value)}" for name, value in vars(arguments).items() if _is_setting(value)
     ]
     return {
         "command": f"python benchmarks/{script}.py{''.join(options)}",
@@ -123,9 +123,11 @@ def record(arguments: argparse.Namespace, results: dict[str, Any]) -> None:
 
 
 def _is_setting(value: object) -> bool:
-    """Exclude paths, which depend on the machine and not on the measurement."""
-    return isinstance(value, (int, str, list))
+    """Exclude paths, which depend on the machine and not on the measurement, and flags that are not set."""
+    return isinstance(value, (int, str, list)) and value is not False
 
 
 def _words(value: object) -> str:
-    return shlex.join(map(str, value)) if isinstance(value, list) else str(value)
+    if value is True:
+        return ""
+    return f" {shlex.join(map(str, value)) if isinstance(value, list) else value}"

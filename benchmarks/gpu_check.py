@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gpu_steps import BEGUN, FAILED, MODELS, SKIPPED, STEPS, Step
+from gpu_steps import BEGUN, FAILED, MODELS, RESULTS, SKIPPED, STEPS, Step
 from gpu_tables import answers
 
 ROOT = Path(__file__).parent.parent
@@ -46,6 +46,8 @@ class Check:
     def __init__(self, out: Path, seconds: float) -> None:
         self._out, self._end, self._start = out, time.monotonic() + seconds, time.monotonic()
         self._log = out / "gpu_check.log"
+        for name in ("gpu_check.json", "gpu_check.log", *RESULTS):
+            (out / name).unlink(missing_ok=True)  # of an earlier run, which the steps would go on with
         self._bundles = Path(tempfile.mkdtemp(prefix="gpu-check-"))
         self._models_log = self._bundles / "models.log"  # apart: a step's last line is its reason
         self._models: subprocess.Popen[bytes] | None = None

@@ -5,6 +5,7 @@ Each row has its share of the device's matrix peak, and its difference from the 
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import functools
 import itertools
@@ -49,27 +50,25 @@ class Configuration:
         return " ".join([self.backend, self.precision, *options])
 
 
-def configurations(device: str, precision: str, *, brief: bool) -> list[Configuration]:
+def configurations(precision: str, *, variants: bool) -> list[Configuration]:
     """Configurations in a precision, the most important first.
 
     Args:
-        brief: True for one of each backend.
+        variants: True for other settings of the same backends instead of their defaults.
     """
-    # TensorRT last: it builds on the GPU, in minutes.
-    engines: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in reversed(ENGINES)]
-    provider = ("onnxruntime-tensorrt", {"batch": colons(BATCH)})
+    engines = reversed(ENGINES)  # TensorRT last: it builds on the GPU, in minutes
+    floats = precision not in QUANTIZED
+    with_graph = floats and precision != "bf16"  # by ONNX Runtime
     tried: list[tuple[str, dict[str, Any]]]
-    if precision in QUANTIZED:
-        tried = engines if device != "cpu" else [("onnxruntime", {})]
-    elif device == "cpu":
-        tried = [("torch", SDPA), ("onnxruntime", {}), *engines]
-    elif brief or precision == "bf16":
-        tried = [("torch", SDPA), *engines, *([] if precision == "bf16" else [("onnxruntime", {})])]
+    if variants:
+        tried = [("torch", EAGER)] if floats else []
+        tried += [(name, {"cuda_graphs": False}) for name in engines]
+        tried += [("onnxruntime-tensorrt", {"batch": colons(BATCH)})] if with_graph else []
+        tried += [("torch", {**SDPA, "compile": True})] if floats else []  # last: it compiles for each batch size
     else:
-        tried = [("torch", SDPA), *engines, ("onnxruntime", {}), ("torch", EAGER), provider]
-        tried += [(name, {"cuda_graphs": False}) for name, _ in engines]
-    if precision == "fp16" and device != "cpu" and not brief:
-        tried.append(("torch", {**SDPA, "compile": True}))  # last: it compiles for each batch size
+        tried = [("torch", SDPA)] if floats else []
+        tried += [(name, {}) for name in engines]
+        tried += [("onnxruntime", {})] if with_graph else []
     return [Configuration(backend, precision, options) for backend, options in tried]
 
 
@@ -162,16 +161,21 @@ def add_peak(ledger: Ledger, precision: str, device: str, size: int) -> None:
     ledger.attempt(f"matrix product {precision}", LIMIT_S, measured)
 
 
-def main() -> None:
+def options() -> argparse.ArgumentParser:
     options = parser(__doc__)
     options.add_argument("--bundles", type=Path, required=True, help="folder of the models, see gpu_models.py")
     options.add_argument("--models", nargs="+", default=[PRESET])
     options.add_argument("--precisions", nargs="+", choices=list(DEFAULT_TOLERANCES), default=["fp16"])
+    options.add_argument("--variants", action="store_true", help="other settings instead of the defaults")
     options.add_argument("--device", default="cuda", help="cpu to try this script without a GPU")
     options.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32, 256])
     options.add_argument("--matrix-size", type=int, default=8192, help="of the peak's product")
     options.add_argument("--seconds-a-figure", type=float, default=0.4)
-    arguments = options.parse_args()
+    return options
+
+
+def main() -> None:
+    arguments = options().parse_args()
     check_device(arguments.device)
     ledger = Ledger(arguments.json, document(arguments, about(arguments.device)))
     for key in ("peaks", "operations_an_image"):
@@ -192,7 +196,7 @@ def main() -> None:
         yield from measurement(model).rows(configuration, ledger.document["peaks"].get(configuration.precision))
 
     for model, precision in itertools.product(arguments.models, arguments.precisions):
-        for each in configurations(arguments.device, precision, brief=model != PRESET):
+        for each in configurations(precision, variants=arguments.variants):
             ledger.attempt(f"{model} {each}", LIMIT_S, functools.partial(rows, model, each))
     print(table(ledger.document))
     raise SystemExit(ledger.exit_code())

@@ -42,6 +42,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
                       "intermediate_size": 3072, "patch_size": 16, "num_register_tokens": 4},
     "siglip2-base": {**_BASE, "model_type": "siglip_vision_model", "architectures": ["SiglipVisionModel"],
                      "intermediate_size": 3072, "patch_size": 16},
+    "perception-encoder-base": {
+        **_BASE, "model_type": "timm_perception_encoder", "architectures": ["TimmPerceptionEncoderModel"],
+        "intermediate_size": 3072, "patch_size": 16, "pooling": "attention", "pooler_attention_heads": 8,
+        "pooler_intermediate_size": 3072, "projection_size": 1024,
+        "rotary": {"coordinates": "index", "theta": 10000.0, "pairs": "neighbors", "reference_grid": [14, 14],
+                   "offset": 1.0, "columns_first": True},
+    },
 }  # fmt: skip
 # In the order in which the steps need them.
 ARTIFACTS = (

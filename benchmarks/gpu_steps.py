@@ -55,5 +55,8 @@ STEPS = {
         Step("attention", 45, f"{_ATTENTION} --precision fp16 bf16 fp32 --rounds 50", timed=True, resumes=0),
         Step("latency-8-bit", 60, f"{_LATENCY} --models vit-base-patch16-224 --precisions int8 fp8", timed=True),
         Step("latency-fp32-bf16", 90, f"{_LATENCY} --models vit-base-patch16-224 --precisions fp32 bf16", timed=True),
+        Step("latency-variants", 120, f"{_LATENCY} --models vit-base-patch16-224 --variants", timed=True),
     )
 }
+# Files that the steps write.
+RESULTS = sorted({Path(word).name for step in STEPS.values() for word in step.arguments.split() if "{out}" in word})

@@ -18,7 +18,9 @@ _MARKED = re.compile(r"mark\.gpu|gpu_marks")
 def files() -> list[Path]:
     """Test files with GPU tests, the runtimes' first; no other is imported, which may need more packages."""
     found = [path for path in sorted(ROOT.glob("tests/**/test_*.py")) if _MARKED.search(path.read_text("utf-8"))]
-    return sorted(found, key=lambda path: "runtimes" not in path.parts)
+    return sorted(
+        found, key=lambda path: ("runtimes" not in path.parts, "engine" in path.parts, path.name != "test_gpu.py")
+    )
 
 
 class Recorder:

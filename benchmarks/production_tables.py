@@ -17,7 +17,7 @@ def soak(document: Document) -> list[list[str]]:
         [
             f"{point['minute']} min", f"{point['calls']:,}", f"{point['resident_mb']:.1f}",
             f"{point['resident_peak_mb']:.1f}", f"{point['p50_ms']:.0f}",
-            f"{point['p99_ms']:.0f}", f"{point['load_average']:.1f}",
+            f"{point['p99_ms']:.0f}", f"{point['load_average']:.1f}", _share(point),
         ]
         for point in shown
     ]  # fmt: skip
@@ -27,13 +27,24 @@ def soak_verdict(document: Document) -> str:
     results = document["results"]
     judgement, calls = results["judgement"], sum(point["calls"] for point in results["points"][1:])
     flat = "flat" if judgement["flat"] else "not flat"
-    stable = "stable" if judgement["p99_stable"] else "not stable"
     problems = sum(results["problems"].values())
+    quiet = " and ".join(map(str, judgement.get("quiet_minutes", ("not recorded",))))
     return (
         f"{calls:,} calls, {problems} errors or wrong answers. Resident memory of the last half: {flat}, within "
-        f"{judgement['resident_spread']:.2%}. 99th percentile: {stable}, the last quarter's is "
-        f"{judgement['p99_ratio']:.2f} of that of the one before."
+        f"{judgement['resident_spread']:.2%}. 99th percentile: {_stability(judgement)} (quiet minutes of the third and "
+        f"the last quarter: {quiet})."
     )
+
+
+def _share(point: dict[str, Any]) -> str:
+    return f"{point['cpu_share']:.0%}" if "cpu_share" in point else "not recorded"
+
+
+def _stability(judgement: dict[str, Any]) -> str:
+    if judgement["p99_stable"] is None:
+        return "not judged, the machine was busy with other work"
+    stable = "stable" if judgement["p99_stable"] else "not stable"
+    return f"{stable}, the last quarter's is {judgement['p99_ratio']:.2f} of the third's"
 
 
 def memory(document: Document) -> tuple[list[list[str]], list[list[str]]]:

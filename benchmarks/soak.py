@@ -4,6 +4,14 @@ Threads call one predictor of a ViT-tiny with dynamic image size in ONNX Runtime
 photographs of many sizes, in batches of 1 to 8, at five sizes of the model's input. Every answer is compared with the
 one that its image gave alone. Memory is flat if the resident memory of the last half's minutes, each the median of its
 seconds, is within 2 %.
+
+A 99th percentile depends on the machine's other work. A minute is quiet if this process had at least 90 % of the CPUs'
+time. Percentiles are stable if the medians of the quiet minutes of the third and the last quarter are within 20 %; if
+less than half of a quarter's minutes are quiet, there is no judgement.
+
+With `--stress`, all threads run the largest shapes at once, again and again, before the first minute. The warm-up must
+have taken the memory of these runs: malloc maps ONNX Runtime's arena by itself (`mapped_mb`). The memory that decoding
+photographs takes comes with the first of them (`held_free_mb`: malloc's free memory, in use from time to time).
 """
 
 from __future__ import annotations
@@ -14,16 +22,18 @@ import statistics
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from common import parser, record, start, vitdeploy_export, wait
-from growth import LARGEST_BATCH, PRESET, write_photographs
+from growth import LARGEST_BATCH, PRESET, memory, write_photographs
 from numpy.typing import NDArray
 
 import vitdeploy
 from vitdeploy.errors import VitDeployError
+from vitdeploy.system.cpu import usable_cpus
 
 if TYPE_CHECKING:
     from vitdeploy.predictor import Predictor
@@ -34,6 +44,8 @@ TOLERANCE = 1e-3
 LOOK_S = 1.0  # between looks at the memory: requests in progress hold some, so a minute has its median
 FLAT = 0.02
 STABLE = 0.2
+QUIET = 0.9  # of the CPUs' time for this process
+LARGEST = tuple(sorted(SIZES, key=lambda size: size[0] * size[1]))[-3:]
 
 Answers = dict[tuple[int, int], NDArray[np.float32]]
 
@@ -89,41 +101,66 @@ def logits_at(predictor: Predictor, files: list[Path], size: tuple[int, int]) ->
     if size == predictor.processor.output_size:
         labels = predictor.predict(files, top_k=len(predictor.labels), batch_size=LARGEST_BATCH)
         return np.array([[found.score for found in sorted(row, key=lambda found: found.index)] for row in labels])
-    return predictor.logits(predictor.processor.resized(*size)(files))
+    return predictor.logits(predictor.processor.resized(*size)(files, pool=predictor.readers))
 
 
-def measure(minutes: int, threads: int, minute_s: float) -> dict[str, Any]:
+def measure(minutes: int, threads: int, minute_s: float, stress: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         files = write_photographs(Path(folder), random.Random(0))
         bundle = Path(folder, "model")
         wait(start([*vitdeploy_export(bundle, "--random-weights", PRESET), "--dynamic-image-size"]))
         with vitdeploy.load(bundle, backend="onnxruntime", intra_op_threads=1) as predictor:
-            warmed = predictor.warm_up((1, LARGEST_BATCH), SIZES)
+            warmed = predictor.warm_up((1, LARGEST_BATCH), SIZES, callers=threads)
             answers = {size: np.concatenate([logits_at(predictor, [file], size) for file in files]) for size in SIZES}
-            points = [{"minute": 0, "resident_mb": resident_mb()}]
+            points = [{"minute": 0, **memory()}]
+            coincide(predictor, files, threads, stress)
+            stressed = {"times": stress, **memory()}
             callers = Callers(predictor, files, answers, threads)
-            begin = time.monotonic()
+            begin, cpu_s = time.monotonic(), time.process_time()
             for minute in range(1, minutes + 1):
                 resident = []
                 while (left := begin + minute * minute_s - time.monotonic()) > 0:
                     time.sleep(min(left, LOOK_S))
                     resident.append(resident_mb())
-                points.append(_point(minute, callers.latencies(), resident))
+                earlier_s, cpu_s = cpu_s, time.process_time()
+                share = (cpu_s - earlier_s) / minute_s / usable_cpus().workers
+                points.append(_point(minute, callers.latencies(), resident, share))
             callers.stop()
-            options = {name: predictor.runtime.details[name] for name in ("intra_op_threads", "allow_spinning")}
+            details = ("intra_op_threads", "concurrent_runs", "allow_spinning")
+            options = {name: predictor.runtime.details[name] for name in details}
+            options["MALLOC_ARENA_MAX"] = os.environ.get("MALLOC_ARENA_MAX")
     return {
         "options": options,
         "warm_up": [each.to_dict() for each in warmed],
+        "stress": stressed,
         "points": points,
         "problems": callers.problems,
         "judgement": judged(points[1:]),
     }
 
 
-def _point(minute: int, latencies: list[float], resident: list[float]) -> dict[str, float]:
+def coincide(predictor: Predictor, files: list[Path], threads: int, times: int) -> None:
+    """Run each of the largest shapes in all threads at once, `times` times."""
+    with ThreadPoolExecutor(threads) as pool:
+        for size in LARGEST * times:
+            ready = threading.Barrier(threads)
+
+            def call(size: tuple[int, int] = size, ready: threading.Barrier = ready) -> None:
+                pixel_values = predictor.processor.resized(*size)(files[-LARGEST_BATCH:], pool=predictor.readers)
+                ready.wait()
+                predictor.logits(pixel_values)
+
+            for future in [pool.submit(call) for _ in range(threads)]:
+                future.result()
+
+
+def _point(minute: int, latencies: list[float], resident: list[float], share: float) -> dict[str, float]:
     median, high = np.percentile(latencies, [50, 99]) if latencies else (np.nan, np.nan)
+    now = memory()
     return {
         "minute": minute,
+        "mapped_mb": now["mapped_mb"],
+        "held_free_mb": now["held_free_mb"],
         "calls": len(latencies),
         "p50_ms": float(1e3 * median),
         "p99_ms": float(1e3 * high),
@@ -131,21 +168,28 @@ def _point(minute: int, latencies: list[float], resident: list[float]) -> dict[s
         "resident_peak_mb": max(resident),
         "threads": threading.active_count(),
         "load_average": os.getloadavg()[0],
+        "cpu_share": share,
     }
 
 
 def judged(points: list[dict[str, float]]) -> dict[str, Any]:
-    """The last half's resident memory, and the 99th percentiles of its two halves."""
+    """The last half's resident memory, and the 99th percentiles of the quiet minutes of its two parts."""
     half = points[len(points) // 2 :]
     resident = [point["resident_mb"] for point in half]
     spread = max(resident) / min(resident) - 1
-    earlier, later = half[: len(half) // 2] or half, half[len(half) // 2 :]
-    before, after = (statistics.median(point["p99_ms"] for point in part) for part in (earlier, later))
+    middle = len(half) // 2
+    parts = [[point for point in part if point["cpu_share"] >= QUIET] for part in (half[:middle], half[middle:])]
+    enough = all(2 * len(part) >= middle > 0 for part in parts)
+    ratio = None
+    if enough:
+        before, after = (statistics.median(point["p99_ms"] for point in part) for part in parts)
+        ratio = after / before
     return {
         "resident_spread": spread,
         "flat": spread <= FLAT,
-        "p99_ratio": after / before,
-        "p99_stable": abs(after / before - 1) <= STABLE,
+        "quiet_minutes": [len(part) for part in parts],
+        "p99_ratio": ratio,
+        "p99_stable": None if ratio is None else abs(ratio - 1) <= STABLE,
     }
 
 
@@ -158,8 +202,10 @@ def main() -> None:
     arguments_parser.add_argument("--minutes", type=int, default=60, help="of load")
     arguments_parser.add_argument("--threads", type=int, default=8, help="that call the predictor")
     arguments_parser.add_argument("--minute-s", type=float, default=60.0, help="seconds of a minute, less to rehearse")
+    arguments_parser.add_argument("--stress", type=int, default=0, help="times that the largest shapes coincide first")
     arguments = arguments_parser.parse_args()
-    record(arguments, {"results": measure(arguments.minutes, arguments.threads, arguments.minute_s)})
+    found = measure(arguments.minutes, arguments.threads, arguments.minute_s, arguments.stress)
+    record(arguments, {"results": found})
 
 
 if __name__ == "__main__":

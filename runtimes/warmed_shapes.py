@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import threading
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from vitdeploy.errors import UsageError, check_count, shown
 from vitdeploy.images.preprocessor_config import Size
 from vitdeploy.specs import MOST_A_BATCH, PixelStage
 from vitdeploy.system.argument_types import check_type
+from vitdeploy.system.cpu import MOST_THREADS
 
 if TYPE_CHECKING:
     from vitdeploy.images.open import ImageSource
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from vitdeploy.runtimes.base import Runtime
     from vitdeploy.system.forks import ThreadPool
 
+_ROUNDS = 2  # of all callers at once: ONNX Runtime plans a shape's memory in the first run, and allocates by plan later
 _MOST_PIXELS_A_SIDE = 65_500  # of a JPEG (JPEG_MAX_DIMENSION of libjpeg)
 
 
@@ -51,16 +54,18 @@ def warm(
     batch_sizes: Sequence[int] | None,
     image_sizes: Sequence[Sequence[int]] | None,
     *,
+    callers: int,
     usual: int,
     pool: ThreadPool,
 ) -> tuple[WarmedShape, ...]:
-    """Preprocess and run every batch size with every image size, once each, in this order.
+    """Preprocess and run every batch size with every image size, once each, in this order; then by all callers at once.
 
     Args:
         runtime: The open artifact.
         processor: The model's image processor.
         batch_sizes: Images per run. Default: 1 and `usual`, within the artifact's limits.
         image_sizes: (height, width) of the input. Default: the processor's output size.
+        callers: Threads of the application that call at a time.
         usual: Images per run of the application.
         pool: Threads that read images.
 
@@ -72,6 +77,7 @@ def warm(
     check_type("batch_sizes", batch_sizes, Sequence[int])
     for batch_size in batch_sizes:
         check_count("batch_sizes", batch_size, most=MOST_A_BATCH)
+    check_count("callers", callers, most=MOST_THREADS)
     sizes = [_default_size(runtime, processor)] if image_sizes is None else _read_sizes(image_sizes)
     shapes = [(int(batch_size), *size) for batch_size in batch_sizes for size in sizes]
     for batch_size, *size in shapes:
@@ -79,15 +85,52 @@ def warm(
         empty = np.broadcast_to(np.zeros((), runtime.pixels.dtype), (batch_size, *axes))  # without memory of its own
         runtime.check_inputs({"pixel_values": empty})
     warmed = []
-    for batch_size, height, width in shapes:
-        images: list[ImageSource] = [_jpeg(height, width)] * batch_size
-        resizes = runtime.pixels.stage is not PixelStage.DECODED and processor.output_size != (height, width)
+    calls = [_Call(runtime, processor, *shape, pool) for shape in shapes]
+    for call, shape in zip(calls, shapes, strict=True):
         start = time.perf_counter()
-        of_size = processor.resized(height, width) if resizes else processor
-        pixel_values = of_size(images, pixels=runtime.pixels, pool=pool)
-        runtime.run({"pixel_values": pixel_values})
-        warmed.append(WarmedShape(batch_size, height, width, time.perf_counter() - start))
+        call.run(call.preprocess())
+        warmed.append(WarmedShape(*shape, time.perf_counter() - start))
+    if callers > 1:
+        _run_at_once(calls, callers)
     return tuple(warmed)
+
+
+class _Call:
+    """A call of the application: images of one size, preprocessed and run as one batch."""
+
+    def __init__(
+        self, runtime: Runtime, processor: ImageProcessor, batch_size: int, height: int, width: int, pool: ThreadPool
+    ) -> None:
+        resizes = runtime.pixels.stage is not PixelStage.DECODED and processor.output_size != (height, width)
+        self._processor = processor.resized(height, width) if resizes else processor
+        self._images: list[ImageSource] = [_jpeg(height, width)] * batch_size
+        self._runtime, self._pool = runtime, pool
+
+    def preprocess(self) -> np.ndarray:
+        return self._processor(self._images, pixels=self._runtime.pixels, pool=self._pool)
+
+    def run(self, pixel_values: np.ndarray) -> None:
+        self._runtime.run({"pixel_values": pixel_values})
+
+
+def _run_at_once(calls: Sequence[_Call], callers: int) -> None:
+    """Each call by `callers` threads, whose runs start at the same time."""
+    from concurrent.futures import ThreadPoolExecutor  # not needed for one caller
+
+    with ThreadPoolExecutor(callers, "vitdeploy-warm-up") as threads:
+        for call in [*calls] * _ROUNDS:
+            arrays = list(threads.map(lambda call: call.preprocess(), [call] * callers))
+            start = threading.Barrier(callers)
+
+            def run(pixel_values: np.ndarray, call: _Call = call, start: threading.Barrier = start) -> None:
+                start.wait()
+                call.run(pixel_values)
+
+            try:
+                list(threads.map(run, arrays))
+            except BaseException:
+                start.abort()  # if a thread is missing, the others would wait forever
+                raise
 
 
 def _default_batch_sizes(runtime: Runtime, usual: int) -> tuple[int, ...]:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import gpu_check
+import gpu_latency
+import gpu_models
+import gpu_results
+import gpu_rows
 import pytest
 import torch
 from environments import ROOT
-from gpu_steps import MODELS, STEPS, Step
+from gpu_steps import FAILED, MODELS, RESULTS, STEPS, Step
 
 BENCHMARKS = ROOT / "benchmarks"
 SCRIPT = """
@@ -107,14 +114,45 @@ def test_without_time_no_step_begins(run_steps: Any) -> None:
     assert gpu_check.exit_code([step]) == 1
 
 
-def test_every_step_has_its_script_and_all_fit_what_comes_back(tmp_path: Path) -> None:
-    written = {"gpu_check.json", "gpu_check.log"}
+def test_a_terminated_check_leaves_its_results_and_no_process(tmp_path: Path) -> None:
+    (tmp_path / "step.py").write_text("import os, time; print('pid', os.getpid()); time.sleep(60)", encoding="utf-8")
+    code = f"""if True:
+        import gpu_check
+        from gpu_steps import Step
+        gpu_check.MODELS = Step("models", 10, "-c pass")
+        gpu_check.STEPS = {{"step": Step("step", 60, "{tmp_path}/step.py")}}
+        gpu_check.main()
+    """
+    environ = {**os.environ, "PYTHONPATH": str(BENCHMARKS), "OUT": str(tmp_path / "out")}
+    with subprocess.Popen([sys.executable, "-c", code], env=environ, stdout=subprocess.DEVNULL) as process:
+        log = tmp_path / "out" / "gpu_check.log"
+        deadline = time.monotonic() + 30
+        while not (log.exists() and "pid" in log.read_text("utf-8")):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(20) == 143
+    (step,) = json.loads((tmp_path / "out" / "gpu_check.json").read_text("utf-8"))["steps"]
+    assert step["result"] == "not started"
+    pid = int(log.read_text("utf-8").partition("pid ")[2].split()[0])
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_every_step_has_its_script_and_all_results_come_back() -> None:
     for step in (MODELS, *STEPS.values()):
         script, *options = step.command(Path("OUT"), Path("BUNDLES"))
         assert (ROOT / script).is_file()
         assert "{" not in " ".join(options)
-        written |= {word for word in options if word.startswith("OUT/")}
-    assert len(written) <= 7, "eight files come back from the device, and one is the caller's log"
+    files = {"gpu_check.json", "gpu_check.log", "gpu_times.json", *RESULTS}
+    assert len(files) <= 8, "so many files come back from the machine"
+    assert {*gpu_results.LEDGERS, *gpu_results.OTHERS} == {"gpu_check.json", *RESULTS}, "all are recorded"
+
+
+def test_an_earlier_runs_rows_are_not_taken_for_those_of_this_one(run_steps: Any, tmp_path: Path) -> None:
+    (tmp_path / "gpu_latency.json").write_text("{}", encoding="utf-8")
+    run_steps(Step("step", 30, "-c pass"))
+    assert not (tmp_path / "gpu_latency.json").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -153,3 +191,63 @@ def test_agreement_and_latency_on_the_cpu(tmp_path: Path) -> None:
     assert 1 < found["operations_an_image"][model] / (2 * 12 * 12 * 192**2 * 5) < 1.2
     for name, attempt in found["attempts"].items():
         assert attempt["result"] == "passed" or f"- {attempt['result']}: {name}: " in done.stdout
+
+
+def test_a_latency_step_measures_each_configuration_once() -> None:
+    steps = [
+        step.command(Path("OUT"), Path("BUNDLES")) for name, step in STEPS.items() if "gpu_latency" in step.arguments
+    ]
+    measured: list[tuple[str, str]] = []
+    for command in steps:
+        chosen = gpu_latency.options().parse_args(command[1:])
+        for model, precision in itertools.product(chosen.models, chosen.precisions):
+            found = gpu_latency.configurations(precision, variants=chosen.variants)
+            measured += [(model, str(configuration)) for configuration in found]
+    assert len(measured) == len(set(measured)) > 20
+    assert measured[:3] == [
+        (gpu_models.VIT_B, "torch fp16 attention=sdpa"), (gpu_models.VIT_B, "tensorrt-rtx fp16"),
+        (gpu_models.VIT_B, "tensorrt fp16"),
+    ]  # fmt: skip
+    made = {(model, precision) for model, to, precision in gpu_models.ARTIFACTS if to == gpu_models.RTX}
+    assert {(model, name.split()[1]) for model, name in measured if name.startswith("tensorrt-rtx")} <= made
+
+
+def test_a_test_that_crashes_leaves_the_others(tmp_path: Path) -> None:
+    (tmp_path / "test_some.py").write_text(
+        """if True:
+        import os, pytest
+        @pytest.mark.gpu
+        def test_passes(): pass
+        @pytest.mark.gpu
+        def test_crashes(): os.abort()
+        @pytest.mark.gpu
+        def test_fails(): assert 1 == 2
+        @pytest.mark.gpu
+        def test_skips(): pytest.skip("no library")
+        def test_of_a_cpu(): pass
+        """,
+        encoding="utf-8",
+    )
+    (tmp_path / "test_other.py").write_text("import a_missing_package", encoding="utf-8")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu", encoding="utf-8")
+    code = f"""if True:
+        import sys, pathlib, gpu_tests
+        gpu_tests.files = lambda: sorted(pathlib.Path("{tmp_path}").glob("test_*.py"))
+        sys.argv = ["gpu_tests.py", "--device", "cpu", "--json", "{tmp_path}/tests.json"]
+        gpu_tests.main()
+    """
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, BENCHMARKS)))}
+    codes = []
+    for _ in range(2):
+        command = [sys.executable, "-c", code]
+        codes.append(subprocess.run(command, cwd=tmp_path, env=environ, check=False, capture_output=True).returncode)
+    assert codes == [-signal.SIGABRT, FAILED]
+    attempts = json.loads((tmp_path / "tests.json").read_text("utf-8"))["attempts"]
+    found = {name.rpartition("::")[2]: (attempt["result"], attempt["reason"]) for name, attempt in attempts.items()}
+    assert found == {
+        "test_other.py": ("failed", "ModuleNotFoundError: No module named 'a_missing_package'"),
+        "test_passes": ("passed", ""),
+        "test_crashes": ("failed", gpu_rows.ENDED),
+        "test_fails": ("failed", "assert 1 == 2"),
+        "test_skips": ("skipped", "no library"),
+    }

@@ -188,23 +188,31 @@ class Predictor(ClosedOnExit):
         return np.concatenate(vectors)
 
     def warm_up(
-        self, batch_sizes: Sequence[int] | None = None, image_sizes: Sequence[Sequence[int]] | None = None
+        self,
+        batch_sizes: Sequence[int] | None = None,
+        image_sizes: Sequence[Sequence[int]] | None = None,
+        *,
+        callers: int = 1,
     ) -> tuple[WarmedShape, ...]:
         """Preprocess and run every batch size with every image size once, so that the first request is not slow.
 
         Args:
             batch_sizes: Images per run. Default: 1 and the attribute `batch_size`, within the artifact's limits.
             image_sizes: (height, width) of the model's input. Default: the image processor's output size.
+            callers: Threads of the application that call at a time. With more than one, each shape then runs that many
+                times at once, so that memory has the size that it keeps.
 
         Returns:
-            The seconds of each run, in the order of the arguments.
+            The seconds of each first run, in the order of the arguments.
 
         Raises:
             UsageError: If the artifact does not take one of the shapes; nothing has run then.
             DeviceError: If the engine failed, for example out of memory.
         """
         usual = batch_size_for(self.processor, self.runtime, self.batch_size)
-        return warm(self.runtime, self.processor, batch_sizes, image_sizes, usual=usual, pool=self.readers)
+        return warm(
+            self.runtime, self.processor, batch_sizes, image_sizes, callers=callers, usual=usual, pool=self.readers
+        )
 
     def pooling(self, pool: Pool | None = None) -> Pooling:
         """The step from this artifact's outputs to the vectors of `embed`.
@@ -319,8 +327,7 @@ def files_to_open(bundle: Bundle, backend: str, precision: str) -> tuple[FileRec
     formats = formats_of(backend)
     if not formats:
         return bundle.manifest.files
-    needed = bundle.needed_for(bundle.artifact(formats, precision))
-    return (*bundle.manifest.configuration, *(record for artifact in needed for record in artifact.files))
+    return bundle.records_for(bundle.artifact(formats, precision))
 
 
 def load_processor(bundle: Bundle) -> ImageProcessor:

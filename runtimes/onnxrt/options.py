@@ -59,6 +59,13 @@ class OnnxRuntimeOptions(RuntimeOptions):
         "activations. 0 is the default number of `intra_op_threads`.",
         limits=(0, MOST_THREADS),
     )
+    concurrent_runs: int = option(
+        0,
+        "runs at a time; further callers wait, first come, first served. The session keeps the memory of as many runs. "
+        "0 is one run for each CPU that affinity and quota allow, or `parallel_runs` if that is more; two for each CPU "
+        "if a run has several threads; on a GPU, any number.",
+        limits=(0, MOST_THREADS),
+    )
     allow_spinning: bool | None = option(
         None,
         "whether idle threads spin, which is faster alone and slower beside other work. By default they do unless "
@@ -72,8 +79,8 @@ class OnnxRuntimeOptions(RuntimeOptions):
     )
     shrink_memory: bool = option(
         False,
-        "whether memory goes back to the system after each run (CPU only). By default the session keeps what its "
-        "largest runs at a time took. It suits batches and images of many sizes; runs take a little longer.",
+        "whether memory goes back to the system after each run (CPU only). By default the session keeps the memory of "
+        "the largest `concurrent_runs` runs. It suits batches and images of many sizes; runs take a little longer.",
     )
     graph_optimization: str = option("all", "level of graph optimization.", choices=tuple(_LEVELS))
     io_binding: bool | None = option(

@@ -19,6 +19,7 @@ from vitdeploy.runtimes.onnxrt.options import DEFAULTS, OnnxRuntimeOptions, run_
 from vitdeploy.runtimes.onnxrt.parallel import ParallelRuns, check_batches, device_images, images, run_threads
 from vitdeploy.runtimes.onnxrt.session import CPU, CUDA, ENGINE_ERRORS, INSTEAD_OF_CPU, TENSORRT, open_session
 from vitdeploy.runtimes.onnxrt.shape_nodes import shape_nodes
+from vitdeploy.runtimes.onnxrt.turns import Turns
 from vitdeploy.runtimes.options import parse_device
 from vitdeploy.specs import TensorSpec
 from vitdeploy.system.cpu import ThreadCount, session_threads, usable_cpus
@@ -44,6 +45,7 @@ _DTYPES = {
     "tensor(bool)": "bool",
     **{f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }
+_RUNS_OF_THREADS_A_CPU = 2  # at a time: with one, they take 9 to 15 % more processor time (docs/decisions.md)
 _NAMED = 3  # nodes in a message
 
 
@@ -61,6 +63,7 @@ class OnnxRuntime(Runtime):
     backend = "onnxruntime"
     options_type: ClassVar[type[RuntimeOptions]] = OnnxRuntimeOptions
     shapes_on_cpu: ClassVar[bool] = True  # True if nodes that compute shapes may run there by default
+    _limit: int | None = None  # runs at a time
     _fork_advice = ", or open it on the CPU with intra_op_threads=1"
 
     def __init__(self, path: str | Path | OpenedFile, options: OnnxRuntimeOptions = DEFAULTS) -> None:
@@ -100,6 +103,11 @@ class OnnxRuntime(Runtime):
         if runs is not None:
             check_batches((*self.inputs, *self.outputs))
             self._parallel = ParallelRuns(runs.count)
+        if options.concurrent_runs or providers == (CPU,):
+            a_cpu = 1 if threads.count == 1 else _RUNS_OF_THREADS_A_CPU
+            usual = max(a_cpu * usable_cpus().workers, 1 if runs is None else runs.count)
+            self._limit = options.concurrent_runs or usual
+            self._turns = Turns(self._limit)
         self.details = {
             "engine": f"onnxruntime {ort.__version__}",
             "providers": list(providers),
@@ -107,6 +115,7 @@ class OnnxRuntime(Runtime):
             "intra_op_threads": threads.count,
             "threads_reason": (runs or threads).reason,
             "parallel_runs": 1 if runs is None else runs.count,
+            "concurrent_runs": self._limit,
             "inter_op_threads": options.inter_op_threads,
             "allow_spinning": spinning,
             "prepack": options.prepack,
@@ -151,7 +160,7 @@ class OnnxRuntime(Runtime):
 
     def _run_once(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         names = [spec.name for spec in self.outputs]
-        with self._errors():
+        with self._turns, self._errors():
             if not self._io_binding:
                 return dict(zip(names, self._session.run(names, dict(feeds), self._run_options), strict=True))
             binding = self._session.io_binding()  # one per call: threads must not share a binding
@@ -177,9 +186,13 @@ class OnnxRuntime(Runtime):
             for spec in specs:
                 array = arrays[spec.name]
                 bind(spec.name, *place, array.dtype.type, array.shape, array.address)
-        with self._errors():
+        with self._turns, self._errors():
             self._session.run_with_iobinding(binding, self._run_options)
             binding.synchronize_outputs()
+
+    def _make_locks(self) -> None:
+        super()._make_locks()
+        self._turns = Turns(self._limit)
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:

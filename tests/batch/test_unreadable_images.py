@@ -46,14 +46,17 @@ def test_a_list_that_names_missing_files(digits: Bundle, features: Path, folder:
 
 
 def test_broken_links_in_a_folder(predictor: Predictor, folder: Path, tmp_path: Path) -> None:
-    """Also one without an ending, which may be an image; one with another file's ending is left out."""
+    """Also to itself, and one without an ending, which may be an image; one with another file's ending is left out."""
     for name in ("link.png", "link", "link.txt"):
         (folder / name).symlink_to(tmp_path / "gone")
+    (folder / "loop.png").symlink_to("loop.png")
     output = tmp_path / "out.jsonl"
     with raises(InputError):
         vitdeploy.predict(predictor, folder, output, on_error="stop")
     result = vitdeploy.predict(predictor, folder, output)
-    assert [failed.path for failed in result.failed] == [str(folder / name) for name in ("link", "link.png")]
+    assert [failed.path for failed in result.failed] == [
+        str(folder / name) for name in ("link", "link.png", "loop.png")
+    ]
     assert result.left_out[str(folder)].files == 1
 
 

@@ -72,6 +72,9 @@ class DataSets:
                 shutil.move(data / "dog", label / "dog") if label.name != "dog" else label.rename(data / "fish")
             ),
             "link": lambda: (label / "other.png").symlink_to(file),
+            "broken link": lambda: (label / choose(rng, others)).symlink_to(
+                choose(rng, ("gone", "x.png", "/dev/full/x"))
+            ),
             "loop": lambda: (label / "loop").symlink_to(data),
             "empty": empty,
             "deep": lambda: label.joinpath(*["d" * 100] * int(rng.integers(1, 30))).mkdir(parents=True),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from raising import raises
 from stub_runtime import StubRuntime
 
-from vitdeploy.errors import UsageError
+from vitdeploy.errors import DeviceError, UsageError
 from vitdeploy.images.preprocessor_config import ShortestEdge, Size
 from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.predictor import Predictor
@@ -118,3 +120,41 @@ def test_without_a_usual_size_it_must_be_given() -> None:
     with raises(UsageError, what="image_sizes"):
         predictor.warm_up()
     assert ran(predictor, [1], [(32, 16)]) == [(1, 32, 16)]
+
+
+def test_callers_run_each_shape_at_once() -> None:
+    together = threading.Barrier(3)
+
+    class Meeting(Recorded):
+        """Each run after the first two, which are alone, waits for two others."""
+
+        def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            if len(self.shapes) >= 2:
+                together.wait(10)
+            return super()._run(feeds)
+
+    runtime = Meeting(DYNAMIC, {}, PixelFormat())
+    warmed = Predictor(SQUARE, runtime, ["a", "b"]).warm_up([1, 2], [(16, 32)], callers=3)
+    assert [(shape.batch_size, shape.height, shape.width) for shape in warmed] == [(1, 16, 32), (2, 16, 32)]
+    assert runtime.shapes[:2] == [(1, 3, 16, 32), (2, 3, 16, 32)]
+    assert Counter(runtime.shapes[2:]) == {(1, 3, 16, 32): 6, (2, 3, 16, 32): 6}
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("vitdeploy-warm-up")]
+
+
+def test_a_failed_run_of_a_caller_is_told() -> None:
+    class Failing(Recorded):
+        def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            if len(self.shapes) > 1:
+                raise DeviceError("no memory", what="memory")
+            return super()._run(feeds)
+
+    with raises(DeviceError, what="memory"):
+        Predictor(SQUARE, Failing(DYNAMIC, {}, PixelFormat()), ["a", "b"]).warm_up([1], callers=2)
+
+
+@pytest.mark.parametrize("callers", [0, 1025])
+def test_callers_are_a_number_of_threads(callers: int) -> None:
+    predictor = opened()
+    with raises(UsageError, what="callers", found=callers):
+        predictor.warm_up(callers=callers)
+    assert ran(predictor, []) == []

@@ -180,6 +180,11 @@ class Bundle:
             return (artifact,)
         return artifact, self.artifact("onnx", artifact.precision)
 
+    def records_for(self, artifact: Artifact) -> tuple[FileRecord, ...]:
+        """The files needed to run an artifact, the configuration's first."""
+        needed = (record for other in self.needed_for(artifact) for record in other.files)
+        return (*self.manifest.configuration, *needed)
+
     @contextlib.contextmanager
     def opened(self, records: Collection[FileRecord], *, by_name: bool = False) -> Iterator[tuple[OpenedFile, ...]]:
         """Open files for reading in this block, with sizes and checksums verified against the manifest.

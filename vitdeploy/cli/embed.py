@@ -28,6 +28,8 @@ from vitdeploy.specs import POOLS
 
 if TYPE_CHECKING:
     from vitdeploy.batch.embed_job import EmbeddedImages
+    from vitdeploy.batch.image_job import OnError
+    from vitdeploy.specs import Pool
 
 
 @command(
@@ -59,14 +61,12 @@ def embed(
     bundle: str,
     images: tuple[str, ...],
     output: str,
-    backend: str | None,
-    precision: str | None,
-    device: str | None,
-    public_key: str | None,
-    revision: str | None,
-    token: str | None,
+    pool: Pool | None,
+    normalize: bool,
+    batch_size: int | None,
+    on_error: OnError,
     as_json: bool,
-    **options: Any,
+    **opening: Any,
 ) -> None:
     """Write one vector per image of IMAGES to a file, a row each, in their order.
 
@@ -78,12 +78,11 @@ def embed(
     """
     from vitdeploy.batch.embed_job import embed as embed_images
 
-    opening = {
-        "backend": backend, "precision": precision, "device": device, "public_key": public_key, "revision": revision,
-        "token": token, "beside_decoding": True,
-    }  # fmt: skip
-    with open_predictor(bundle, **opening) as predictor, CommandProgress("images") as progress:
-        result = embed_images(predictor, images, output, progress=progress, **options)
+    with open_predictor(bundle, beside_decoding=True, **opening) as predictor, CommandProgress("images") as progress:
+        result = embed_images(
+            predictor, images, output, pool=pool, normalize=normalize, batch_size=batch_size, on_error=on_error,
+            progress=progress,
+        )  # fmt: skip
     opened = predictor.details
     if as_json:
         print_json({**described(bundle, predictor), **result.to_dict()})

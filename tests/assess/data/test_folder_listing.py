@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +57,11 @@ def test_links_are_followed_and_a_loop_ends(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["cat/b.png", "dog"])
 def test_a_link_to_nothing_and_a_pipe_are_not_left_out(tmp_path: Path, name: str) -> None:
     fill(tmp_path, "cat/a.png")
-    (tmp_path / name).symlink_to(tmp_path / "absent")
-    with raises(InputError, where=tmp_path / name, hint="remove it"):
-        list_images(tmp_path)
-    (tmp_path / name).unlink()
-    (tmp_path / name).symlink_to(tmp_path / name)
-    loop = re.compile("^Too many levels of symbolic links")
-    with raises(InputError, where=(tmp_path / name).parent, expected="a folder", found=loop):
-        list_images(tmp_path)
-    (tmp_path / name).unlink()
+    for target in ("absent", name):
+        (tmp_path / name).symlink_to(tmp_path / target)
+        with raises(InputError, where=tmp_path / name, hint="remove it"):
+            list_images(tmp_path)
+        (tmp_path / name).unlink()
     os.mkfifo(tmp_path / "cat" / "b.png")
     with raises(InputError, where=tmp_path / "cat" / "b.png", hint="remove it"):
         list_images(tmp_path)

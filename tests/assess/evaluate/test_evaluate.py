@@ -243,11 +243,15 @@ def test_the_number_of_threads_counts_and_neither_its_reason_nor_how_they_wait(
     """The number does: sums of another order differ in their last bits."""
     work = tmp_path / "work"
     monkeypatch.setattr(
-        Brightness, "thread_details", {"threads": 2, "threads_reason": "2 physical cores", "allow_spinning": True}
+        Brightness,
+        "thread_details",
+        {"threads": 2, "threads_reason": "2 physical cores", "allow_spinning": True, "concurrent_runs": 2},
     )
     reference(single, data, batch_size=2, resume=work)
     monkeypatch.setattr(
-        Brightness, "thread_details", {"threads": 2, "threads_reason": "OMP_NUM_THREADS", "allow_spinning": False}
+        Brightness,
+        "thread_details",
+        {"threads": 2, "threads_reason": "OMP_NUM_THREADS", "allow_spinning": False, "concurrent_runs": 4},
     )
     reference(single, data, batch_size=2, resume=work)
     monkeypatch.setattr(Brightness, "thread_details", {"threads": 1, "threads_reason": "OMP_NUM_THREADS"})

@@ -56,7 +56,7 @@ def test_it_opens_on_first_use_and_once(digits: Bundle, opened: list[Any]) -> No
             found = list(pool.map(lambda _: lazy.predict([IMAGE]), range(8)))
         assert opened == [(str(digits.path), {"backend": "onnxruntime", "intra_op_threads": 1})]
         assert found == [lazy.predictor.predict([IMAGE])] * 8
-        assert [each.batch_size for each in lazy.warm_up([1, 2])] == [1, 2]
+        assert [each.batch_size for each in lazy.warm_up([1, 2], callers=2)] == [1, 2]
         assert lazy.lease().predictor is lazy.predictor
     with raises(UsageError, what="predictor", found="closed"):
         lazy.predict(IMAGE)

@@ -140,7 +140,14 @@ def test_new_labels_are_taken_where_that_is_allowed(bundle: Path, versions: dict
 def test_the_first_bundle_is_proven_too(versions: dict[str, Path]) -> None:
     with raises(NotFiniteError, what="logits", where=versions["not finite"]):
         ReloadingPredictor(versions["not finite"])
-    for options in ({"watch": 0.0}, {"watch": "1"}, {"allow_new_labels": 1}, {"batch_sizes": [0]}, {"backend": 3}):
+    for options in (
+        {"watch": 0.0},
+        {"watch": "1"},
+        {"allow_new_labels": 1},
+        {"batch_sizes": [0]},
+        {"callers": 0},
+        {"backend": 3},
+    ):
         with raises(UsageError, what=next(iter(options))):
             ReloadingPredictor(versions["first"], **options)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import errno
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from vitdeploy.images.formats import HEIF_ENDINGS, WEAK_MAGIC, image_endings, re
 from vitdeploy.system.quiet import quiet_libtiff
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 HIDDEN = "hidden"
 BROKEN = "broken link"
@@ -158,7 +159,7 @@ def _without(root: Path, files: Iterable[Path]) -> list[str]:
     """Direct subfolders of `root` that contain none of the files."""
     filled = {path.relative_to(root).parts[0] for path in files}
     with readable(root, "a folder"), os.scandir(root) as entries:
-        folders = [entry.name for entry in entries if entry.is_dir() and not _is_hidden(entry.name)]
+        folders = [entry.name for entry in entries if _leads_to(entry.is_dir) and not _is_hidden(entry.name)]
     return [name for name in folders if name not in filled]
 
 
@@ -175,7 +176,7 @@ def _files_below(root: Path, counts: collections.Counter[str]) -> Iterator[os.Di
             for entry in entries:
                 if _is_hidden(entry.name):
                     counts[HIDDEN] += _count(entry)
-                elif entry.is_dir():
+                elif _leads_to(entry.is_dir):
                     pending.append((Path(entry.path), around | {place}))
                 else:
                     yield entry
@@ -185,8 +186,8 @@ def _kind(entry: os.DirEntry[str], path: Path, endings: Collection[str], keep_br
     """Image or parquet file, or the reason why a file is neither."""
     ending = path.suffix.lower()
     kind = _IMAGE if ending in endings else PARQUET if ending == PARQUET else None
-    if not entry.is_file():
-        if keep_broken and kind != PARQUET and not os.path.exists(path):  # noqa: PTH110  (which raises nothing)
+    if not _leads_to(entry.is_file):
+        if keep_broken and kind != PARQUET and not _leads_to(path.exists):
             return _IMAGE if kind or not ending else BROKEN
         if kind is not None or entry.is_symlink():
             raise InputError(f"{path} is a pipe, a device or a broken link", where=path, hint="remove it")
@@ -195,6 +196,16 @@ def _kind(entry: os.DirEntry[str], path: Path, endings: Collection[str], keep_br
         return kind or _IMAGE
     hint = " (needs pillow-heif)" if ending in HEIF_ENDINGS else ""
     return f"ending {ending}{hint}" if ending else NO_ENDING
+
+
+def _leads_to(kind: Callable[[], bool]) -> bool:
+    """The answer of a method of a path; False for a link to itself, as for any broken one."""
+    try:
+        return kind()
+    except OSError as exc:
+        if exc.errno != errno.ELOOP:
+            raise
+        return False
 
 
 def _is_hidden(name: str) -> bool:

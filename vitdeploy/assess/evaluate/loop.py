@@ -97,7 +97,11 @@ def header(
 
 def that_counts(details: Mapping[str, Any]) -> dict[str, Any]:
     """Details that change results: the number of threads, which orders the sums; not its reason or idle waiting."""
-    return {name: value for name, value in details.items() if name not in ("threads_reason", "allow_spinning")}
+    return {
+        name: value
+        for name, value in details.items()
+        if name not in ("threads_reason", "allow_spinning", "concurrent_runs")
+    }
 
 
 def _restore(

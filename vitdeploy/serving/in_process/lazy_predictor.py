@@ -82,10 +82,14 @@ class LazyPredictor(ClosedOnExit):
         return self.predictor.embed(images, pool=pool, normalize=normalize, batch_size=batch_size)
 
     def warm_up(
-        self, batch_sizes: Sequence[int] | None = None, image_sizes: Sequence[Sequence[int]] | None = None
+        self,
+        batch_sizes: Sequence[int] | None = None,
+        image_sizes: Sequence[Sequence[int]] | None = None,
+        *,
+        callers: int = 1,
     ) -> tuple[WarmedShape, ...]:
         """Open the bundle; then see `Predictor.warm_up`."""
-        return self.predictor.warm_up(batch_sizes, image_sizes)
+        return self.predictor.warm_up(batch_sizes, image_sizes, callers=callers)
 
     def close(self) -> None:
         """Close this process's predictor, if it is open; copies in other processes go on."""

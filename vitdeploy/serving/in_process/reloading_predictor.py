@@ -69,6 +69,7 @@ class ReloadingPredictor(ClosedOnExit):
         allow_new_labels: Accept a bundle with other labels, and so with another problem type and other output shapes.
         batch_sizes: Images per run of the warm-up; see `Predictor.warm_up`.
         image_sizes: (height, width) of the model's input in the warm-up; see `Predictor.warm_up`.
+        callers: Threads that call at a time; see `Predictor.warm_up`.
         watch: Seconds between looks at the bundle's manifest; a new one is reloaded, and a failure logged and tried
             again at the next look. Default: `reload` alone reloads.
         options: Arguments of `vitdeploy.load`, such as `backend` and `precision`.
@@ -85,6 +86,7 @@ class ReloadingPredictor(ClosedOnExit):
         allow_new_labels: bool = False,
         batch_sizes: Sequence[int] | None = None,
         image_sizes: Sequence[Sequence[int]] | None = None,
+        callers: int = 1,
         watch: float | None = None,
         **options: Any,
     ) -> None:
@@ -95,7 +97,9 @@ class ReloadingPredictor(ClosedOnExit):
         self._load: Callable[[], Predictor] = functools.partial(load, path, **options)
         self._path, self._public_key = path, options.get("public_key")
         self._allow_new_labels = allow_new_labels
-        self._batch_sizes, self._image_sizes = batch_sizes, image_sizes
+        self._warm_up = functools.partial(
+            Predictor.warm_up, batch_sizes=batch_sizes, image_sizes=image_sizes, callers=callers
+        )
         self._process = os.getpid()
         self._lock, self._reloading = threading.Lock(), threading.Lock()
         self._manifest, predictor = self._open_proven(None)
@@ -192,7 +196,7 @@ class ReloadingPredictor(ClosedOnExit):
                     return manifest, old
                 check_same_answers(predictor, old, allow_new_labels=self._allow_new_labels)
             check_answers(predictor)
-            predictor.warm_up(self._batch_sizes, self._image_sizes)
+            self._warm_up(predictor)
         except BaseException:
             predictor.close()
             raise

@@ -261,6 +261,5 @@ class BundleServer(ClosedOnExit):
     def _served_content(self) -> list[str]:
         """Checksums of the files that are served."""
         opened = Bundle.open(self._bundle)
-        artifacts = opened.needed_for(served_artifact(opened, self._options).artifact)
-        records = [*opened.manifest.configuration, *(record for artifact in artifacts for record in artifact.files)]
-        return [record.sha256 for record in records]
+        artifact = served_artifact(opened, self._options).artifact
+        return [record.sha256 for record in opened.records_for(artifact)]
