@@ -104,7 +104,7 @@ class Machine:
         words = arguments.format(bundles=self._folder / "bundles")
         start = time.monotonic()
         command = f"timeout 300 python3 benchmarks/{script}.py --device cpu --json {results} {words}"
-        self._run(f"PYTHONPATH=$PWD:$STORE/site {command}")
+        self._run(f"PYTHONPATH=$PWD:$STORE/site {command} 2>&1 | tail -n 15")
         seconds = round(time.monotonic() - start, 1)
         if not results.exists():
             raise SystemExit(f"{script} left no results on the CPU of the machine")
