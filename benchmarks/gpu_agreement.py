@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from common import document, parser
 from gpu_device import about, check_backend, check_device
-from gpu_models import EMBEDDED, VIT_B, artifact
+from gpu_models import ARTIFACTS, EMBEDDED, VIT_B, artifact
 from gpu_rows import Ledger, Row
 
 from vitdeploy.assess.data.folder_listing import list_images
@@ -20,12 +20,12 @@ from vitdeploy.assets import held_out_images
 from vitdeploy.predictor import load_processor
 from vitdeploy.runtimes import BACKENDS, open_runtime
 
-PRECISIONS = {
-    "torch": ("fp32", "fp16", "bf16"),
-    "tensorrt-rtx": ("fp32", "fp16", "bf16"),
-    "onnxruntime": ("fp32", "fp16"),
-    "tensorrt": ("fp32", "fp16", "bf16"),
-    "onnxruntime-tensorrt": ("fp32", "fp16"),
+PRECISIONS = {  # in the order in which the artifacts are made
+    "torch": ("fp16", "fp32", "bf16"),
+    "tensorrt-rtx": ("fp16", "fp32", "bf16"),
+    "onnxruntime": ("fp16", "fp32"),
+    "tensorrt": ("fp16", "fp32", "bf16"),
+    "onnxruntime-tensorrt": ("fp16", "fp32"),
 }
 IMAGES = 4
 LIMIT_S = 75.0  # of one row; includes the wait for its artifact
@@ -36,7 +36,7 @@ _TOLERANCES = {("onnxruntime-tensorrt", "fp32"): DEFAULT_TOLERANCES["fp16"]}
 @functools.cache
 def expected(bundles: Path, model: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Inputs of a model, and the outputs of its reference in float32 on the CPU."""
-    bundle = artifact(bundles, model, "onnx", "fp16" if model == VIT_B else "fp32")  # the first that is made
+    bundle = artifact(bundles, model, "onnx", _first(model))
     images = itertools.islice(itertools.cycle(list_images(held_out_images()).files), IMAGES)
     feeds = {"pixel_values": load_processor(bundle)(list(images))}
     with open_runtime(bundle, "torch", device="cpu") as runtime:
@@ -48,8 +48,7 @@ def agreement(bundles: Path, model: str, backend: str, precision: str, device: s
     check_backend(backend, device)
     feeds, reference = expected(bundles, model)
     formats = BACKENDS[backend].artifact_formats
-    made = (formats[0], precision) if formats else ("onnx", "fp16" if model == VIT_B else "fp32")
-    bundle = artifact(bundles, model, *made)
+    bundle = artifact(bundles, model, *((formats[0], precision) if formats else ("onnx", _first(model))))
     tolerance = _TOLERANCES.get((backend, precision), DEFAULT_TOLERANCES[precision])
     with open_runtime(bundle, backend, precision=precision, device=device) as runtime:
         outputs = runtime.run(feeds)
@@ -70,17 +69,23 @@ def agreement(bundles: Path, model: str, backend: str, precision: str, device: s
         }
 
 
+def _first(model: str) -> str:
+    """Precision of the first artifact that is made of a model, whose bundle has the reference."""
+    return next((precision for name, _, precision in ARTIFACTS if name == model), "fp32")
+
+
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--bundles", type=Path, required=True, help="folder of the models, see gpu_models.py")
     options.add_argument("--models", nargs="+", default=[EMBEDDED, VIT_B])
     options.add_argument("--backends", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    options.add_argument("--precisions", nargs="+", help="by default all of the backend")
     options.add_argument("--device", default="cuda", help="cpu to try this script without a GPU")
     arguments = options.parse_args()
     check_device(arguments.device)
     ledger = Ledger(arguments.json, document(arguments, about(arguments.device)))
     for model, backend in itertools.product(arguments.models, arguments.backends):
-        for precision in PRECISIONS[backend]:
+        for precision in arguments.precisions or PRECISIONS[backend]:
             ledger.attempt(
                 f"{model} {backend} {precision}",
                 LIMIT_S,

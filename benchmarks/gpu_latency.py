@@ -179,7 +179,7 @@ def main() -> None:
     check_device(arguments.device)
     ledger = Ledger(arguments.json, document(arguments, about(arguments.device)))
     for key in ("peaks", "operations_an_image"):
-        ledger.keep(key, {})
+        ledger.document.setdefault(key, {})
     for precision in arguments.precisions:
         add_peak(ledger, precision, arguments.device, arguments.matrix_size)
 

@@ -21,7 +21,7 @@ from onnx import load
 
 import vitdeploy
 from vitdeploy import EngineOptions, GraphOptions, SourceOptions
-from vitdeploy.errors import UnavailableError
+from vitdeploy.errors import CheckFailedError, UnavailableError
 from vitdeploy.runtimes import open_runtime, runtime_class
 from vitdeploy.runtimes.engine.runtime import EngineRuntime
 from vitdeploy.runtimes.onnxrt.runtime import OnnxRuntime
@@ -134,6 +134,8 @@ def answered(text: str, bundles: Path) -> Iterator[Row]:
             check_backend("onnxruntime", "cuda")
         with tempfile.TemporaryDirectory() as folder:
             answer = QUESTIONS[text](bundles, Path(folder))
+    except CheckFailedError as exc:  # the export: not built, or differs from the reference
+        answer = Answer(False, str(exc))
     except UnavailableError as exc:  # an engine that does not open answers only the first question
         raise CannotRunError(str(exc)) from exc
     if answer.yes is None:

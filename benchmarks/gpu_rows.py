@@ -41,14 +41,15 @@ class Ledger:
         before: Row = {}
         if file is not None and file.exists():
             before = json.loads(file.read_text(encoding="utf-8"))
-        self._before = before
-        self.document: Row = {**about, "attempts": before.get("attempts", {}), "rows": before.get("rows", [])}
-        for attempt in self.attempts.values():
-            if attempt["result"] == "begun":
-                attempt.update(result="failed", reason=ENDED)
-        self._tried: list[str] = []
+        self.document: Row = {"attempts": {}, "rows": [], **before, **about}
+        ended = [attempt for attempt in self.attempts.values() if attempt["result"] == "begun"]
+        for attempt in ended:
+            attempt.update(result="failed", reason=ENDED)
         if before.get("command") not in (None, about.get("command")):
             self.document["command"] = "make gpu-check"  # several commands wrote to one file
+        if ended:
+            self.save()
+        self._tried: list[str] = []
 
     @property
     def attempts(self) -> dict[str, Row]:
@@ -59,10 +60,6 @@ class Ledger:
     def rows(self) -> list[Row]:
         rows: list[Row] = self.document["rows"]
         return rows
-
-    def keep(self, key: str, default: Any) -> None:
-        """Take a part of the file's content from the earlier process."""
-        self.document[key] = self._before.get(key, default)
 
     def is_due(self, name: str) -> bool:
         """True if an attempt was not made yet, and there is time for it; otherwise that is recorded."""

@@ -39,6 +39,7 @@ _AGREEMENT = "benchmarks/gpu_agreement.py --json {out}/gpu_agreement.json --bund
 _LATENCY = "benchmarks/gpu_latency.py --json {out}/gpu_latency.json --bundles {bundles}"
 _ATTENTION = "benchmarks/attention.py --json {out}/attention_gpu.json --device cuda"
 _FAMILIES = "dinov2-base dinov3-vitb16 siglip2-base perception-encoder-base"
+_OPSET_18 = "embedded+opset18 vit-base-patch16-224+opset18"
 
 MODELS = Step("models", 600, "benchmarks/gpu_models.py --bundles {bundles}")
 STEPS = {
@@ -50,6 +51,7 @@ STEPS = {
         Step("agreement-tensorrt", 60, f"{_AGREEMENT} --backends tensorrt onnxruntime-tensorrt"),
         Step("questions", 100, "benchmarks/gpu_questions.py --json {out}/gpu_questions.json --bundles {bundles}"),
         Step("tests", 100, "benchmarks/gpu_tests.py --json {out}/gpu_tests.json"),
+        Step("agreement-opset-18", 45, f"{_AGREEMENT} --backends onnxruntime --precisions fp16 --models {_OPSET_18}"),
         Step("latency-fp16", 90, f"{_LATENCY} --models vit-base-patch16-224 --precisions fp16", timed=True),
         Step("families-fp16", 120, f"{_LATENCY} --models {_FAMILIES} --precisions fp16 --batch-sizes 1 32", timed=True),
         Step("attention", 45, f"{_ATTENTION} --precision fp16 bf16 fp32 --rounds 50", timed=True, resumes=0),

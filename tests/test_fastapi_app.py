@@ -368,7 +368,15 @@ def test_several_images_in_a_request(client: httpx.Client, bundle: Path) -> None
 
 @pytest.mark.parametrize(
     ("content", "status"),
-    [(b"", 422), (b"[1]", 422), (b"{}", 422), (b"[" * 50_000, 422), (b"[]", 422), (bytes(MAX_BODY + 1), 413)],
+    [
+        (b"", 422),
+        (b"[1]", 422),
+        (b"{}", 422),
+        (b"[" * 50_000, 422),
+        (b"[]", 422),
+        (b'["",' + b'"",' * 10_000 + b'""]', 422),
+        (bytes(MAX_BODY + 1), 413),
+    ],
 )
 def test_a_batch_that_is_none(client: httpx.Client, content: bytes, status: int) -> None:
     assert client.post("/predict/batch", content=content).status_code == status

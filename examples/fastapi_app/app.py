@@ -142,8 +142,8 @@ async def predict_batch(request: Request, top_k: TopK = None) -> list[dict[str, 
         images = IMAGES.validate_json(await read_body(request, service.settings))
     except ValidationError as exc:
         raise HTTPException(422, "the body takes a JSON list of images in Base64") from exc
-    if not images:
-        raise HTTPException(422, "there are no images")
+    if not 1 <= len(images) <= service.settings.max_queue:
+        raise HTTPException(422, f"the body takes from 1 to {service.settings.max_queue} images")
     return await unless_gone(request, predict_each(service.predictor, images, top_k))
 
 

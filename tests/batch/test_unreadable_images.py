@@ -46,16 +46,18 @@ def test_a_list_that_names_missing_files(digits: Bundle, features: Path, folder:
 
 
 def test_broken_links_in_a_folder(predictor: Predictor, folder: Path, tmp_path: Path) -> None:
-    """Also to itself, and one without an ending, which may be an image; one with another file's ending is left out."""
+    """Without an ending, it may be an image; one with another file's ending is left out."""
     for name in ("link.png", "link", "link.txt"):
         (folder / name).symlink_to(tmp_path / "gone")
+    (folder / "below.png").symlink_to("0/00.png/below.png")
+    (folder / "long.png").symlink_to("x" * 300)
     (folder / "loop.png").symlink_to("loop.png")
     output = tmp_path / "out.jsonl"
     with raises(InputError):
         vitdeploy.predict(predictor, folder, output, on_error="stop")
     result = vitdeploy.predict(predictor, folder, output)
     assert [failed.path for failed in result.failed] == [
-        str(folder / name) for name in ("link", "link.png", "loop.png")
+        str(folder / name) for name in ("below.png", "link", "link.png", "long.png", "loop.png")
     ]
     assert result.left_out[str(folder)].files == 1
 
@@ -75,9 +77,15 @@ def test_an_error_names_its_own_file_alone(predictor: Predictor, folder: Path, t
 
 @pytest.mark.usefixtures("reads_nothing_ahead")
 def test_a_folder_of_a_list_that_vanishes_stops_the_work(predictor: Predictor, folder: Path, tmp_path: Path) -> None:
-    """Unlike one that was not there when the list was read."""
+    """Unlike one that was not there when the list was read. While it is away, the work is kept."""
     table = tmp_path / "table.csv"
     table.write_text("image\nabsent/a.png\nimages/0/00.png\nimages/1/01.png\n", encoding="utf-8")
-    told = Told(on_advance=lambda done, _total: done == 2 and folder.rename(tmp_path / "away"))
-    with raises(InputError, what="images", where=folder / "1"):
-        vitdeploy.predict(predictor, table, tmp_path / "out.jsonl", batch_size=1, progress=told)
+    output, away = tmp_path / "out.jsonl", tmp_path / "away"
+    told = Told(on_advance=lambda done, _total: done == 1 and folder.rename(away))
+    with raises(InputError, what="images", where=folder / "0"):
+        vitdeploy.predict(predictor, table, output, batch_size=1, progress=told)
+    with raises(InputError, what="folders"):
+        vitdeploy.predict(predictor, table, output, batch_size=1)
+    away.rename(folder)
+    result = vitdeploy.predict(predictor, table, output, batch_size=1)
+    assert (result.resumed, [failed.row for failed in result.failed]) == (1, [0])

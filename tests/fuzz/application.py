@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import importlib
 import json
@@ -25,12 +26,14 @@ _EXAMPLE = ROOT / "examples" / "fastapi_app"
 _MOST_BYTES = 100_000
 _CLASSES = 3
 _ALLOWED = frozenset({200, 307, 404, 405, 408, 413, 422, 503})
+_BATCH = "/predict/batch"
 _PATHS = (
     "/predict",
     "/predict",
     "/predict",
     "/predict",
-    "/predict/batch",
+    _BATCH,
+    _BATCH,
     "/health",
     "/ready",
     "/metrics",
@@ -74,6 +77,8 @@ class ApplicationRequests:
         else:
             note, body = Images.content(rng)
         method, path = choose(rng, ("POST", "POST", "POST", "GET", "PUT", "HEAD", "x")), choose(rng, _PATHS)
+        if path == _BATCH and rng.random() < 0.8:
+            body = json.dumps([base64.b64encode(image).decode() for image in (body, self._good)]).encode()
         query = f"top_k={choose(rng, _NUMBERS)}" if rng.random() < 0.4 else ""
         headers = [(b"content-type", choose(rng, _TYPES).encode("latin-1"))]
         if rng.random() < 0.3:
@@ -94,10 +99,15 @@ class ApplicationRequests:
                 return None  # nobody takes the answer
             if status not in _ALLOWED:
                 return f"status {status}: {content!r:.300}"
-            if status == 200 and path == "/predict" and method == "POST":
-                scores = [prediction["score"] for prediction in json.loads(content)]
-                if not 1 <= len(scores) <= _CLASSES or not 0 <= sum(scores) <= 1 + 1e-5:
-                    return f"scores {scores}"
+            if status == 200 and path in ("/predict", _BATCH) and method == "POST":
+                answer = json.loads(content)
+                images = [{"predictions": answer}] if path == "/predict" else answer
+                if path == _BATCH and (len(images) != 2 or "predictions" not in images[1]):
+                    return f"a batch with a good image is answered with {images}"
+                for image in images:
+                    scores = [best["score"] for best in image.get("predictions", ())]
+                    if "error" not in image and (not 1 <= len(scores) <= _CLASSES or not 0 <= sum(scores) <= 1 + 1e-5):
+                        return f"scores {scores}"
             return None
 
         note = f"{method} {path}?{query:.40} {ends}: {note}"

@@ -57,7 +57,7 @@ def test_links_are_followed_and_a_loop_ends(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["cat/b.png", "dog"])
 def test_a_link_to_nothing_and_a_pipe_are_not_left_out(tmp_path: Path, name: str) -> None:
     fill(tmp_path, "cat/a.png")
-    for target in ("absent", name):
+    for target in ("absent", name, "cat/a.png/below", "x" * 300):
         (tmp_path / name).symlink_to(tmp_path / target)
         with raises(InputError, where=tmp_path / name, hint="remove it"):
             list_images(tmp_path)

@@ -25,6 +25,7 @@ _OTHERS = "other endings"
 # In lower case: files that macOS and Windows add to folders and archives, and do not show. Names that begin with a dot,
 # such as .DS_Store, ._cat.jpg and .ipynb_checkpoints, are always hidden.
 _HIDDEN_NAMES = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
+_BROKEN_LINK = (errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG)  # and ENOENT, which the methods of paths know
 _MOST_REASONS = 20
 _IMAGE, PARQUET = "image", ".parquet"
 
@@ -199,11 +200,11 @@ def _kind(entry: os.DirEntry[str], path: Path, endings: Collection[str], keep_br
 
 
 def _leads_to(kind: Callable[[], bool]) -> bool:
-    """The answer of a method of a path; False for a link to itself, as for any broken one."""
+    """The answer of a method of a path; False for any broken link."""
     try:
         return kind()
     except OSError as exc:
-        if exc.errno != errno.ELOOP:
+        if exc.errno not in _BROKEN_LINK:
             raise
         return False
 
