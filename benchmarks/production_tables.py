@@ -17,7 +17,7 @@ def soak(document: Document) -> list[list[str]]:
         [
             f"{point['minute']} min", f"{point['calls']:,}", f"{point['resident_mb']:.1f}",
             f"{point['resident_peak_mb']:.1f}", f"{point['p50_ms']:.0f}",
-            f"{point['p99_ms']:.0f}", f"{point['load_average']:.1f}", _share(point),
+            f"{point['p99_ms']:.0f}", f"{point['load_average']:.1f}", f"{point['others_share']:.0%}",
         ]
         for point in shown
     ]  # fmt: skip
@@ -28,16 +28,12 @@ def soak_verdict(document: Document) -> str:
     judgement, calls = results["judgement"], sum(point["calls"] for point in results["points"][1:])
     flat = "flat" if judgement["flat"] else "not flat"
     problems = sum(results["problems"].values())
-    quiet = " and ".join(map(str, judgement.get("quiet_minutes", ("not recorded",))))
+    quiet = " and ".join(map(str, judgement["quiet_minutes"]))
     return (
         f"{calls:,} calls, {problems} errors or wrong answers. Resident memory of the last half: {flat}, within "
         f"{judgement['resident_spread']:.2%}. 99th percentile: {_stability(judgement)} (quiet minutes of the third and "
         f"the last quarter: {quiet})."
     )
-
-
-def _share(point: dict[str, Any]) -> str:
-    return f"{point['cpu_share']:.0%}" if "cpu_share" in point else "not recorded"
 
 
 def _stability(judgement: dict[str, Any]) -> str:

@@ -5,9 +5,9 @@ photographs of many sizes, in batches of 1 to 8, at five sizes of the model's in
 one that its image gave alone. Memory is flat if the resident memory of the last half's minutes, each the median of its
 seconds, is within 2 %.
 
-A 99th percentile depends on the machine's other work. A minute is quiet if this process had at least 90 % of the CPUs'
-time. Percentiles are stable if the medians of the quiet minutes of the third and the last quarter are within 20 %; if
-less than half of a quarter's minutes are quiet, there is no judgement.
+A 99th percentile depends on the machine's other work. A minute is quiet if other processes had at most 10 % of the
+CPUs' time. Percentiles are stable if the medians of the quiet minutes of the third and the last quarter are within
+20 %; if less than half of a quarter's minutes are quiet, there is no judgement.
 
 With `--stress`, all threads run the largest shapes at once, again and again, before the first minute. The warm-up must
 have taken the memory of these runs: malloc maps ONNX Runtime's arena by itself (`mapped_mb`). The memory that decoding
@@ -44,7 +44,8 @@ TOLERANCE = 1e-3
 LOOK_S = 1.0  # between looks at the memory: requests in progress hold some, so a minute has its median
 FLAT = 0.02
 STABLE = 0.2
-QUIET = 0.9  # of the CPUs' time for this process
+QUIET = 0.1  # of the CPUs' time for other processes
+_BUSY = (0, 1, 2, 5, 6, 7)  # of /proc/stat: user, nice, system, irq, softirq, steal
 LARGEST = tuple(sorted(SIZES, key=lambda size: size[0] * size[1]))[-3:]
 
 Answers = dict[tuple[int, int], NDArray[np.float32]]
@@ -109,21 +110,23 @@ def measure(minutes: int, threads: int, minute_s: float, stress: int) -> dict[st
         files = write_photographs(Path(folder), random.Random(0))
         bundle = Path(folder, "model")
         wait(start([*vitdeploy_export(bundle, "--random-weights", PRESET), "--dynamic-image-size"]))
-        with vitdeploy.load(bundle, backend="onnxruntime", intra_op_threads=1) as predictor:
+        with vitdeploy.load(
+            bundle, backend="onnxruntime", intra_op_threads=1, concurrent_runs=usable_cpus().workers
+        ) as predictor:
             warmed = predictor.warm_up((1, LARGEST_BATCH), SIZES, callers=threads)
             answers = {size: np.concatenate([logits_at(predictor, [file], size) for file in files]) for size in SIZES}
             points = [{"minute": 0, **memory()}]
             coincide(predictor, files, threads, stress)
             stressed = {"times": stress, **memory()}
             callers = Callers(predictor, files, answers, threads)
-            begin, cpu_s = time.monotonic(), time.process_time()
+            begin, others_s = time.monotonic(), busy_s() - time.process_time()
             for minute in range(1, minutes + 1):
                 resident = []
                 while (left := begin + minute * minute_s - time.monotonic()) > 0:
                     time.sleep(min(left, LOOK_S))
                     resident.append(resident_mb())
-                earlier_s, cpu_s = cpu_s, time.process_time()
-                share = (cpu_s - earlier_s) / minute_s / usable_cpus().workers
+                earlier_s, others_s = others_s, busy_s() - time.process_time()
+                share = (others_s - earlier_s) / minute_s / (os.cpu_count() or 1)
                 points.append(_point(minute, callers.latencies(), resident, share))
             callers.stop()
             details = ("intra_op_threads", "concurrent_runs", "allow_spinning")
@@ -168,7 +171,7 @@ def _point(minute: int, latencies: list[float], resident: list[float], share: fl
         "resident_peak_mb": max(resident),
         "threads": threading.active_count(),
         "load_average": os.getloadavg()[0],
-        "cpu_share": share,
+        "others_share": share,
     }
 
 
@@ -178,7 +181,7 @@ def judged(points: list[dict[str, float]]) -> dict[str, Any]:
     resident = [point["resident_mb"] for point in half]
     spread = max(resident) / min(resident) - 1
     middle = len(half) // 2
-    parts = [[point for point in part if point["cpu_share"] >= QUIET] for part in (half[:middle], half[middle:])]
+    parts = [[point for point in part if point["others_share"] <= QUIET] for part in (half[:middle], half[middle:])]
     enough = all(2 * len(part) >= middle > 0 for part in parts)
     ratio = None
     if enough:
@@ -191,6 +194,12 @@ def judged(points: list[dict[str, float]]) -> dict[str, Any]:
         "p99_ratio": ratio,
         "p99_stable": None if ratio is None else abs(ratio - 1) <= STABLE,
     }
+
+
+def busy_s() -> float:
+    """Seconds that the machine's CPUs worked, since its start (proc_stat(5))."""
+    ticks = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    return sum(int(ticks[index]) for index in _BUSY) / os.sysconf("SC_CLK_TCK")
 
 
 def resident_mb() -> float:

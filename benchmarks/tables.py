@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent
-DOCUMENTS = (FOLDER / "README.md", ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md")))
+DOCUMENTS = (
+    FOLDER / "README.md",
+    ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").glob("**/*.md")),
+)
 CHART = ROOT / "docs" / "images" / "latency.svg"
 _MARKED = re.compile(r"(?P<start><!-- (?P<table>\w+): (?P<file>\S+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
 
@@ -54,7 +59,16 @@ def growth(document: Document) -> str:
 
 
 def soak(document: Document) -> str:
-    header = ["minute", "calls", "resident (MB)", "its peak (MB)", "p50 (ms)", "p99 (ms)", "load average", "CPU share"]
+    header = [
+        "minute",
+        "calls",
+        "resident (MB)",
+        "its peak (MB)",
+        "p50 (ms)",
+        "p99 (ms)",
+        "load average",
+        "others' CPU share",
+    ]
     return f"{markdown(header, production_tables.soak(document))}\n\n{production_tables.soak_verdict(document)}"
 
 

@@ -6,7 +6,7 @@ import importlib
 import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vitdeploy.errors import UnavailableError, UsageError
+from vitdeploy.errors import UnavailableError, UsageError, shown
 from vitdeploy.runtimes import BACKENDS, BESIDE_OTHERS, formats_of, open_recorded, runtime_class
 from vitdeploy.system.processor import processor_identity
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vitdeploy.bundle.bundle import Bundle
-    from vitdeploy.bundle.manifest import Artifact, TunedChoice
+    from vitdeploy.bundle.manifest import Artifact, FileRecord, TunedChoice
     from vitdeploy.runtimes.base import Runtime
 
 
@@ -64,7 +64,7 @@ class Opening(NamedTuple):
     """The artifact that `vitdeploy.load` opens, and how.
 
     Attributes:
-        bundle: The bundle; with the tuned artifact alone if that is the choice.
+        bundle: The bundle; with the artifact alone if it was named, or is the tuned choice.
         backend, precision: The backend, and the precision of its artifact.
         others: Names of the other artifacts that could have been opened.
         options: Options of the backend.
@@ -86,6 +86,12 @@ class Opening(NamedTuple):
         formats = formats_of(self.backend)
         return self.bundle.artifact(formats, self.precision) if formats else None
 
+    @property
+    def records(self) -> tuple[FileRecord, ...]:
+        """The files to open; UsageError as `artifact`."""
+        artifact = self.artifact
+        return self.bundle.manifest.files if artifact is None else self.bundle.records_for(artifact)
+
 
 def choose_opening(
     bundle: Bundle,
@@ -94,25 +100,66 @@ def choose_opening(
     device: str | None,
     options: Mapping[str, Any],
     *,
+    artifact: str | None = None,
     beside_decoding: bool = False,
 ) -> Opening:
-    """The tuned choice, unless the bundle has none or the caller asks for anything else; then as `choose`.
+    """The tuned choice, unless the bundle has none or the caller asks for anything else; then as `usual_opening`.
 
     With `beside_decoding`, options that are not set are those of `BESIDE_OTHERS`.
+
+    Raises:
+        UsageError: If the bundle has no artifact of the name `artifact`, or it does not fit the backend or precision.
     """
-    tuned, artifact = bundle.manifest.tuned, bundle.manifest.tuned_artifact
-    if tuned is None or artifact is None or backend or precision or options or device not in (None, "cpu"):
-        return _usual(bundle, backend, precision, options, beside_decoding)
-    others = tuple(other.name for other in bundle.manifest.artifacts if other is not artifact)
-    values = _with_defaults(tuned.backend, tuned.options, beside_decoding)
-    return Opening(bundle.with_only(artifact), tuned.backend, artifact.precision, others, values, tuned)
+    tuned, tuned_artifact = bundle.manifest.tuned, bundle.manifest.tuned_artifact
+    if artifact is not None:
+        name, named = _named(bundle, artifact, backend, precision)
+        opening = _opening_of(bundle, named, name, options)
+    elif tuned is None or tuned_artifact is None or backend or precision or options or device not in (None, "cpu"):
+        return usual_opening(bundle, backend, precision, options, beside_decoding=beside_decoding)
+    else:
+        opening = _opening_of(bundle, tuned_artifact, tuned.backend, tuned.options)._replace(tuned=tuned)
+    return opening._replace(options=_with_defaults(opening.backend, opening.options, beside_decoding))
 
 
-def _usual(
-    bundle: Bundle, backend: str | None, precision: str | None, options: Mapping[str, Any], beside_decoding: bool
+def usual_opening(
+    bundle: Bundle,
+    backend: str | None = None,
+    precision: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    *,
+    beside_decoding: bool = False,
 ) -> Opening:
+    """The artifact of `choose`."""
     chosen = choose(bundle, backend, precision)
-    return Opening(bundle, *chosen, _with_defaults(chosen.backend, options, beside_decoding))
+    return Opening(bundle, *chosen, _with_defaults(chosen.backend, options or {}, beside_decoding))
+
+
+def _opening_of(bundle: Bundle, artifact: Artifact, backend: str, options: Mapping[str, Any]) -> Opening:
+    others = tuple(other.name for other in bundle.manifest.artifacts if other is not artifact)
+    return Opening(bundle.with_only(artifact), backend, artifact.precision, others, options)
+
+
+def _named(bundle: Bundle, name: str, backend: str | None, precision: str | None) -> tuple[str, Artifact]:
+    """An artifact, and the backend, or the first that runs it; UsageError if they do not fit."""
+    names = [artifact.name for artifact in bundle.manifest.artifacts]
+    if name not in names:
+        raise UsageError(
+            f"{bundle.path} has no artifact {shown(name)}, only: {', '.join(names) or 'none'}",
+            what="artifact", where=bundle.path, expected=names, found=name, hint="choose one of them",
+        )  # fmt: skip
+    artifact = bundle.manifest.artifacts[names.index(name)]
+    if precision not in (None, artifact.precision):
+        raise UsageError(
+            f"{name} has precision {artifact.precision}, got {shown(precision)}",
+            what="precision", expected=artifact.precision, found=precision, hint="leave the precision out",
+        )  # fmt: skip
+    backends = [row for row, values in BACKENDS.items() if artifact.format in values.artifact_formats]
+    if not backends or backend not in (None, *backends):
+        raise UsageError(
+            f"{name} runs on {', '.join(backends) or 'no backend of this version'}, got {shown(backend)}",
+            what="backend", expected=backends, found=backend, hint="choose one of them, or another artifact",
+        )  # fmt: skip
+    return backend or backends[0], artifact
 
 
 def _with_defaults(backend: str, options: Mapping[str, Any], beside_decoding: bool) -> dict[str, Any]:
@@ -139,6 +186,7 @@ def open_choice(
     device: str | None,
     options: Mapping[str, Any],
     *,
+    artifact: str | None = None,
     beside_decoding: bool = False,
 ) -> Opened:
     """Open the artifact for these arguments; without any, the tuned choice if the bundle has one.
@@ -149,7 +197,9 @@ def open_choice(
     Raises:
         UsageError, UnavailableError, BundleError: As `vitdeploy.runtimes.open_recorded`.
     """
-    opening = choose_opening(bundle, backend, precision, device, options, beside_decoding=beside_decoding)
+    opening = choose_opening(
+        bundle, backend, precision, device, options, artifact=artifact, beside_decoding=beside_decoding
+    )
     record: dict[str, Any] | None = None
     if opening.tuned is not None:
         choice = opening.tuned
@@ -162,14 +212,16 @@ def open_choice(
         except (UnavailableError, UsageError) as exc:  # also a backend or an option of another version
             _warn(record, f"its tuned choice, {choice.backend} {opening.precision}, cannot run here: {exc}")
             record["in_use"] = False
-            opening = _usual(bundle, backend, precision, options, beside_decoding)
+            opening = usual_opening(bundle, beside_decoding=beside_decoding)
         else:
             differences = differing(choice)
             record["machine"] = differences
             if differences:
                 _warn(record, f"it was tuned on another machine: {'; '.join(differences)}; tune it again here")
             return Opened(runtime, opening, record)
-    runtime = open_recorded(bundle, opening.backend, opening.options, precision=opening.precision, device=device)
+    runtime = open_recorded(
+        opening.bundle, opening.backend, opening.options, precision=opening.precision, device=device
+    )
     return Opened(runtime, opening, record)
 
 

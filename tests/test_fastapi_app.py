@@ -383,12 +383,14 @@ def test_a_batch_that_is_none(client: httpx.Client, content: bytes, status: int)
 
 
 def test_a_batch_for_which_the_queue_has_no_room(module: Any) -> None:
-    predictor, _ = gated_predictor()
+    predictor, runtime = gated_predictor()
 
     async def main() -> None:
         async with served(module, predictor, max_queue=2) as client:
+            runtime.hold()  # or an image could leave its place to the last one
             answer = await client.post("/predict/batch", content=images_in_json([png()] * 4))
             assert answer.status_code == 503
             await waiting(module, 0)
+            runtime.gate.set()
 
     asyncio.run(main())

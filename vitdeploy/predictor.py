@@ -16,7 +16,6 @@ from vitdeploy.bundle.scores import ProblemType, default_problem_type
 from vitdeploy.errors import BundleError, NotFiniteError, UsageError, check_count, shown, typed_line
 from vitdeploy.images.open import image_name
 from vitdeploy.images.processor import ImageProcessor, as_batch
-from vitdeploy.runtimes import formats_of
 from vitdeploy.runtimes.choice import open_choice
 from vitdeploy.runtimes.fit import check_classes, check_fit
 from vitdeploy.runtimes.warmed_shapes import WarmedShape, warm
@@ -26,7 +25,7 @@ from vitdeploy.system.closing import ClosedOnExit
 from vitdeploy.system.forks import ThreadPool
 
 if TYPE_CHECKING:
-    from vitdeploy.bundle.manifest import Artifact, FileRecord
+    from vitdeploy.bundle.manifest import Artifact
     from vitdeploy.images.open import ImageSource
     from vitdeploy.models.layers.pooling import Pooling
     from vitdeploy.runtimes.base import Runtime
@@ -292,6 +291,7 @@ def load(
     *,
     backend: str | None = None,
     precision: str | None = None,
+    artifact: str | None = None,
     device: str | None = None,
     public_key: str | os.PathLike[str] | None = None,
     beside_decoding: bool = False,
@@ -301,7 +301,9 @@ def load(
     bundle = Bundle.open(path, public_key=public_key)
     config, processor = bundle.read_config(), load_processor(bundle)
     labels, problem_type = config.labels, config.problem_type
-    opened = open_choice(bundle, backend, precision, device, options, beside_decoding=beside_decoding)
+    opened = open_choice(
+        bundle, backend, precision, device, options, artifact=artifact, beside_decoding=beside_decoding
+    )
     runtime, opening = opened.runtime, opened.opening
     try:
         check_fit(bundle, processor, runtime)
@@ -310,7 +312,7 @@ def load(
     except BundleError:
         runtime.close()
         raise
-    records = files_to_open(opening.bundle, opening.backend, opening.precision)
+    records = opening.records
     files = [record.path for record in records]
     fingerprint = hashlib.sha256("".join(record.sha256 for record in records).encode()).hexdigest()
     details = {
@@ -320,14 +322,6 @@ def load(
     return Predictor(
         processor, runtime, labels, problem_type, details=details, config=config.model, fingerprint=fingerprint
     )
-
-
-def files_to_open(bundle: Bundle, backend: str, precision: str) -> tuple[FileRecord, ...]:
-    """Files that `load` opens with a backend; raises UsageError if the bundle has none for it."""
-    formats = formats_of(backend)
-    if not formats:
-        return bundle.manifest.files
-    return bundle.records_for(bundle.artifact(formats, precision))
 
 
 def load_processor(bundle: Bundle) -> ImageProcessor:

@@ -62,8 +62,8 @@ class OnnxRuntimeOptions(RuntimeOptions):
     concurrent_runs: int = option(
         0,
         "runs at a time; further callers wait, first come, first served. The session keeps the memory of as many runs. "
-        "0 is one run for each CPU that affinity and quota allow, or `parallel_runs` if that is more; two for each CPU "
-        "if a run has several threads; on a GPU, any number.",
+        "0 is two runs for each CPU that affinity and quota allow, or `parallel_runs` if that is more; on a GPU, any "
+        "number.",
         limits=(0, MOST_THREADS),
     )
     allow_spinning: bool | None = option(

@@ -45,7 +45,7 @@ _DTYPES = {
     "tensor(bool)": "bool",
     **{f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }
-_RUNS_OF_THREADS_A_CPU = 2  # at a time: with one, they take 9 to 15 % more processor time (docs/decisions.md)
+_RUNS_A_CPU = 2  # at a time: with one, a CPU idles while the next caller wakes up (docs/decisions.md)
 _NAMED = 3  # nodes in a message
 
 
@@ -64,6 +64,7 @@ class OnnxRuntime(Runtime):
     options_type: ClassVar[type[RuntimeOptions]] = OnnxRuntimeOptions
     shapes_on_cpu: ClassVar[bool] = True  # True if nodes that compute shapes may run there by default
     _limit: int | None = None  # runs at a time
+    _turns: Turns | contextlib.nullcontext[None]
     _fork_advice = ", or open it on the CPU with intra_op_threads=1"
 
     def __init__(self, path: str | Path | OpenedFile, options: OnnxRuntimeOptions = DEFAULTS) -> None:
@@ -104,8 +105,7 @@ class OnnxRuntime(Runtime):
             check_batches((*self.inputs, *self.outputs))
             self._parallel = ParallelRuns(runs.count)
         if options.concurrent_runs or providers == (CPU,):
-            a_cpu = 1 if threads.count == 1 else _RUNS_OF_THREADS_A_CPU
-            usual = max(a_cpu * usable_cpus().workers, 1 if runs is None else runs.count)
+            usual = max(_RUNS_A_CPU * usable_cpus().workers, 1 if runs is None else runs.count)
             self._limit = options.concurrent_runs or usual
             self._turns = Turns(self._limit)
         self.details = {
@@ -192,7 +192,7 @@ class OnnxRuntime(Runtime):
 
     def _make_locks(self) -> None:
         super()._make_locks()
-        self._turns = Turns(self._limit)
+        self._turns = contextlib.nullcontext() if self._limit is None else Turns(self._limit)
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:

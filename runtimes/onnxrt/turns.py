@@ -16,17 +16,14 @@ class Turns:
     `threading.Semaphore` is not fair: a thread that leaves and comes back can overtake those that wait.
 
     Args:
-        limit: Threads at a time, at least 1; None for any number.
+        limit: Threads at a time, at least 1.
     """
 
-    def __init__(self, limit: int | None) -> None:
-        self._limited, self._free = limit is not None, limit or 0
-        self._lock = threading.Lock()
+    def __init__(self, limit: int) -> None:
+        self._lock, self._free = threading.Lock(), limit
         self._waiting: collections.deque[threading.Lock] = collections.deque()  # one each, held until its turn
 
     def __enter__(self) -> None:
-        if not self._limited:
-            return
         with self._lock:
             if self._free:  # then nobody waits
                 self._free -= 1
@@ -48,8 +45,6 @@ class Turns:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._limited:
-            return
         with self._lock:
             if self._waiting:
                 self._waiting.popleft().release()

@@ -89,6 +89,10 @@ def test_a_tuned_choice_is_downloaded_and_elsewhere_the_usual_one_too(
         assert predictor.details["precision"] == ("fp32" if differs else "fp16")
         assert predictor.details["tuned"]["in_use"] is not bool(differs)
     assert hub.downloads == sorted([*CONFIGURATION, path, *(["onnx/model.onnx"] if differs else [])])
+    hub.requests.clear()
+    with vitdeploy.load(ID, artifact="onnx-fp32") as predictor:
+        assert predictor.details["files"][-1] == "onnx/model.onnx"
+    assert hub.downloads == ([] if differs else ["onnx/model.onnx"])
 
 
 def test_torch_takes_the_weights(hub: Hub) -> None:

@@ -45,7 +45,8 @@ def triton(
 ) -> None:
     """Add an artifact of BUNDLE to REPOSITORY, a Triton Inference Server model repository.
 
-    By default, an ONNX or TensorRT artifact for Triton's own backends: tensors in, logits or features out. With
+    By default, an ONNX or TensorRT artifact for Triton's own backends: tensors in, logits or features out. --device,
+    --max-batch-size and --threads apply to them, too; without --threads, ONNX Runtime ignores a container's quota. With
     --python-backend, any artifact: encoded images in, labels and scores or vectors out; the Python of Triton's backend
     must have vitdeploy.
 

@@ -12,8 +12,8 @@ from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import MANIFEST
 from vitdeploy.bundle.signature import SIGNATURE
 from vitdeploy.errors import BundleError, HubError, NoReferenceError, UsageError
-from vitdeploy.predictor import Predictor, files_to_open
-from vitdeploy.runtimes.choice import choose, choose_opening, differing, loads
+from vitdeploy.predictor import Predictor
+from vitdeploy.runtimes.choice import choose_opening, differing, loads, usual_opening
 from vitdeploy.system.argument_types import typed
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def load(
     *,
     backend: str | None = None,
     precision: str | None = None,
+    artifact: str | None = None,
     device: str | None = None,
     revision: str | None = None,
     token: str | None = None,
@@ -42,9 +43,11 @@ def load(
     Args:
         path: The bundle's folder; or its Hub id, such as "org/vit-digits-bundle", if no folder has that name.
         backend: "onnxruntime", "torch", ...
-        precision: The artifact's precision. Without backend, precision and options, the tuned choice of the bundle is
-            opened (see `vitdeploy.tune`). Otherwise, or without one, it is the only matching artifact; of several,
-            ONNX Runtime's first, and fp32 first.
+        precision: The artifact's precision. Without backend, precision, artifact and options, the tuned choice of the
+            bundle is opened (see `vitdeploy.tune`). Otherwise, or without one, it is the only matching artifact; of
+            several, ONNX Runtime's first, and fp32 first.
+        artifact: The artifact's name, such as "onnx-int8", where a backend runs several in one precision. Default: the
+            one in the format that the backend prefers.
         device: "cpu", "cuda" or "cuda:1". Default: "cpu", or "cuda" for an engine.
         revision: A branch, tag or commit on the Hub.
         token: Access token for a private or gated repository. Default: the token from `hf auth login`.
@@ -70,7 +73,7 @@ def load(
         DeviceError: If the device is not available.
     """
     opening = {
-        "backend": backend, "precision": precision, "device": device, "public_key": public_key,
+        "backend": backend, "precision": precision, "artifact": artifact, "device": device, "public_key": public_key,
         "beside_decoding": beside_decoding, **options,
     }  # fmt: skip
     if not is_hub_id(path):
@@ -87,13 +90,13 @@ def load(
         manifest = _located(files, MANIFEST)
         signature = [] if public_key is None else [_located(files, SIGNATURE)]
         bundle = Bundle.open(manifest.parent, public_key=public_key)
-        usual = choose(bundle, backend, precision)
-        records = files_to_open(bundle, usual.backend, usual.precision)
-        first = choose_opening(bundle, backend, precision, device, options)
-        if first.tuned is not None and loads(first.backend):
-            others = records if differing(first.tuned) else ()  # on another machine it may not run
-            records = (*files_to_open(first.bundle, first.backend, first.precision), *others)
-        paths = dict.fromkeys(record.path for record in records)
+        first = choose_opening(bundle, backend, precision, device, options, artifact=artifact)
+        openings = [first]
+        if first.tuned is not None and not loads(first.backend):
+            openings = [usual_opening(bundle)]
+        elif first.tuned is not None and differing(first.tuned):
+            openings.append(usual_opening(bundle))  # on another machine the tuned choice may not run
+        paths = dict.fromkeys(record.path for opening in openings for record in opening.records)
         return Choice((manifest, *signature, *(_located(files, path) for path in paths)))
 
     name = os.fspath(path)

@@ -178,7 +178,7 @@ def test_a_key_does_not_change_what_is_opened(digits: Bundle, monkeypatch: pytes
     monkeypatch.setattr(batch_callable, "choose_opening", choosing)
     assert resolve(digits.path, {"public_key": "key.pub"}).options["public_key"] == "key.pub"
     opening.assert_called_once_with(digits.path, public_key="key.pub")
-    choosing.assert_called_once_with(digits, None, None, None, {}, beside_decoding=False)
+    choosing.assert_called_once_with(digits, None, None, None, {}, artifact=None, beside_decoding=False)
 
 
 @pytest.mark.parametrize(

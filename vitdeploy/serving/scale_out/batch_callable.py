@@ -18,8 +18,8 @@ from vitdeploy.errors import ImageError, UsageError, check_count
 from vitdeploy.images.open import open_image
 from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.predictor import Predictor, batch_size_for, check_batch_size, load_processor
-from vitdeploy.runtimes import BACKENDS, formats_of
-from vitdeploy.runtimes.choice import choose_opening
+from vitdeploy.runtimes import BACKENDS
+from vitdeploy.runtimes.choice import Opening, choose_opening
 from vitdeploy.serving.in_process.lazy_predictor import LazyPredictor
 from vitdeploy.serving.scale_out.result_columns import Columns, Labels, Vectors
 from vitdeploy.specs import PixelFormat, PixelStage
@@ -63,10 +63,9 @@ class DecodeImages:
     @classmethod
     def of(cls, bundle: str | os.PathLike[str], column: str = "image", **options: Any) -> Self:
         """The first stage for the artifact that `vitdeploy.load` opens with these options, which need not run here."""
-        opened, chosen, _ = resolve(bundle, options)
-        formats = formats_of(chosen["backend"])
-        pixels = opened.artifact(formats, chosen["precision"]).pixels if formats else PixelFormat()
-        return cls(load_processor(opened), pixels, column)
+        opening = resolve(bundle, options).opening
+        artifact = opening.artifact
+        return cls(load_processor(opening.bundle), PixelFormat() if artifact is None else artifact.pixels, column)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -127,8 +126,8 @@ class BatchPredictor:
         if batch_size is not None:
             check_batch_size(batch_size)
         if threads is not None:
-            _, options, tuned_size = resolve(bundle, options, threads)
-            batch_size = batch_size or tuned_size
+            resolved = resolve(bundle, options, threads)
+            options, batch_size = resolved.options, batch_size or resolved.batch_size
         self.rows, self.column, self.batch_size = rows or Labels(), column, batch_size
         self._lazy = LazyPredictor(bundle, **options)
 
@@ -170,17 +169,20 @@ class BatchPredictor:
 
 
 class Resolved(NamedTuple):
-    """A bundle, and the options by which `load` opens the same again.
+    """An artifact, and the options by which `load` opens the same again.
 
     Attributes:
-        bundle: The bundle, whose signature was checked if the options have a key.
-        options: The options, with the backend and precision, and those of the tuned choice.
-        batch_size: Images per run of the tuned choice; None for another.
+        opening: The artifact; the signature of its bundle was checked if the options have a key.
+        options: The options, with the names of the backend and artifact, and those of the tuned choice.
     """
 
-    bundle: Bundle
+    opening: Opening
     options: dict[str, Any]
-    batch_size: int | None
+
+    @property
+    def batch_size(self) -> int | None:
+        """Images per run of the tuned choice; None for another."""
+        return None if self.opening.tuned is None else self.opening.tuned.batch_size
 
 
 def resolve(path: str | os.PathLike[str], options: Mapping[str, Any], threads: int | None = None) -> Resolved:
@@ -191,11 +193,13 @@ def resolve(path: str | os.PathLike[str], options: Mapping[str, Any], threads: i
         options: See `vitdeploy.load`.
         threads: CPU threads for the engine, unless the options have them. Default: the backend's.
     """
-    names = ("backend", "precision", "device", "public_key")
-    backend, precision, device, public_key = map(options.get, names)
+    names = ("backend", "precision", "device", "public_key", "artifact")
+    backend, precision, device, public_key, artifact = map(options.get, names)
     bundle = Bundle.open(path, public_key=public_key)
     given, beside_decoding = _without(options, *names, "beside_decoding"), options.get("beside_decoding", False)
-    opening = choose_opening(bundle, backend, precision, device, given, beside_decoding=beside_decoding)
+    opening = choose_opening(
+        bundle, backend, precision, device, given, artifact=artifact, beside_decoding=beside_decoding
+    )
     given = dict(opening.options)
     option = BACKENDS[opening.backend].threads_option if opening.backend in BACKENDS else None
     if threads is not None and option and option not in options:
@@ -204,8 +208,10 @@ def resolve(path: str | os.PathLike[str], options: Mapping[str, Any], threads: i
         given = {**given, option: threads if runs == 1 else 1}
         if "parallel_runs" in given:
             given["parallel_runs"] = runs
-    arguments = dict(zip(names, (opening.backend, opening.precision, device, public_key), strict=True))
-    return Resolved(bundle, {**arguments, **given}, None if opening.tuned is None else opening.tuned.batch_size)
+    chosen = opening.artifact
+    name = None if chosen is None else chosen.name
+    arguments = dict(zip(names, (opening.backend, opening.precision, device, public_key, name), strict=True))
+    return Resolved(opening, {**arguments, **given})
 
 
 def _encoded(image: Any) -> Any:

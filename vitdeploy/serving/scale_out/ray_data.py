@@ -13,7 +13,6 @@ import pyarrow.dataset as pd
 from ray.data.checkpoint import CheckpointConfig
 
 from vitdeploy._version import __version__
-from vitdeploy.predictor import files_to_open
 from vitdeploy.serving.scale_out.arrow_table import as_table
 from vitdeploy.serving.scale_out.batch_callable import BatchPredictor, DecodeImages, resolve
 from vitdeploy.serving.scale_out.job_folder import JobFolder
@@ -85,13 +84,12 @@ def run_ray_job(
         OutputError: If a row is missing or twice, or a file cannot be written.
     """
     place, chosen, workers = Path(output).absolute(), rows or Labels(), workers or Workers()
-    opened, settings, tuned_size = resolve(bundle, options, workers.cpus)
-    size = batch_size or tuned_size
-    decode = DecodeImages.of(opened.path, source.image_column, **options)
-    records = files_to_open(opened, settings["backend"], settings["precision"])
+    resolved = resolve(bundle, options, workers.cpus)
+    settings, size = resolved.options, batch_size or resolved.batch_size
+    decode = DecodeImages.of(bundle, source.image_column, **settings)
     identity = {
         "source": {"kind": type(source).__name__, **dataclasses.asdict(source), "paths": list(source.paths)},
-        "files": [record.sha256 for record in records],
+        "files": [record.sha256 for record in resolved.opening.records],
         "rows": {"kind": type(chosen).__name__, **dataclasses.asdict(chosen)},
         "options": {name: repr(value) for name, value in settings.items()},
         "batch_size": size,
@@ -111,7 +109,7 @@ def run_ray_job(
             )
             dataset = dataset.map_batches(
                 _TablePredictor,
-                fn_constructor_args=(str(opened.path.absolute()),),
+                fn_constructor_args=(str(Path(bundle).absolute()),),
                 fn_constructor_kwargs={"rows": chosen, "batch_size": size, **settings},
                 batch_size=workers.rows,
                 compute=workers.pool,
