@@ -7,6 +7,7 @@ There is no CPU build of torch for 3.12 on the index: that machine has none, and
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import os
@@ -30,6 +31,13 @@ COMMON = ("numpy", "pillow", "onnx", "onnxruntime", "cuda-bindings")
 PACKAGES = {"3.12": COMMON, "3.11": (*COMMON, "torch", "transformers")}  # of the machine itself
 CARRIED = ("run.sh", MANIFEST)  # with each slice
 NETWORK = "import socket; socket.create_connection(('192.0.2.1', 80), 5)"  # a documentation address of RFC 5737
+# Scripts of the steps, tried on the CPU of the machine that has torch: its packages must do for all of their code.
+ON_CPU = {
+    "gpu_agreement": "--models embedded --bundles {bundles}",
+    "gpu_tests": "",
+    "gpu_latency": "--models vit-tiny-patch16-32 --precisions fp32 --batch-sizes 1 2 --matrix-size 64 "
+    "--seconds-a-figure 0.01 --bundles {bundles}",
+}
 VERSIONS = """
 import json, onnxruntime, sys, tensorrt_rtx
 print(json.dumps({"python": sys.version.split()[0], "tensorrt_rtx": tensorrt_rtx.__version__,
@@ -90,6 +98,20 @@ class Machine:
         self.longest_seconds = max(self.longest_seconds, time.monotonic() - start)
         return code
 
+    def try_on_cpu(self, script: str, arguments: str) -> dict[str, Any]:
+        """Run the script of a step on the CPU; its time, and how many of its rows passed, were skipped or failed."""
+        results = self._folder / f"{script}.json"
+        words = arguments.format(bundles=self._folder / "bundles")
+        start = time.monotonic()
+        command = f"timeout 300 python3 benchmarks/{script}.py --device cpu --json {results} {words}"
+        # Beside other work, two threads of torch wait for each other longer than they compute.
+        self._run(f"OMP_NUM_THREADS=1 PYTHONPATH=$PWD:$STORE/site {command} 2>&1 | tail -n 15")
+        seconds = round(time.monotonic() - start, 1)
+        if not results.exists():
+            raise SystemExit(f"{script} left no results on the CPU of the machine")
+        attempts = json.loads(results.read_text(encoding="utf-8"))["attempts"].values()
+        return {"step": script, "seconds": seconds, **collections.Counter(attempt["result"] for attempt in attempts)}
+
     def ask(self, code: str) -> tuple[int, str]:
         """Exit code of a Python program there, with the bundle's packages, and the last line of its output."""
         environ = {**self._environ(), "PYTHONPATH": str(self._folder / "store" / "site")}
@@ -134,6 +156,7 @@ def rehearse(clone: Path, machine: Machine) -> dict[str, Any]:
         module = re.search(r"No module named '(\w+)", step["reason"])
         if module and module[1] not in check["missing"]:
             raise SystemExit(f"step {step['step']} needs {module[1]}, which neither the machine nor the bundle has")
+    tried = [machine.try_on_cpu(*script) for script in ON_CPU.items() if "torch" not in check["missing"]]
     imported, versions = machine.ask(VERSIONS)
     if imported:
         raise SystemExit(f"the installed packages cannot be imported: {versions}")
@@ -147,6 +170,8 @@ def rehearse(clone: Path, machine: Machine) -> dict[str, Any]:
         "exit_code": code,
         "files": files,
         "missing": check["missing"],
+        "models": [{"model": name, **attempt} for name, attempt in check["models"].items()],
+        "on_cpu": tried,
         "wheels": gpu_bundle.contents(manifest),
         **json.loads((machine.out / "gpu_times.json").read_text(encoding="utf-8")),
     }

@@ -109,4 +109,18 @@ def _rehearsed(machine: Row) -> str:
         f"command took {machine['longest_command_seconds']:.0f} s at most, {len(machine['files'])} files came back; "
         f"network: `{machine['network']}`; exit code {machine['exit_code']}."
     )
-    return f"{text}\n\n{table(machine)}"
+    results = {"passed": "passed", "skipped": "skipped", "failed": "failed", "begun": "ended at the limit"}
+    tried = [
+        [row["step"], f"{row['seconds']:.0f}", *(str(row.get(result, 0)) for result in results)]
+        for row in machine["on_cpu"]
+    ]
+    made = [f"{row['model']} ({row['seconds']:.0f} s)" for row in machine["models"] if row["result"] == "passed"]
+    parts = [text, table(machine)]
+    if made:
+        parts.append(f"Models made there beside the steps, until the last step ended: {', '.join(made)}.")
+    if tried:
+        parts += [
+            "The scripts of the steps, tried on its CPU afterwards:",
+            markdown(["script", "seconds", *results.values()], tried),
+        ]
+    return "\n\n".join(parts)

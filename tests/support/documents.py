@@ -19,7 +19,6 @@ import transformers
 from command_line import Ran, run
 from hub_server import Hub, hub_server
 from PIL import Image
-from sklearn.datasets import load_sample_images
 from two_towers import write_clip
 
 from vitdeploy.specs import Task
@@ -150,5 +149,7 @@ def add_images(folder: Path) -> None:
         (folder / name).mkdir(parents=True)
     names = ["photos/a.jpg", "photos/b.jpg", "cat.jpg", "validation/cat/a.jpg", "validation/dog/b.jpg",
              "gallery/cat/c.jpg", "gallery/dog/d.jpg"]  # fmt: skip
+    from sklearn.datasets import load_sample_images  # here, because a GPU machine need not have it
+
     for name, pixels in zip(names, itertools.cycle(load_sample_images().images), strict=False):
         Image.fromarray(pixels).reduce(4).save(folder / name)  # `benchmark` decodes and resizes them a thousand times
