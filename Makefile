@@ -13,7 +13,7 @@ TRITON := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(ENVS
 RAY := $(if $(filter Linux-x86_64 Linux-aarch64 Darwin-arm64,$(shell uname -s)-$(shell uname -m)),$(ENVS)/ray/.done)
 BENCHMARKS := processor export predict_overhead pixels evaluate batch_predict int8 onnxruntime_floor accuracy_bound attention dynamic_size engines
 
-.PHONY: demo test check chromium docs format fuzz sbom bench bench-large bench-peers golden triton-schema mutations gpu-check gpu-bundle gpu-rehearsal clean
+.PHONY: demo test check chromium docs format fuzz sbom bench bench-large bench-peers golden triton-schema mutations gpu-check gpu-results gpu-bundle gpu-rehearsal clean
 
 demo: .venv/.demo  ## export, prove and time the embedded model
 	$(BIN)/vitdeploy demo
@@ -86,13 +86,17 @@ mutations: .venv/.dev $(TENSORRT:%=$(ENVS)/tensorrt-%/.done)  ## break the engin
 	$(TEST_ENV) $(BIN)/python benchmarks/mutations.py --json benchmarks/results/mutations.json
 
 gpu-check:  ## GPU tests, then GPU benchmarks, with the python that is there; results under $$OUT
-	OUT=$${OUT:-gpu-results} $(PYTHON) benchmarks/gpu_check.py
+	OUT=$${OUT:-gpu-results} PYTHONPATH=benchmarks $(PYTHON) -m gpu.check
+
+FOLDER ?= gpu-results
+gpu-results: .venv/.dev  ## record the results of a GPU machine, which came back in FOLDER, and rewrite the pages
+	PYTHONPATH=benchmarks $(BIN)/python -m gpu.results $(FOLDER)
 
 gpu-bundle: .venv/.dev  ## what must travel to a GPU machine without a network: wheels in slices, run.sh; in gpu-bundle
-	$(BIN)/python benchmarks/gpu_bundle.py
+	PYTHONPATH=benchmarks $(BIN)/python -m gpu.bundle
 
 gpu-rehearsal: .venv/.dev  ## the bundle on a bare machine that is played here, without a GPU or a network; needs python3.12 and python3.11
-	$(BIN)/python benchmarks/gpu_rehearsal.py --json benchmarks/results/gpu_rehearsal.json --log benchmarks/results/gpu_rehearsal.log
+	PYTHONPATH=benchmarks $(BIN)/python -m gpu.rehearsal --json benchmarks/results/gpu_rehearsal.json --log benchmarks/results/gpu_rehearsal.log
 	$(BIN)/python benchmarks/tables.py
 
 clean:

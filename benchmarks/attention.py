@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from common import PRESET, document, parser, record, save, turns
-from gpu_device import about, check_device
+from gpu.device import about, check_device
 
 from vitdeploy.models.presets import preset_config, random_model
 from vitdeploy.runtimes.pytorch import PyTorchRuntime

@@ -102,12 +102,13 @@ def peer_versions(python: Path, *packages: str) -> dict[str, str]:
 
 def document(arguments: argparse.Namespace, results: dict[str, Any]) -> dict[str, Any]:
     """`results`, with the information to repeat them."""
-    script = Path(sys.argv[0]).stem
+    script = Path(sys.argv[0])
+    program = f"-m gpu.{script.stem}" if script.parent.name == "gpu" else f"benchmarks/{script.name}"
     options = [
         f" --{name.replace('_', '-')}{_words(value)}" for name, value in vars(arguments).items() if _is_setting(value)
     ]
     return {
-        "command": f"python benchmarks/{script}.py{''.join(options)}",
+        "command": f"python {program}{''.join(options)}",
         "date": dt.datetime.now(dt.timezone.utc).date().isoformat(),
         "machine": machine(),
         "load_average": [round(load, 1) for load in os.getloadavg()],

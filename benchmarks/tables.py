@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import chart
 import export_tables
-import gpu_tables
-import gpu_times
 import load_tables
 import production_tables
 import runtime_tables
+from gpu import tables as gpu_tables
+from gpu import times as gpu_times
 from markdown_table import markdown
 
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import gpu_answers
 import numpy as np
 import pytest
 from fake_cuda import FakeContext, FakeCuda
 from fake_engines import INPUTS, OUTPUTS, opener, patched_cuda
-from gpu_answers import device_memory, graph_answers, kernel_cache, loads_weights, takes_pad
+from gpu import answers as gpu_answers
+from gpu.answers import device_memory, graph_answers, kernel_cache, loads_weights, takes_pad
 from stub_runtime import StubRuntime
 
 from vitdeploy.errors import DeviceError, OtherHardwareError

@@ -17,13 +17,13 @@ import zipfile
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
-import gpu_bundle
-import gpu_machine
-import gpu_rehearsal
-import gpu_slices
-import gpu_times
 import pytest
 from environments import ROOT, run
+from gpu import bundle as gpu_bundle
+from gpu import machine as gpu_machine
+from gpu import rehearsal as gpu_rehearsal
+from gpu import slices as gpu_slices
+from gpu import times as gpu_times
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
@@ -152,10 +152,10 @@ time.sleep(float(sys.argv[-1]))
 def project(folder: Path) -> Path:
     """The archive of a project with the real helpers of `run.sh`, and a check that imports the first wheel."""
     benchmarks = folder / "project" / "benchmarks"
-    benchmarks.mkdir(parents=True)
-    for name in ("gpu_machine.py", "gpu_slices.py", "gpu_times.py", "markdown_table.py"):
-        shutil.copy(ROOT / "benchmarks" / name, benchmarks)
-    (benchmarks / "gpu_check.py").write_text(CHECK)
+    (benchmarks / "gpu").mkdir(parents=True)
+    for name in ("gpu/__init__.py", "gpu/machine.py", "gpu/slices.py", "gpu/times.py", "markdown_table.py"):
+        shutil.copy(ROOT / "benchmarks" / name, benchmarks / name)
+    (benchmarks / "gpu" / "check.py").write_text(CHECK)
     shutil.copy(ROOT / "pyproject.toml", folder / "project")
     archive = folder / "project.tar.gz"
     with tarfile.open(archive, "w:gz") as file:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,21 +13,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-import gpu_check
-import gpu_latency
-import gpu_models
-import gpu_results
-import gpu_rows
 import pytest
 import torch
 from environments import ROOT
-from gpu_steps import FAILED, MODELS, RESULTS, STEPS, Step
+from gpu import check as gpu_check
+from gpu import latency as gpu_latency
+from gpu import models as gpu_models
+from gpu import results as gpu_results
+from gpu import rows as gpu_rows
+from gpu.steps import FAILED, MODELS, RESULTS, STEPS, Step
 
 BENCHMARKS = ROOT / "benchmarks"
 SCRIPT = """
 import os, sys, time
 from pathlib import Path
-from gpu_rows import CannotRunError, Ledger
+from gpu.rows import CannotRunError, Ledger
 def fail():
     raise ValueError("no such kernel")
 def miss():
@@ -45,8 +46,8 @@ sys.exit(ledger.exit_code())
 
 def call(script: str, *options: object) -> subprocess.CompletedProcess[str]:
     """Run a GPU script on the CPU."""
-    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(BENCHMARKS / f"{script}.py"), *map(str, options)]
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, BENCHMARKS)))}
+    command = [sys.executable, "-m", f"gpu.{script}", *map(str, options)]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
 
 
@@ -117,8 +118,8 @@ def test_without_time_no_step_begins(run_steps: Any) -> None:
 def test_a_terminated_check_leaves_its_results_and_no_process(tmp_path: Path) -> None:
     (tmp_path / "step.py").write_text("import os, time; print('pid', os.getpid()); time.sleep(60)", encoding="utf-8")
     code = f"""if True:
-        import gpu_check
-        from gpu_steps import Step
+        from gpu import check as gpu_check
+        from gpu.steps import Step
         gpu_check.MODELS = Step("models", 10, "-c pass")
         gpu_check.STEPS = {{"step": Step("step", 60, "{tmp_path}/step.py")}}
         gpu_check.main()
@@ -141,9 +142,10 @@ def test_a_terminated_check_leaves_its_results_and_no_process(tmp_path: Path) ->
 
 def test_every_step_has_its_script_and_all_results_come_back() -> None:
     for step in (MODELS, *STEPS.values()):
-        script, *options = step.command(Path("OUT"), Path("BUNDLES"))
+        command = " ".join(step.command(Path("OUT"), Path("BUNDLES")))
+        script = re.sub(r"^-m gpu\.(\w+)", r"benchmarks/gpu/\1.py", command).split()[0]
         assert (ROOT / script).is_file()
-        assert "{" not in " ".join(options)
+        assert "{" not in command
     files = {"gpu_check.json", "gpu_check.log", "gpu_times.json", *RESULTS}
     assert len(files) <= 8, "so many files come back from the machine"
     assert {*gpu_results.LEDGERS, *gpu_results.OTHERS} == {"gpu_check.json", *RESULTS}, "all are recorded"
@@ -157,7 +159,7 @@ def test_an_earlier_runs_rows_are_not_taken_for_those_of_this_one(run_steps: Any
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_step_is_skipped_on_a_machine_without_a_gpu() -> None:
-    done = call("gpu_questions", "--bundles", "nowhere")
+    done = call("questions", "--bundles", "nowhere")
     assert done.returncode == 3, done.stderr
     assert done.stdout.splitlines()[-1] == "torch finds no CUDA device"
 
@@ -166,7 +168,7 @@ def test_agreement_and_latency_on_the_cpu(tmp_path: Path) -> None:
     model = "vit-tiny-patch16-32"
     bundles = ("--device", "cpu", "--bundles", tmp_path / "bundles", "--json")
     agreement, latency = tmp_path / "agreement.json", tmp_path / "latency.json"
-    assert call("gpu_agreement", "--models", model, *bundles, agreement).returncode == 0
+    assert call("agreement", "--models", model, *bundles, agreement).returncode == 0
     found = json.loads(agreement.read_text("utf-8"))
     assert {row["attempt"].removeprefix(f"{model} ") for row in found["rows"]} >= {
         "torch fp32", "torch fp16", "torch bf16", "onnxruntime fp32", "onnxruntime fp16",
@@ -177,7 +179,7 @@ def test_agreement_and_latency_on_the_cpu(tmp_path: Path) -> None:
 
     options = ("--models", model, "--precisions", "fp32", "--batch-sizes", 1, 2, "--matrix-size", 64,
                "--seconds-a-figure", 0.01)  # fmt: skip
-    done = call("gpu_latency", *options, *bundles, latency)
+    done = call("latency", *options, *bundles, latency)
     assert done.returncode == 0, done.stderr
     found = json.loads(latency.read_text("utf-8"))
     rows = [row for row in found["rows"] if row["backend"] in ("torch", "onnxruntime")]  # a GPU would add others
@@ -195,11 +197,11 @@ def test_agreement_and_latency_on_the_cpu(tmp_path: Path) -> None:
 
 def test_a_latency_step_measures_each_configuration_once() -> None:
     steps = [
-        step.command(Path("OUT"), Path("BUNDLES")) for name, step in STEPS.items() if "gpu_latency" in step.arguments
+        step.command(Path("OUT"), Path("BUNDLES")) for name, step in STEPS.items() if "gpu.latency" in step.arguments
     ]
     measured: list[tuple[str, str]] = []
     for command in steps:
-        chosen = gpu_latency.options().parse_args(command[1:])
+        chosen = gpu_latency.options().parse_args(command[2:])
         for model, precision in itertools.product(chosen.models, chosen.precisions):
             found = gpu_latency.configurations(precision, variants=chosen.variants)
             measured += [(model, str(configuration)) for configuration in found]
@@ -231,7 +233,8 @@ def test_a_test_that_crashes_leaves_the_others(tmp_path: Path) -> None:
     (tmp_path / "test_other.py").write_text("import a_missing_package", encoding="utf-8")
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu", encoding="utf-8")
     code = f"""if True:
-        import sys, pathlib, gpu_tests
+        import sys, pathlib
+        from gpu import tests as gpu_tests
         gpu_tests.files = lambda: sorted(pathlib.Path("{tmp_path}").glob("test_*.py"))
         sys.argv = ["gpu_tests.py", "--device", "cpu", "--json", "{tmp_path}/tests.json"]
         gpu_tests.main()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import gpu_models
-import gpu_rows
-import gpu_steps
 import onnx
 import pytest
-from gpu_models import CONFIGS, EMBEDDED, artifact
-from gpu_rows import CannotRunError
+from gpu import models as gpu_models
+from gpu import rows as gpu_rows
+from gpu import steps as gpu_steps
+from gpu.models import CONFIGS, EMBEDDED, artifact
+from gpu.rows import CannotRunError
 
 SMALL = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "num_hidden_layers": 1}
 SMALL_POOLER = {"pooler_attention_heads": 4, "pooler_intermediate_size": 48, "projection_size": 8}

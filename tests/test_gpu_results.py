@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-import gpu_results
-import gpu_tables
 import pytest
 import tables
+from gpu import results as gpu_results
+from gpu import tables as gpu_tables
 
 ABOUT: dict[str, Any] = {
     "command": "make gpu-check", "date": "2027-01-02", "load_average": [1.0, 1.0, 1.0], "device": "NVIDIA H200",

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Run benchmarks/gpu_check.py on a GPU machine, with the packages of a bundle (`make gpu-bundle`) and without a network.
+# Run benchmarks/gpu/check.py on a GPU machine, with the packages of a bundle (`make gpu-bundle`) and without a network.
 #
 #   bash run.sh receive             check the slices that lie beside this file, and take them; one call a slice will do
-#   bash run.sh [--seconds N] [...] take them, install what is whole, and run; other options are those of gpu_check.py
+#   bash run.sh [--seconds N] [...] take them, install what is whole, and run; other options are those of gpu/check.py
 #
 # PYTHON  the interpreter that has torch (python3)
 # STORE   what was received and installed (/tmp/vitdeploy-gpu)
@@ -16,16 +16,16 @@ mkdir -p "$store"
 
 # The project is the checkout around the bundle, or else the archive in it.
 project=$(dirname "$here")
-if [ ! -f "$project/benchmarks/gpu_machine.py" ]; then
+if [ ! -f "$project/benchmarks/gpu/machine.py" ]; then
     project=$store/project
     rm -rf "$project"
     mkdir -p "$project"
     tar -xzf "$here/project.tar.gz" -C "$project"
 fi
-machine=$project/benchmarks/gpu_machine.py
+export PYTHONPATH="$project/benchmarks${PYTHONPATH:+:$PYTHONPATH}"
 
 if [ "${1:-}" = receive ]; then
-    exec "$python" "$machine" receive "$here" "$store"
+    exec "$python" -m gpu.machine receive "$here" "$store"
 fi
 
 seconds=570
@@ -41,7 +41,7 @@ export OUT
 check=
 finish() {
     trap - EXIT
-    "$python" "$machine" times "$store" "$OUT" || echo "the time table could not be written"
+    "$python" -m gpu.machine times "$store" "$OUT" || echo "the time table could not be written"
 }
 trap finish EXIT
 end() {
@@ -53,14 +53,14 @@ end() {
 }
 trap end TERM INT
 
-"$python" "$machine" receive "$here" "$store" || echo "going on without the damaged slices"
-"$python" "$machine" install "$store" || echo "going on with what is installed"
-"$python" "$machine" times "$store" "$OUT" > /dev/null
+"$python" -m gpu.machine receive "$here" "$store" || echo "going on without the damaged slices"
+"$python" -m gpu.machine install "$store" || echo "going on with what is installed"
+"$python" -m gpu.machine times "$store" "$OUT" > /dev/null
 
 # The bundle's packages come before those of the machine. A virtual environment would not do: where the machine's Python
 # is in one itself, a new one sees none of its packages.
-export PYTHONPATH="$store/site${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH="$store/site:$PYTHONPATH"
 cd "$project"
-"$python" benchmarks/gpu_check.py --seconds "$((seconds - SECONDS))" "$@" &
+"$python" -m gpu.check --seconds "$((seconds - SECONDS))" "$@" &
 check=$!
 wait "$check"

@@ -1,7 +1,7 @@
 """Prepare what must travel to a GPU machine without a network: wheels in slices, the project, and `run.sh`.
 
 The bundle is the folder `gpu-bundle`: slices that each fit one transfer, their manifest, the project's commit as an
-archive, and `run.sh`, which joins, installs and runs them there. Wheels come with the hashes of gpu/requirements.txt.
+archive, and `run.sh`, which joins, installs and runs them there. Wheels come with the hashes of requirements.txt.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import gpu_times
-from gpu_slices import Manifest, cut
+from gpu.slices import Manifest, cut
+from gpu.times import wheels_table
 
-ROOT = Path(__file__).parent.parent
-PINS = Path(__file__).parent / "gpu" / "requirements.txt"
+ROOT = Path(__file__).parents[2]
+PINS = Path(__file__).with_name("requirements.txt")
 NAMES = PINS.with_suffix(".in")
 RUN = PINS.with_name("run.sh")
 CONSTRAINTS = ROOT / "constraints.txt"
@@ -51,7 +51,7 @@ def main() -> None:
     wheels = download(PINS.read_text(encoding="utf-8"), arguments.python, arguments.wheels / arguments.python)
     size = slice_mb(tree_bytes()) if arguments.slice_mb is None else arguments.slice_mb
     manifest = bundle(wheels, arguments.output, arguments.python, int(size * 1e6))
-    print(gpu_times.wheels_table(contents(manifest)))
+    print(wheels_table(contents(manifest)))
 
 
 def tree_bytes() -> int:
@@ -126,7 +126,7 @@ def pin() -> str:
         + "\n"
         for name in wanted
     )
-    return f"# Written by `python benchmarks/gpu_bundle.py --pin` from {NAMES.name} and {CONSTRAINTS.name}.\n{pins}"
+    return f"# Written by `python -m gpu.bundle --pin` from {NAMES.name} and {CONSTRAINTS.name}.\n{pins}"
 
 
 def contents(manifest: Manifest) -> list[dict[str, Any]]:

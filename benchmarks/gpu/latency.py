@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from common import PRESET, document, parser
-from gpu_device import about, check_backend, check_device
-from gpu_models import BATCH, QUANTIZED, artifact
-from gpu_rows import Ledger, Row
-from gpu_tables import gpu_latency as table
 from matrix_peak import matrix_peak
 from torch.utils.flop_counter import FlopCounterMode
 
+from gpu.device import about, check_backend, check_device
+from gpu.models import BATCH, QUANTIZED, artifact
+from gpu.rows import Ledger, Row
+from gpu.tables import gpu_latency as table
 from vitdeploy.assess.data.folder_listing import list_images
 from vitdeploy.assess.metrics.outputs import DEFAULT_TOLERANCES, compare_outputs
 from vitdeploy.assets import held_out_images
@@ -77,7 +77,7 @@ class Measurement:
 
     Args:
         bundles: Folder of the models.
-        model: Name of a model, see `gpu_models`.
+        model: Name of a model, see models.py.
         device: "cuda" or "cpu".
         batch_sizes: Images per run.
         seconds: Approximate duration of each measurement.
@@ -163,7 +163,7 @@ def add_peak(ledger: Ledger, precision: str, device: str, size: int) -> None:
 
 def options() -> argparse.ArgumentParser:
     options = parser(__doc__)
-    options.add_argument("--bundles", type=Path, required=True, help="folder of the models, see gpu_models.py")
+    options.add_argument("--bundles", type=Path, required=True, help="folder of the models, see models.py")
     options.add_argument("--models", nargs="+", default=[PRESET])
     options.add_argument("--precisions", nargs="+", choices=list(DEFAULT_TOLERANCES), default=["fp16"])
     options.add_argument("--variants", action="store_true", help="other settings instead of the defaults")

@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from common import document, parser
-from gpu_answers import Answer, device_memory, graph_answers, kernel_cache, loads_weights, noise, runs, takes_pad
-from gpu_device import about, check_backend, check_device
-from gpu_models import BATCH, EMBEDDED, IMAGES, RTX, artifact
-from gpu_rows import CannotRunError, Ledger, Row
 from onnx import load
 
 import vitdeploy
+from gpu.answers import Answer, device_memory, graph_answers, kernel_cache, loads_weights, noise, runs, takes_pad
+from gpu.device import about, check_backend, check_device
+from gpu.models import BATCH, EMBEDDED, IMAGES, RTX, artifact
+from gpu.rows import CannotRunError, Ledger, Row
 from vitdeploy import EngineOptions, GraphOptions, SourceOptions
 from vitdeploy.errors import CheckFailedError, UnavailableError
 from vitdeploy.runtimes import open_runtime, runtime_class
@@ -145,7 +145,7 @@ def answered(text: str, bundles: Path) -> Iterator[Row]:
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--bundles", type=Path, required=True, help="folder of the models, see gpu_models.py")
+    options.add_argument("--bundles", type=Path, required=True, help="folder of the models, see models.py")
     options.add_argument("--device", default="cuda", help="cpu to try this script without a GPU")
     arguments = options.parse_args()
     check_device(arguments.device)

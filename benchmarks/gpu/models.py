@@ -16,9 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpu_rows import CannotRunError, Ledger, Row
-
 import vitdeploy
+from gpu.rows import CannotRunError, Ledger, Row
 from vitdeploy import EngineOptions, GraphOptions, SourceOptions
 from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.specs import AxisRange, Precision

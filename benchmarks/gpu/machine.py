@@ -15,12 +15,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import gpu_times
 import tomllib
-from gpu_slices import MANIFEST, join, problem, read_manifest
-from gpu_times import Times
 
-PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
+from gpu.slices import MANIFEST, join, problem, read_manifest
+from gpu.times import Times, table, write
+
+PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def main() -> None:
     elif arguments.command == "install":
         install(arguments.store)
     else:
-        print(gpu_times.table(gpu_times.write(Times(arguments.store), arguments.out)))
+        print(table(write(Times(arguments.store), arguments.out)))
 
 
 def receive(bundle: Path, store: Path) -> None:

@@ -1,4 +1,4 @@
-"""Time table of a run on a GPU machine: transfers, installation, and the steps of `gpu_check.py`."""
+"""Time table of a run on a GPU machine: transfers, installation, and the steps of `check.py`."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def table(document: Row) -> str:
 
 
 def wheels_table(wheels: list[Row]) -> str:
-    """Markdown of `gpu_bundle.contents`."""
+    """Markdown of `bundle.contents`."""
     rows = []
     for wheel in wheels:
         numbers = [name.split("-")[1] for name in wheel["slices"]]
@@ -90,12 +90,12 @@ def wheels_table(wheels: list[Row]) -> str:
 
 
 def gpu_wheels(document: Row) -> str:
-    """The wheels for the first machine of `gpu_rehearsal.py`."""
+    """The wheels for the first machine of `rehearsal.py`."""
     return wheels_table(document["machines"][0]["wheels"])
 
 
 def gpu_rehearsal(document: Row) -> str:
-    """The tables of the machines of `gpu_rehearsal.py`."""
+    """The tables of the machines of `rehearsal.py`."""
     return "\n\n".join(_rehearsed(machine) for machine in document["machines"])
 
 

@@ -21,21 +21,22 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import gpu_bundle
-import gpu_times
 from common import document, parser, save
-from gpu_slices import MANIFEST, read_manifest
 
-ROOT = Path(__file__).parent.parent
+from gpu.bundle import contents
+from gpu.slices import MANIFEST, read_manifest
+from gpu.times import gpu_rehearsal
+
+ROOT = Path(__file__).parents[2]
 COMMON = ("numpy", "pillow", "onnx", "onnxruntime", "cuda-bindings")
 PACKAGES = {"3.12": COMMON, "3.11": (*COMMON, "torch", "transformers")}  # of the machine itself
 CARRIED = ("run.sh", MANIFEST)  # with each slice
 NETWORK = "import socket; socket.create_connection(('192.0.2.1', 80), 5)"  # a documentation address of RFC 5737
 # Scripts of the steps, tried on the CPU of the machine that has torch: its packages must do for all of their code.
 ON_CPU = {
-    "gpu_agreement": "--models embedded --bundles {bundles}",
-    "gpu_tests": "",
-    "gpu_latency": "--models vit-tiny-patch16-32 --precisions fp32 --batch-sizes 1 2 --matrix-size 64 "
+    "agreement": "--models embedded --bundles {bundles}",
+    "tests": "",
+    "latency": "--models vit-tiny-patch16-32 --precisions fp32 --batch-sizes 1 2 --matrix-size 64 "
     "--seconds-a-figure 0.01 --bundles {bundles}",
 }
 VERSIONS = """
@@ -103,9 +104,9 @@ class Machine:
         results = self._folder / f"{script}.json"
         words = arguments.format(bundles=self._folder / "bundles")
         start = time.monotonic()
-        command = f"timeout 300 python3 benchmarks/{script}.py --device cpu --json {results} {words}"
+        command = f"timeout 300 python3 -m gpu.{script} --device cpu --json {results} {words}"
         # Beside other work, two threads of torch wait for each other longer than they compute.
-        self._run(f"OMP_NUM_THREADS=1 PYTHONPATH=$PWD:$STORE/site {command} 2>&1 | tail -n 15")
+        self._run(f"OMP_NUM_THREADS=1 PYTHONPATH=$PWD:$PWD/benchmarks:$STORE/site {command} 2>&1 | tail -n 15")
         seconds = round(time.monotonic() - start, 1)
         if not results.exists():
             raise SystemExit(f"{script} left no results on the CPU of the machine")
@@ -139,7 +140,7 @@ class Machine:
 def rehearse(clone: Path, machine: Machine) -> dict[str, Any]:
     """Prepare a bundle in `clone`, send it slice by slice, and run it."""
     start = time.monotonic()
-    _output(sys.executable, str(clone / "benchmarks" / "gpu_bundle.py"), "--python", machine.version)
+    _output(sys.executable, "-m", "gpu.bundle", "--python", machine.version, path=str(clone / "benchmarks"))
     prepared = time.monotonic() - start
     manifest = read_manifest(clone / "gpu-bundle")
     slices = [file.name for file in manifest.slices]
@@ -172,7 +173,7 @@ def rehearse(clone: Path, machine: Machine) -> dict[str, Any]:
         "missing": check["missing"],
         "models": [{"model": name, **attempt} for name, attempt in check["models"].items()],
         "on_cpu": tried,
-        "wheels": gpu_bundle.contents(manifest),
+        "wheels": contents(manifest),
         **json.loads((machine.out / "gpu_times.json").read_text(encoding="utf-8")),
     }
 
@@ -203,8 +204,9 @@ def _within(what: str, found: float, limit: float) -> None:
         raise SystemExit(f"{what}: {found}, at most {limit} allowed")
 
 
-def _output(*command: str) -> str:
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": ""})
+def _output(*command: str, path: str = "") -> str:
+    environ = {**os.environ, "PYTHONPATH": path}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
     if result.returncode:
         raise SystemExit(f"exit code {result.returncode} from: {' '.join(command)}\n{result.stderr[-2000:]}")
     return result.stdout.strip()
@@ -228,7 +230,7 @@ def main() -> None:
     if arguments.log is not None:
         arguments.log.write_text(log, encoding="utf-8")
     found = document(arguments, {"limits": dataclasses.asdict(LIMITS), "machines": machines})
-    print(gpu_times.gpu_rehearsal(found))
+    print(gpu_rehearsal(found))
     save(arguments, found)
 
 

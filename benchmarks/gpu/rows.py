@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from gpu_steps import BEGUN, FAILED, SKIPPED
-
+from gpu.steps import BEGUN, FAILED, SKIPPED
 from vitdeploy.errors import MissingDependencyError, first_line
 from vitdeploy.files.atomic import write_file
 

@@ -7,9 +7,9 @@ import sys
 from typing import Any
 
 import torch
-from gpu_rows import CannotRunError
-from gpu_steps import SKIPPED
 
+from gpu.rows import CannotRunError
+from gpu.steps import SKIPPED
 from vitdeploy.errors import UnavailableError
 from vitdeploy.runtimes import runtime_class
 from vitdeploy.runtimes.onnxrt.session import CPU, CUDA

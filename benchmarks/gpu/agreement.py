@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 from common import document, parser
-from gpu_device import about, check_backend, check_device
-from gpu_models import ARTIFACTS, EMBEDDED, VIT_B, artifact
-from gpu_rows import Ledger, Row
 
+from gpu.device import about, check_backend, check_device
+from gpu.models import ARTIFACTS, EMBEDDED, VIT_B, artifact
+from gpu.rows import Ledger, Row
 from vitdeploy.assess.data.folder_listing import list_images
 from vitdeploy.assess.metrics.outputs import DEFAULT_TOLERANCES, compare_outputs
 from vitdeploy.assets import held_out_images
@@ -76,7 +76,7 @@ def _first(model: str) -> str:
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--bundles", type=Path, required=True, help="folder of the models, see gpu_models.py")
+    options.add_argument("--bundles", type=Path, required=True, help="folder of the models, see models.py")
     options.add_argument("--models", nargs="+", default=[EMBEDDED, VIT_B])
     options.add_argument("--backends", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     options.add_argument("--precisions", nargs="+", help="by default all of the backend")

@@ -1,4 +1,4 @@
-"""Steps of `gpu_check.py`, the most telling first, each with its command and time limit."""
+"""Steps of `check.py`, the most telling first, each with its command and time limit."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class Step:
         return words
 
 
-_AGREEMENT = "benchmarks/gpu_agreement.py --json {out}/gpu_agreement.json --bundles {bundles}"
-_LATENCY = "benchmarks/gpu_latency.py --json {out}/gpu_latency.json --bundles {bundles}"
+_AGREEMENT = "-m gpu.agreement --json {out}/gpu_agreement.json --bundles {bundles}"
+_LATENCY = "-m gpu.latency --json {out}/gpu_latency.json --bundles {bundles}"
 _ATTENTION = "benchmarks/attention.py --json {out}/attention_gpu.json --device cuda"
 _FAMILIES = "dinov2-base dinov3-vitb16 siglip2-base perception-encoder-base"
 _OPSET_18 = "embedded+opset18 vit-base-patch16-224+opset18"
 
-MODELS = Step("models", 600, "benchmarks/gpu_models.py --bundles {bundles}")
+MODELS = Step("models", 600, "-m gpu.models --bundles {bundles}")
 STEPS = {
     step.name: step
     for step in (
@@ -49,8 +49,8 @@ STEPS = {
         Step("agreement-tensorrt-rtx", 90, f"{_AGREEMENT} --backends tensorrt-rtx"),
         Step("agreement-onnxruntime", 60, f"{_AGREEMENT} --backends onnxruntime"),
         Step("agreement-tensorrt", 60, f"{_AGREEMENT} --backends tensorrt onnxruntime-tensorrt"),
-        Step("questions", 100, "benchmarks/gpu_questions.py --json {out}/gpu_questions.json --bundles {bundles}"),
-        Step("tests", 100, "benchmarks/gpu_tests.py --json {out}/gpu_tests.json"),
+        Step("questions", 100, "-m gpu.questions --json {out}/gpu_questions.json --bundles {bundles}"),
+        Step("tests", 100, "-m gpu.tests --json {out}/gpu_tests.json"),
         Step("agreement-opset-18", 45, f"{_AGREEMENT} --backends onnxruntime --precisions fp16 --models {_OPSET_18}"),
         Step("latency-fp16", 90, f"{_LATENCY} --models vit-base-patch16-224 --precisions fp16", timed=True),
         Step("families-fp16", 120, f"{_LATENCY} --models {_FAMILIES} --precisions fp16 --batch-sizes 1 32", timed=True),

@@ -12,7 +12,7 @@ from typing import Any
 
 import tables
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 LEDGERS = ("gpu_agreement.json", "gpu_questions.json", "gpu_tests.json", "gpu_latency.json")
 OTHERS = ("attention_gpu.json", "gpu_check.json")
 _LEFT = ("not started", "skipped")
@@ -28,7 +28,7 @@ def take(folder: Path, results: Path) -> list[str]:
     """
     found = {name: _read(folder / name) for name in (*LEDGERS, *OTHERS) if (folder / name).exists()}
     if not found.keys() & {*LEDGERS, "attention_gpu.json"}:
-        raise SystemExit(f"{folder} has no results of a GPU; no step of gpu_check.py came as far")
+        raise SystemExit(f"{folder} has no results of a GPU; no step of check.py came as far")
     devices = {found[name].get("device", "cpu") for name in found if name != "gpu_check.json"}
     if "cpu" in devices:
         raise SystemExit(f"{folder} has results of a CPU; only those of a GPU are recorded")
@@ -73,7 +73,7 @@ def _read(path: Path) -> Document:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("folder", type=Path, help="$OUT of gpu_check.py, as it came back")
+    options.add_argument("folder", type=Path, help="$OUT of check.py, as it came back")
     arguments = options.parse_args()
     print("recorded:", ", ".join(take(arguments.folder, RESULTS)))
     tables.write()

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 from common import document, parser
-from gpu_device import about, check_device
-from gpu_rows import Ledger
 
-ROOT = Path(__file__).parent.parent
+from gpu.device import about, check_device
+from gpu.rows import Ledger
+
+ROOT = Path(__file__).parents[2]
 LIMIT_S = 60.0  # of one test
 _MARKED = re.compile(r"mark\.gpu|gpu_marks")
 

@@ -1,9 +1,10 @@
 """Entry point for a GPU machine: every GPU measurement, the most telling first, within `--seconds`; results under $OUT.
 
-Runs with the GPU machine's Python and packages, from the repository's root, without an installation. Each step is a
-process with a time limit: a crash, a hang or a missing package ends that step alone. `$OUT/gpu_check.json` is rewritten
-after each step, and the steps write their own results row by row; all output is in `$OUT/gpu_check.log`. The models are
-made meanwhile by `gpu_models.py`, without the GPU, which has ended before anything is timed.
+Runs as `PYTHONPATH=benchmarks python -m gpu.check` from the repository's root, with the Python and packages of the GPU
+machine, without an installation. Each step is a process with a time limit: a crash, a hang or a missing package ends
+that step alone. `$OUT/gpu_check.json` is rewritten after each step, and the steps write their own results row by row;
+all output is in `$OUT/gpu_check.log`. The models are made meanwhile by `models.py`, without the GPU, which has ended
+before anything is timed.
 
 Exit code 0: every step passed; 1: a step failed, crashed or timed out; 3: none did, but one could not run.
 """
@@ -24,10 +25,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gpu_steps import BEGUN, FAILED, MODELS, RESULTS, SKIPPED, STEPS, Step
-from gpu_tables import answers
+from gpu.steps import BEGUN, FAILED, MODELS, RESULTS, SKIPPED, STEPS, Step
+from gpu.tables import answers
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
+IMPORTED = (str(ROOT), str(ROOT / "benchmarks"))
 PACKAGES = ("torch", "numpy", "PIL", "onnx", "onnxscript", "safetensors", "click", "rich", "pytest", "cuda",
             "onnxruntime", "tensorrt_rtx", "tensorrt")  # fmt: skip
 SHORTEST_S = 5.0  # with less time left, nothing starts
@@ -101,7 +103,8 @@ class Check:
         return {"result": result, "seconds": round(time.monotonic() - start, 1), "reason": reason[:400]}
 
     def _begin(self, command: list[str], log: Path, *, hide_gpu: bool = False) -> subprocess.Popen[bytes]:
-        environ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+        path = os.pathsep.join(filter(None, [*IMPORTED, os.environ.get("PYTHONPATH")]))
+        environ = {**os.environ, "PYTHONPATH": path}
         if hide_gpu:
             environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2))}
         with log.open("ab") as file:

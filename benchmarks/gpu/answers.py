@@ -1,4 +1,4 @@
-"""Answers to the questions of `gpu_questions.py`, from runtimes and bundles: yes, no or not known, with the reason."""
+"""Answers to the questions of `questions.py`, from runtimes and bundles: yes, no or not known, with the reason."""
 
 from __future__ import annotations
 
