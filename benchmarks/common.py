@@ -77,6 +77,12 @@ def wait(process: subprocess.Popen[bytes]) -> Any:
     return usage
 
 
+def resident_mb(process: int | str = "self") -> float:
+    """Resident memory of a process, in units of 10^6 bytes; OSError if it has ended."""
+    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
 def turns(names: Sequence[str], rounds: int) -> Iterator[list[str]]:
     """The names in a new order each round: a slow phase affects all, and none always follows the same other."""
     for _ in range(rounds):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import os
 import random
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sklearn.datasets
-from common import parser, record, start, vitdeploy_export, wait
+from common import parser, record, resident_mb, start, vitdeploy_export, wait
 from PIL import Image
 
 import vitdeploy
@@ -75,9 +74,8 @@ def memory() -> dict[str, float]:
     """Resident memory, malloc's memory in use, mapped by itself and held free, and Python's blocks."""
     gc.collect()
     info = _libc().mallinfo2()
-    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return {
-        "resident_mb": resident / 1e6,
+        "resident_mb": resident_mb(),
         "in_use_mb": (info.uordblks + info.hblkhd) / 1e6,
         "mapped_mb": info.hblkhd / 1e6,
         "held_free_mb": info.fordblks / 1e6,

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import parser, record, start, turns, vitdeploy_export, wait
+from common import parser, record, resident_mb, start, turns, vitdeploy_export, wait
 
 import vitdeploy
 
@@ -106,10 +106,6 @@ def _single(session: Session, runs: int, when: str) -> dict[str, float]:
         f"{when}_cpu_ms": statistics.median(cpu),
         f"{when}_mb": resident_mb(),
     }
-
-
-def resident_mb() -> float:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def hold(bundle: str, precision: str, prepack: bool, runs: int) -> None:

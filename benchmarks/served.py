@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from common import resident_mb
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -229,7 +231,11 @@ class Memory:
 
     def _sample(self) -> None:
         while not self._end.wait(self._every_s):
-            self.mb.append(sum(map(resident_mb, tree(self._process))))
+            total = 0.0
+            for process in tree(self._process):
+                with contextlib.suppress(OSError):  # it ended
+                    total += resident_mb(process)
+            self.mb.append(total)
 
 
 def tree(process: int) -> list[int]:
@@ -241,11 +247,3 @@ def tree(process: int) -> list[int]:
             for children in Path(f"/proc/{found[-1]}/task").glob("*/children"):
                 waiting += map(int, children.read_text().split())
     return found
-
-
-def resident_mb(process: int) -> float:
-    try:
-        pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
-    except OSError:  # it ended
-        return 0.0
-    return pages * 4096 / 1e6

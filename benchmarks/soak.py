@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from common import parser, record, start, vitdeploy_export, wait
+from common import parser, record, resident_mb, start, vitdeploy_export, wait
 from growth import LARGEST_BATCH, PRESET, memory, write_photographs
 from numpy.typing import NDArray
 
@@ -200,10 +200,6 @@ def busy_s() -> float:
     """Seconds that the machine's CPUs worked, since its start (proc_stat(5))."""
     ticks = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
     return sum(int(ticks[index]) for index in _BUSY) / os.sysconf("SC_CLK_TCK")
-
-
-def resident_mb() -> float:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def main() -> None:
