@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import runpy
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import openvino
 import pytest
 from bundles import write_bundle
 from raising import raises
+from triton_schema import read_config
 
 import vitdeploy
 from vitdeploy.errors import UsageError
+from vitdeploy.images.pixel_limit import MAX_PIXELS_VARIABLE
+from vitdeploy.serving.model_repository.model_folder import CONFIG
 from vitdeploy.serving.model_repository.python_options import PythonBackend
 from vitdeploy.serving.model_repository.python_repository import write_python_model
 from vitdeploy.serving.scale_out.batch_callable import BatchPredictor, DecodeImages, resolve
@@ -50,12 +58,7 @@ def of_reloading(path: Path, folder: Path) -> Predictor:
         return reloading.lease().predictor
 
 
-def of_triton(path: Path, folder: Path) -> Predictor:
-    model = write_python_model(path, folder, PythonBackend())
-    return vitdeploy.load(model.path / "1" / "bundle")
-
-
-@pytest.mark.parametrize("opened", [of_batches, of_reloading, of_triton])
+@pytest.mark.parametrize("opened", [of_batches, of_reloading])
 def test_a_tuned_choice_is_opened_again(
     tuned: Bundle, tmp_path: Path, opened: Callable[[Path, Path], Predictor]
 ) -> None:
@@ -66,6 +69,26 @@ def test_a_tuned_choice_is_opened_again(
         assert (predictor.details["files"], predictor.details["backend"]) == (expected["files"], "openvino")
         assert predictor.runtime.details == details
         assert DecodeImages.of(tuned.path).pixels == predictor.runtime.pixels
+
+
+@pytest.mark.parametrize(("instances", "threads"), [(1, 0), (2, 1), (1, 2)])
+def test_triton_opens_a_tuned_choice(
+    tuned: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instances: int, threads: int
+) -> None:
+    """As Triton starts an instance, with the arguments that it passes."""
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", ModuleType("triton_python_backend_utils"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv(MAX_PIXELS_VARIABLE, "1")  # which the model sets
+    options = PythonBackend(instances=instances, threads=threads, top_k=1)
+    written = write_python_model(tuned.path, tmp_path / "models", options)
+    config = read_config(written.path / CONFIG)
+    model = runpy.run_path(str(written.path / "1" / "model.py"))["TritonPythonModel"]()
+    model.initialize({"model_config": json.dumps(config), "model_repository": str(written.path), "model_version": "1"})
+    with contextlib.closing(model.answers):
+        predictor = model.answers._predictor
+        assert predictor.details["files"][-1] == "onnx/model.onnx"
+        assert predictor.runtime.details["inference_threads"] == max(1, threads)
+        assert predictor.runtime.details["memory_map"] is False
 
 
 @pytest.mark.parametrize("backend", [None, "openvino"])

@@ -20,8 +20,8 @@ import triton_python_backend_utils as pb_utils  # a module of Triton's
 import vitdeploy
 from vitdeploy.errors import VitDeployError
 from vitdeploy.images.pixel_limit import MAX_PIXELS_VARIABLE
-from vitdeploy.runtimes import BACKENDS
 from vitdeploy.serving.model_repository.batch_answers import BatchAnswers
+from vitdeploy.serving.scale_out.batch_callable import resolve
 from vitdeploy.system.cpu import session_threads, usable_cpus
 
 
@@ -39,12 +39,10 @@ class TritonPythonModel:
         given = {name: settings[name] for name in ("backend", "precision", "device") if name in settings}
         instances = sum(group["count"] for group in config["instance_group"])
         self.input = config["input"][0]["name"]
+        bundle = Path(args["model_repository"], args["model_version"], "bundle")
+        threads = _threads(int(settings["threads"]), instances)
         self.answers = BatchAnswers(
-            vitdeploy.load(
-                Path(args["model_repository"], args["model_version"], "bundle"),
-                **given,
-                **_threads(given.get("backend", "onnxruntime"), int(settings["threads"]), instances),
-            ),
+            vitdeploy.load(bundle, **(resolve(bundle, given, threads).options if threads else given)),
             [output["name"] for output in config["output"]],
             top_k=int(settings["top_k"]),
             max_batch_size=max(1, config["max_batch_size"]),
@@ -62,12 +60,11 @@ class TritonPythonModel:
         self.answers.close()
 
 
-def _threads(backend: str, threads: int, instances: int) -> dict[str, Any]:
-    """The runtime option for the number of threads: by default, the instances share the CPUs of the cgroup."""
-    option = BACKENDS[backend].threads_option
+def _threads(threads: int, instances: int) -> int:
+    """The number of threads, 0 for the backend's: by default, the instances share the CPUs of the cgroup."""
     if not threads and instances > 1:
         threads = max(1, (session_threads().count or usable_cpus().workers) // instances)
-    return {option: threads} if option and threads else {}
+    return threads
 
 
 def _response(answer: Any) -> Any:

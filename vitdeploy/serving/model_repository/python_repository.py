@@ -95,8 +95,7 @@ def write_python_model(
 def served_artifact(bundle: Bundle, options: PythonBackend) -> Served:
     """The artifact that `vitdeploy.load` opens with these options; UsageError if there is none."""
     given = {name: getattr(options, name) for name in ("backend", "precision", "device")}
-    runtime_options = {"threads": options.threads} if options.threads or options.instances > 1 else {}
-    chosen = choose_opening(bundle, **given, options=runtime_options)
+    chosen = choose_opening(bundle, **given, options={})
     artifact = chosen.artifact
     if artifact is None:
         raise UsageError(
