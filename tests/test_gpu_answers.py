@@ -12,13 +12,14 @@ import pytest
 from fake_cuda import FakeContext, FakeCuda
 from fake_engines import INPUTS, OUTPUTS, opener, patched_cuda
 from gpu import answers as gpu_answers
+from gpu import questions as gpu_questions
 from gpu.answers import device_memory, graph_answers, kernel_cache, loads_weights, takes_pad
 from stub_runtime import StubRuntime
 
-from vitdeploy.errors import DeviceError, OtherHardwareError
+from vitdeploy.errors import CheckFailedError, DeviceError, OtherHardwareError
 from vitdeploy.runtimes.engine.runtime import EngineRuntime
 
-SHAPES = [{"x": (size, 4)} for size in (1, 4, 8)]
+BATCHES = (1, 4, 8)
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 
@@ -50,7 +51,7 @@ class Sums(StubRuntime):
 
 
 def test_each_shape_has_the_memory_that_the_library_states(engine: EngineRuntime) -> None:
-    answer = device_memory(engine, SHAPES)
+    answer = device_memory(engine, Sums(), "fp16", BATCHES)
     assert answer.yes is True
     assert "1000, 4000, 8000" in answer.reason
 
@@ -64,17 +65,23 @@ def test_memory_that_contradicts_the_documentation(
     engine: EngineRuntime, monkeypatch: pytest.MonkeyPatch, stated: Callable[[int], int]
 ) -> None:
     monkeypatch.setattr(FakeContext, "update_device_memory_size_for_shapes", lambda self: stated(self.shape[0]))
-    assert device_memory(engine, SHAPES).yes is False
+    assert device_memory(engine, Sums(), "fp16", BATCHES).yes is False
+
+
+def test_memory_that_is_not_that_of_the_shapes(engine: EngineRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert device_memory(engine, Sums(2.0), "fp16", BATCHES).yes is False, "it computes something else"
+    monkeypatch.setattr(FakeContext, "update_device_memory_size_for_shapes", lambda _: 8000)
+    assert device_memory(engine, Sums(), "fp16", BATCHES).yes is None
 
 
 def test_an_engine_that_fails_with_the_stated_memory(engine: EngineRuntime) -> None:
     engine.library.engine.fails = True
-    assert device_memory(engine, SHAPES).yes is False
+    assert device_memory(engine, Sums(), "fp16", BATCHES).yes is False
 
 
 def test_an_engine_without_memory_of_its_own_tells_nothing(engine: EngineRuntime) -> None:
     engine.library.engine.device_memory_size_v2 = 0
-    assert device_memory(engine, SHAPES).yes is None
+    assert device_memory(engine, Sums(), "fp16", BATCHES).yes is None
 
 
 def test_a_replayed_graph_answers_its_own_input(engine: EngineRuntime) -> None:
@@ -175,3 +182,17 @@ def test_an_artifact_that_runs(
     monkeypatch.setattr(gpu_answers, "open_runtime", opened)
     bundle: Any = None
     assert gpu_answers.runs(bundle, "tensorrt-rtx", "fp16").yes is yes
+
+
+def test_an_export_that_fails_answers_for_an_engine_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(*_: object) -> Any:
+        raise CheckFailedError("differs from the reference")
+
+    for name in ("check_backend", "load_library", "find_gpu"):
+        monkeypatch.setattr(gpu_questions, name, lambda *_: None)
+    pad, engine = "Does ONNX Runtime's CUDA provider run the Pad of opset 20?", gpu_questions.ON_ENGINES[0]
+    for text in (pad, engine):
+        monkeypatch.setitem(gpu_questions.QUESTIONS, text, fail)
+    assert next(iter(gpu_questions.answered(engine, tmp_path)))["answer"] == "no"
+    with pytest.raises(CheckFailedError):
+        next(iter(gpu_questions.answered(pad, tmp_path)))

@@ -16,12 +16,14 @@ from typing import Any
 import pytest
 import torch
 from environments import ROOT
+from gpu import agreement as gpu_agreement
 from gpu import check as gpu_check
 from gpu import latency as gpu_latency
 from gpu import models as gpu_models
+from gpu import questions as gpu_questions
 from gpu import results as gpu_results
 from gpu import rows as gpu_rows
-from gpu.steps import FAILED, MODELS, RESULTS, STEPS, Step
+from gpu.steps import FAILED, MODELS, RESULTS, SKIPPED, STEPS, Step
 
 BENCHMARKS = ROOT / "benchmarks"
 SCRIPT = """
@@ -44,11 +46,26 @@ sys.exit(ledger.exit_code())
 """
 
 
-def call(script: str, *options: object) -> subprocess.CompletedProcess[str]:
-    """Run a GPU script on the CPU."""
-    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, BENCHMARKS)))}
-    command = [sys.executable, "-m", f"gpu.{script}", *map(str, options)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
+# A model of one layer, of width 32 and 4 heads, on 16 patches and a class token.
+SMALL: dict[str, Any] = {
+    "model_type": "vit", "architectures": ["ViTModel"], "image_size": 224, "patch_size": 56, "hidden_size": 32,
+    "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 128,
+}  # fmt: skip
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """A function that runs a GPU script on the CPU; it gives the exit code and the output."""
+    monkeypatch.setitem(gpu_models.CONFIGS, "small", SMALL)
+    monkeypatch.setattr(gpu_rows, "_watch", lambda: None)  # it would end the tests
+
+    def run(script: Any, *options: object) -> tuple[object, str]:
+        monkeypatch.setattr(sys, "argv", [script.__file__, *map(str, options)])
+        with pytest.raises(SystemExit) as ended:
+            script.main()
+        return ended.value.code, capsys.readouterr().out
+
+    return run
 
 
 @pytest.fixture
@@ -151,6 +168,21 @@ def test_every_step_has_its_script_and_all_results_come_back() -> None:
     assert {*gpu_results.LEDGERS, *gpu_results.OTHERS} == {"gpu_check.json", *RESULTS}, "all are recorded"
 
 
+def test_a_timed_step_waits_for_the_models(run_steps: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = tmp_path / "made"
+    (tmp_path / "models.py").write_text(f"import time; time.sleep(0.5); open({str(made)!r}, 'w')", encoding="utf-8")
+    (tmp_path / "step.py").write_text(f"open({str(made)!r})", encoding="utf-8")
+    monkeypatch.setattr(gpu_check, "MODELS", Step("models", 10, f"{tmp_path}/models.py"))
+    (step,) = run_steps(Step("first", 30, f"{tmp_path}/step.py", timed=True))
+    assert step["result"] == "passed"
+
+
+def test_a_killed_writer_leaves_no_file_that_would_take_anothers_place(run_steps: Any, tmp_path: Path) -> None:
+    (tmp_path / ".gpu_tests.json.partial-0123abcd").touch()
+    run_steps(Step("step", 30, "-c pass"))
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_an_earlier_runs_rows_are_not_taken_for_those_of_this_one(run_steps: Any, tmp_path: Path) -> None:
     (tmp_path / "gpu_latency.json").write_text("{}", encoding="utf-8")
     run_steps(Step("step", 30, "-c pass"))
@@ -158,29 +190,26 @@ def test_an_earlier_runs_rows_are_not_taken_for_those_of_this_one(run_steps: Any
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_a_step_is_skipped_on_a_machine_without_a_gpu() -> None:
-    done = call("questions", "--bundles", "nowhere")
-    assert done.returncode == 3, done.stderr
-    assert done.stdout.splitlines()[-1] == "torch finds no CUDA device"
+def test_a_step_is_skipped_on_a_machine_without_a_gpu(call: Any) -> None:
+    assert call(gpu_questions, "--bundles", "nowhere") == (SKIPPED, "torch finds no CUDA device\n")
 
 
-def test_agreement_and_latency_on_the_cpu(tmp_path: Path) -> None:
-    model = "vit-tiny-patch16-32"
-    bundles = ("--device", "cpu", "--bundles", tmp_path / "bundles", "--json")
+def test_agreement_and_latency_on_the_cpu(call: Any, tmp_path: Path) -> None:
+    bundles = ("--models", "small", "--device", "cpu", "--bundles", tmp_path / "bundles", "--json")
     agreement, latency = tmp_path / "agreement.json", tmp_path / "latency.json"
-    assert call("agreement", "--models", model, *bundles, agreement).returncode == 0
+    assert call(gpu_agreement, *bundles, agreement)[0] == 0
     found = json.loads(agreement.read_text("utf-8"))
-    assert {row["attempt"].removeprefix(f"{model} ") for row in found["rows"]} >= {
+    assert found["command"].startswith("python -m gpu.agreement --models small --backends torch ")
+    assert {row["attempt"].removeprefix("small ") for row in found["rows"]} >= {
         "torch fp32", "torch fp16", "torch bf16", "onnxruntime fp32", "onnxruntime fp16",
     }  # fmt: skip
     assert all(row["passed"] for row in found["rows"])
     skipped = {name for name, attempt in found["attempts"].items() if attempt["result"] == "skipped"}
     assert not skipped & {row["attempt"] for row in found["rows"]}
 
-    options = ("--models", model, "--precisions", "fp32", "--batch-sizes", 1, 2, "--matrix-size", 64,
-               "--seconds-a-figure", 0.01)  # fmt: skip
-    done = call("latency", *options, *bundles, latency)
-    assert done.returncode == 0, done.stderr
+    options = ("--precisions", "fp32", "--batch-sizes", 1, 2, "--matrix-size", 64, "--seconds-a-figure", 0.01)
+    code, said = call(gpu_latency, *options, *bundles, latency)
+    assert code == 0
     found = json.loads(latency.read_text("utf-8"))
     rows = [row for row in found["rows"] if row["backend"] in ("torch", "onnxruntime")]  # a GPU would add others
     assert [(row["backend"], row["batch_size"]) for row in rows] == [
@@ -189,10 +218,11 @@ def test_agreement_and_latency_on_the_cpu(tmp_path: Path) -> None:
     for row in found["rows"]:
         assert row["passed"], row
         assert min(row["ms"], row["ms_with_transfers"], row["peak_share"]) > 0
-    # 12 layers of width 192 on 5 tokens: 12 * 192^2 products a layer and token, and little beside them.
-    assert 1 < found["operations_an_image"][model] / (2 * 12 * 12 * 192**2 * 5) < 1.2
+    # Patches; products of the layer with 12 * 32^2 weights; queries with keys, and their values; pooler.
+    multiplications = 16 * 3 * 56**2 * 32 + 17 * 12 * 32**2 + 2 * 17**2 * 32 + 32**2
+    assert found["operations_an_image"]["small"] == 2 * multiplications
     for name, attempt in found["attempts"].items():
-        assert attempt["result"] == "passed" or f"- {attempt['result']}: {name}: " in done.stdout
+        assert attempt["result"] == "passed" or f"- {attempt['result']}: {name}: " in said
 
 
 def test_a_latency_step_measures_each_configuration_once() -> None:
@@ -214,6 +244,23 @@ def test_a_latency_step_measures_each_configuration_once() -> None:
     assert {(model, name.split()[1]) for model, name in measured if name.startswith("tensorrt-rtx")} <= made
 
 
+def run_gpu_tests(folder: Path) -> int:
+    """Exit code of the step that runs the GPU tests, on the test files of `folder`."""
+    (folder / "pytest.ini").write_text("[pytest]\nmarkers = gpu", encoding="utf-8")
+    code = f"""if True:
+        import pathlib, sys, types
+        # Without torch, which would take longer to import than the rest.
+        sys.modules["gpu.device"] = types.SimpleNamespace(check_device=print, about=lambda device: dict(device=device))
+        from gpu import tests as gpu_tests
+        gpu_tests.files = lambda: sorted(pathlib.Path("{folder}").glob("test_*.py"))
+        sys.argv = ["tests.py", "--device", "cpu", "--json", "{folder}/tests.json"]
+        gpu_tests.main()
+    """
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, BENCHMARKS)))}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=folder, env=environ, check=False, capture_output=True).returncode
+
+
 def test_a_test_that_crashes_leaves_the_others(tmp_path: Path) -> None:
     (tmp_path / "test_some.py").write_text(
         """if True:
@@ -231,20 +278,9 @@ def test_a_test_that_crashes_leaves_the_others(tmp_path: Path) -> None:
         encoding="utf-8",
     )
     (tmp_path / "test_other.py").write_text("import a_missing_package", encoding="utf-8")
-    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu", encoding="utf-8")
-    code = f"""if True:
-        import sys, pathlib
-        from gpu import tests as gpu_tests
-        gpu_tests.files = lambda: sorted(pathlib.Path("{tmp_path}").glob("test_*.py"))
-        sys.argv = ["gpu_tests.py", "--device", "cpu", "--json", "{tmp_path}/tests.json"]
-        gpu_tests.main()
-    """
-    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, BENCHMARKS)))}
-    codes = []
-    for _ in range(2):
-        command = [sys.executable, "-c", code]
-        codes.append(subprocess.run(command, cwd=tmp_path, env=environ, check=False, capture_output=True).returncode)
-    assert codes == [-signal.SIGABRT, FAILED]
+    assert run_gpu_tests(tmp_path) == -signal.SIGABRT
+    assert '"not started"' in (tmp_path / "tests.json").read_text("utf-8"), "the crash leaves a list of the others"
+    assert run_gpu_tests(tmp_path) == FAILED
     attempts = json.loads((tmp_path / "tests.json").read_text("utf-8"))["attempts"]
     found = {name.rpartition("::")[2]: (attempt["result"], attempt["reason"]) for name, attempt in attempts.items()}
     assert found == {
@@ -254,3 +290,9 @@ def test_a_test_that_crashes_leaves_the_others(tmp_path: Path) -> None:
         "test_fails": ("failed", "assert 1 == 2"),
         "test_skips": ("skipped", "no library"),
     }
+
+
+def test_tests_that_cannot_begin_are_a_failure(tmp_path: Path) -> None:
+    (tmp_path / "test_some.py").touch()
+    (tmp_path / "conftest.py").write_text("import a_missing_package", encoding="utf-8")
+    assert run_gpu_tests(tmp_path) == 1

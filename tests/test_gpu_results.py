@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import tables
 from gpu import results as gpu_results
+from gpu import rows as gpu_rows
 from gpu import tables as gpu_tables
 
 ABOUT: dict[str, Any] = {
@@ -115,11 +116,12 @@ def test_a_second_run_adds_to_the_first(returned: Path, tmp_path: Path) -> None:
     }  # fmt: skip
     assert sorted(row["attempt"] for row in found["rows"]) == ["embedded tensorrt-rtx fp16", "embedded torch fp16"]
 
-    (returned / "gpu_agreement.json").write_text(json.dumps({**second, "device": "NVIDIA L4"}), encoding="utf-8")
-    gpu_results.take(returned, results)
-    found = json.loads((results / "gpu_agreement.json").read_text("utf-8"))
-    assert found["device"] == "NVIDIA L4"
-    assert found["attempts"].keys() == attempts.keys(), "results of two devices are not mixed"
+    for other in ({"device": "NVIDIA L4"}, {"machine": {**ABOUT["machine"], "torch": "2.12.0"}}):
+        (returned / "gpu_agreement.json").write_text(json.dumps({**second, **other}), encoding="utf-8")
+        gpu_results.take(returned, results)
+        found = json.loads((results / "gpu_agreement.json").read_text("utf-8"))
+        assert other.items() <= found.items()
+        assert found["attempts"].keys() == attempts.keys(), "results of two devices or versions are not mixed"
 
 
 def test_results_of_a_cpu_are_not_recorded(returned: Path, tmp_path: Path) -> None:
@@ -130,6 +132,15 @@ def test_results_of_a_cpu_are_not_recorded(returned: Path, tmp_path: Path) -> No
     with pytest.raises(SystemExit):
         gpu_results.take(returned, tmp_path / "results")
     assert list((tmp_path / "results").iterdir()) == []
+
+
+def test_tests_that_did_not_run_are_counted() -> None:
+    attempts = {"a": PASSED, "b": FAILED, "c": SKIPPED, **dict.fromkeys("de", gpu_rows.NOT_STARTED)}
+    table = gpu_tables.gpu_tests({"attempts": attempts})
+    assert table.startswith("1 passed, 1 failed, 1 skipped, 2 not started.")
+    assert "| `b` | failed | DeviceError: no kernel |" in table
+    assert "| 1 of the tests | skipped | no package |" in table
+    assert "| 2 of the tests | not started |  |" in table
 
 
 def test_a_question_without_an_answer_is_not_known() -> None:

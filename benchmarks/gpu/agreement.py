@@ -84,13 +84,14 @@ def main() -> None:
     arguments = options.parse_args()
     check_device(arguments.device)
     ledger = Ledger(arguments.json, document(arguments, about(arguments.device)))
-    for model, backend in itertools.product(arguments.models, arguments.backends):
-        for precision in arguments.precisions or PRECISIONS[backend]:
-            ledger.attempt(
-                f"{model} {backend} {precision}",
-                LIMIT_S,
-                functools.partial(agreement, arguments.bundles, model, backend, precision, arguments.device),
-            )
+    works = {
+        f"{model} {backend} {precision}": functools.partial(
+            agreement, arguments.bundles, model, backend, precision, arguments.device
+        )
+        for model, backend in itertools.product(arguments.models, arguments.backends)
+        for precision in arguments.precisions or PRECISIONS[backend]
+    }
+    ledger.attempt_each(works, LIMIT_S)
     raise SystemExit(ledger.exit_code())
 
 

@@ -33,7 +33,6 @@ IMPORTED = (str(ROOT), str(ROOT / "benchmarks"))
 PACKAGES = ("torch", "numpy", "PIL", "onnx", "onnxscript", "safetensors", "click", "rich", "pytest", "cuda",
             "onnxruntime", "tensorrt_rtx", "tensorrt")  # fmt: skip
 SHORTEST_S = 5.0  # with less time left, nothing starts
-IDLE = ("skipped", "not started")
 MODELS_S = 60.0  # longest wait for the models before the first step that is timed
 
 
@@ -66,15 +65,19 @@ class Check:
         self._write(found)
         try:
             self._models = self._begin(MODELS.command(self._out, self._bundles), self._models_log, hide_gpu=True)
+            done: set[str] = set()
             for row, step in zip(found["steps"], steps, strict=True):
-                if step.timed and any(before["result"] not in IDLE for before in found["steps"]):
+                if step.timed and done != {"skipped"}:  # without a GPU or torch nothing is timed
                     self._end_models()
                 row.update(self._step(step))
+                done.add(row["result"])
                 found["seconds"] = round(time.monotonic() - self._start, 1)
                 self._write(found)
         finally:
             self._end_models(0.0)
             self._write(found)
+            for leftover in self._out.glob(".*.partial-*"):  # of a writer that was killed: only so many files come back
+                leftover.unlink()
             shutil.rmtree(self._bundles, ignore_errors=True)  # a killed process may still be writing there
         return found
 

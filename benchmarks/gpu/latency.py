@@ -195,9 +195,12 @@ def main() -> None:
         check_backend(configuration.backend, arguments.device)  # before the reference is computed
         yield from measurement(model).rows(configuration, ledger.document["peaks"].get(configuration.precision))
 
-    for model, precision in itertools.product(arguments.models, arguments.precisions):
-        for each in configurations(precision, variants=arguments.variants):
-            ledger.attempt(f"{model} {each}", LIMIT_S, functools.partial(rows, model, each))
+    works = {
+        f"{model} {each}": functools.partial(rows, model, each)
+        for model, precision in itertools.product(arguments.models, arguments.precisions)
+        for each in configurations(precision, variants=arguments.variants)
+    }
+    ledger.attempt_each(works, LIMIT_S)
     print(table(ledger.document))
     raise SystemExit(ledger.exit_code())
 

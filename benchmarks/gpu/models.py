@@ -150,9 +150,8 @@ def main() -> None:
     arguments = options.parse_args()
     with _alone(arguments.bundles, wait=True):
         ledger = Ledger(arguments.bundles / "models.json", {})
-        for model, to, precision in ARTIFACTS:
-            work = functools.partial(_make, arguments.bundles, model, to, precision)
-            ledger.attempt(f"{model} {to} {precision}", LIMIT_S, work)
+        works = {" ".join(each): functools.partial(_make, arguments.bundles, *each) for each in ARTIFACTS}
+        ledger.attempt_each(works, LIMIT_S)
         code = ledger.exit_code()
     raise SystemExit(code)
 

@@ -1,6 +1,6 @@
 """Take the results of a GPU machine into benchmarks/results, and rewrite the tables and pages that tell of them.
 
-Results of an earlier run on the same device stay where the new run has none.
+Results of an earlier run on the same device, with the same versions, stay where the new run has none.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import tables
+
+from gpu.tables import ENGINES
 
 RESULTS = Path(__file__).parents[1] / "results"
 LEDGERS = ("gpu_agreement.json", "gpu_questions.json", "gpu_tests.json", "gpu_latency.json")
@@ -36,7 +38,7 @@ def take(folder: Path, results: Path) -> list[str]:
         if name == "gpu_check.json":
             document = {**next(iter(about(found))), **document}
         before = _read(results / name) if (results / name).exists() else None
-        if before is not None and name in LEDGERS and before["device"] == document["device"]:
+        if before is not None and name in LEDGERS and _setting(before) == _setting(document):
             document = merged(before, document)
         (results / name).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     return list(found)
@@ -64,6 +66,11 @@ def merged(before: Document, after: Document) -> Document:
         "attempts": {**kept, **new},
         "rows": [*(row for row in before["rows"] if row["attempt"] in kept), *after["rows"]],
     }
+
+
+def _setting(document: Document) -> list[str]:
+    """Device and versions, which the table of a document states once for all its rows."""
+    return [document["device"], *(document["machine"].get(name, "") for name in ENGINES)]
 
 
 def _read(path: Path) -> Document:

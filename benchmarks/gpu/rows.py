@@ -9,7 +9,7 @@ import faulthandler
 import json
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from vitdeploy.files.atomic import write_file
 
 ENDED = "the process ended here: a crash, or the time limit"
 Row = dict[str, Any]
+NOT_STARTED: Row = {"result": "not started", "reason": "", "seconds": 0.0}
 _ends: list[float] = []  # of the attempts in progress; one may make a model, which is an attempt as well
 
 
@@ -32,11 +33,10 @@ class Ledger:
     Args:
         file: The file; what an earlier process left there is kept. None to write nothing.
         about: Other content of the file.
-        seconds: Time after which nothing more is begun.
     """
 
-    def __init__(self, file: Path | None, about: Row, seconds: float = float("inf")) -> None:
-        self._file, self._end = file, time.monotonic() + seconds
+    def __init__(self, file: Path | None, about: Row) -> None:
+        self._file = file
         before: Row = {}
         if file is not None and file.exists():
             before = json.loads(file.read_text(encoding="utf-8"))
@@ -61,14 +61,10 @@ class Ledger:
         return rows
 
     def is_due(self, name: str) -> bool:
-        """True if an attempt was not made yet, and there is time for it; otherwise that is recorded."""
-        self._tried.append(name)
-        if self.attempts.get(name, {}).get("result", "not started") != "not started":
-            return False
-        if time.monotonic() < self._end:
-            return True
-        self._record(name, "not started", "the time was over", 0.0)
-        return False
+        """True if an attempt was not made yet; it is listed as such, in case the process ends before it."""
+        if name not in self._tried:
+            self._tried.append(name)
+        return bool(self.attempts.setdefault(name, dict(NOT_STARTED))["result"] == NOT_STARTED["result"])
 
     def begin(self, name: str, limit_s: float) -> None:
         """Record that an attempt begins; the process exits if it is not finished within the limit."""
@@ -83,6 +79,14 @@ class Ledger:
         _watch()
         self._record(name, result, reason, seconds)
         print(f"   {result}{f': {reason}' if reason else ''}", flush=True)
+
+    def attempt_each(self, works: Mapping[str, Callable[[], Iterable[Row]]], limit_s: float) -> None:
+        """Make the attempts in their order; those that the process does not reach are listed as well."""
+        for name in works:
+            self.is_due(name)
+        self.save()
+        for name, work in works.items():
+            self.attempt(name, limit_s, work)
 
     def attempt(self, name: str, limit_s: float, work: Callable[[], Iterable[Row]]) -> None:
         """Add the rows of `work` as they come, unless it was tried before.

@@ -11,15 +11,13 @@ from markdown_table import markdown
 
 Document = dict[str, Any]
 NOTHING = "Nothing of this has run on a GPU yet; `make gpu-check` is what a machine with one will run."
+ENGINES = ("torch", "onnxruntime-gpu", "tensorrt-rtx", "tensorrt")  # packages whose versions are stated
 _TOO_LONG = 160  # characters of a reason
 
 
 def device(document: Document) -> str:
     machine = document["machine"]
-    versions = ", ".join(
-        f"{name} {machine[name]}" for name in ("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt-rtx", "tensorrt")
-        if name in machine
-    )  # fmt: skip
+    versions = ", ".join(f"{name} {machine[name]}" for name in ENGINES if name in machine)
     return (
         f"{document['device']}, compute capability {document['compute_capability']}, driver for CUDA "
         f"{document['driver_cuda']}, {versions}"
@@ -45,14 +43,16 @@ def gpu_questions(document: Document) -> str:
 def gpu_tests(document: Document) -> str:
     results = collections.Counter(attempt["result"] for attempt in document["attempts"].values())
     reasons = collections.Counter(
-        attempt["reason"] for attempt in document["attempts"].values() if attempt["result"] == "skipped"
+        (attempt["result"], attempt["reason"])
+        for attempt in document["attempts"].values()
+        if attempt["result"] in ("skipped", "not started")
     )
     failed = [
         [f"`{name}`", attempt["result"], _cell(attempt["reason"])]
         for name, attempt in document["attempts"].items()
-        if attempt["result"] not in ("passed", "skipped")
+        if attempt["result"] not in ("passed", "skipped", "not started")
     ]
-    skipped = [[f"{count} tests", "skipped", _cell(reason)] for reason, count in reasons.items()]
+    skipped = [[f"{count} of the tests", result, _cell(reason)] for (result, reason), count in reasons.items()]
     counts = ", ".join(f"{count} {result}" for result, count in results.items())
     return f"{counts}.\n\n{markdown(['test', 'result', 'reason'], [*failed, *skipped])}"
 

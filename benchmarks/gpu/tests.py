@@ -68,7 +68,9 @@ def main() -> None:
     ledger = Ledger(arguments.json, document(arguments, about(arguments.device)))
     # Other versions of libraries than the pinned ones may emit deprecation warnings.
     command = ["-q", "-p", "no:cacheprovider", "-W", "default", "--continue-on-collection-errors", *map(str, files())]
-    pytest.main(command, plugins=[Recorder(ledger)])
+    code = pytest.main(command, plugins=[Recorder(ledger)])
+    if code in (pytest.ExitCode.INTERNAL_ERROR, pytest.ExitCode.USAGE_ERROR) or not ledger.attempts:
+        raise SystemExit(f"pytest ended with {code!r}, see its output")
     raise SystemExit(ledger.exit_code())
 
 
