@@ -23,7 +23,7 @@ from gpu import models as gpu_models
 from gpu import questions as gpu_questions
 from gpu import results as gpu_results
 from gpu import rows as gpu_rows
-from gpu.steps import FAILED, MODELS, RESULTS, SKIPPED, STEPS, Step
+from gpu.steps import ENDED, FAILED, MODELS, RESULTS, SKIPPED, STEPS, Step
 
 BENCHMARKS = ROOT / "benchmarks"
 SCRIPT = """
@@ -108,7 +108,12 @@ def test_a_crash_and_a_hang_end_one_row_each(run_steps: Any, tmp_path: Path) -> 
     [
         ("pass", "passed", ""),
         ("import sys; print('no GPU'); sys.exit(3)", "skipped", "no GPU"),
-        ("import a_missing_package", "skipped", "ModuleNotFoundError: No module named 'a_missing_package'"),
+        (
+            "raise ModuleNotFoundError(\"No module named 'cuda'\")",
+            "skipped",
+            "ModuleNotFoundError: No module named 'cuda'",
+        ),
+        ("import a_missing_package", "failed", "ModuleNotFoundError: No module named 'a_missing_package'"),
         ("raise ValueError(1)", "failed", "ValueError: 1"),
         ("import os; os.abort()", "crashed", "SIGABRT after: "),
         ("print('begins'); import time; time.sleep(60)", "timed out", "begins"),
@@ -163,6 +168,7 @@ def test_every_step_has_its_script_and_all_results_come_back() -> None:
         script = re.sub(r"^-m gpu\.(\w+)", r"benchmarks/gpu/\1.py", command).split()[0]
         assert (ROOT / script).is_file()
         assert "{" not in command
+        assert "agreement" not in step.name or step.seconds > gpu_agreement.LIMIT_S
     files = {"gpu_check.json", "gpu_check.log", "gpu_times.json", *RESULTS}
     assert len(files) <= 8, "so many files come back from the machine"
     assert {*gpu_results.LEDGERS, *gpu_results.OTHERS} == {"gpu_check.json", *RESULTS}, "all are recorded"
@@ -286,7 +292,7 @@ def test_a_test_that_crashes_leaves_the_others(tmp_path: Path) -> None:
     assert found == {
         "test_other.py": ("failed", "ModuleNotFoundError: No module named 'a_missing_package'"),
         "test_passes": ("passed", ""),
-        "test_crashes": ("failed", gpu_rows.ENDED),
+        "test_crashes": ("failed", ENDED),
         "test_fails": ("failed", "assert 1 == 2"),
         "test_skips": ("skipped", "no library"),
     }

@@ -8,7 +8,6 @@ from pathlib import Path
 import onnx
 import pytest
 from gpu import models as gpu_models
-from gpu import rows as gpu_rows
 from gpu import steps as gpu_steps
 from gpu.models import CONFIGS, EMBEDDED, artifact
 from gpu.rows import CannotRunError
@@ -49,5 +48,5 @@ def test_a_model_that_could_not_be_made_is_not_tried_again(tmp_path: Path, resul
     attempt = {"result": result, "reason": "no such kernel", "seconds": 1.0}
     (tmp_path / "models.json").write_text(json.dumps({"attempts": {"embedded onnx fp16": attempt}}), encoding="utf-8")
     # "begun": the process that made it has ended, since nobody holds its lock.
-    with pytest.raises(error, match=gpu_rows.ENDED if result == "begun" else "no such kernel"):
+    with pytest.raises(error, match=gpu_steps.ENDED if result == "begun" else "no such kernel"):
         artifact(tmp_path, EMBEDDED, "onnx", "fp16")

@@ -11,6 +11,7 @@ import pytest
 import tables
 from gpu import results as gpu_results
 from gpu import rows as gpu_rows
+from gpu import steps as gpu_steps
 from gpu import tables as gpu_tables
 
 ABOUT: dict[str, Any] = {
@@ -32,6 +33,7 @@ AGREEMENT = {
         "embedded torch fp16": PASSED,
         "embedded tensorrt fp16": SKIPPED,
         "embedded tensorrt-rtx fp16": FAILED,
+        "embedded torch bf16": {**FAILED, "reason": gpu_steps.ENDED},
     },
     "rows": [AGREEMENT_ROW],
 }
@@ -72,6 +74,7 @@ def test_results_are_recorded_and_every_marked_page_tells_of_them(returned: Path
         assert "Agrees with the reference: torch (embedded) in fp16." in text
         assert "Failed, or differs: tensorrt-rtx (embedded) in fp16." in text
         assert "Not run: tensorrt (embedded) in fp16." in text
+        assert "Ended by a crash or the time limit: torch (embedded) in bf16." in text
     text = tables.render(pages[tables.FOLDER / "README.md"], results)
     assert "NVIDIA H200, compute capability 9.0, driver for CUDA 13.0, torch 2.11.0" in text
     assert "- failed: embedded tensorrt-rtx fp16: DeviceError: no kernel" in text
@@ -113,6 +116,7 @@ def test_a_second_run_adds_to_the_first(returned: Path, tmp_path: Path) -> None:
     found = json.loads((results / "gpu_agreement.json").read_text("utf-8"))
     assert {name: attempt["result"] for name, attempt in found["attempts"].items()} == {
         "embedded torch fp16": "passed", "embedded tensorrt fp16": "skipped", "embedded tensorrt-rtx fp16": "passed",
+        "embedded torch bf16": "failed",
     }  # fmt: skip
     assert sorted(row["attempt"] for row in found["rows"]) == ["embedded tensorrt-rtx fp16", "embedded torch fp16"]
 
@@ -153,7 +157,7 @@ def test_a_question_without_an_answer_is_not_known() -> None:
     assert answers == {
         "a?": ("yes", "it runs"),
         "b?": ("not known", "no package"),
-        "c?": ("not known", "the process ended here"),
+        "c?": ("not known", gpu_steps.ENDED),
         "d?": ("not known", "it was not tried"),
     }
     assert "| a? | **yes** | it runs |" in gpu_tables.gpu_questions(document)

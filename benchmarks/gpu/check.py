@@ -16,6 +16,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -30,6 +31,7 @@ from gpu.tables import answers
 
 ROOT = Path(__file__).parents[2]
 IMPORTED = (str(ROOT), str(ROOT / "benchmarks"))
+# Without one of these a step is skipped; any other that is missing is a failure.
 PACKAGES = ("torch", "numpy", "PIL", "onnx", "onnxscript", "safetensors", "click", "rich", "pytest", "cuda",
             "onnxruntime", "tensorrt_rtx", "tensorrt")  # fmt: skip
 SHORTEST_S = 5.0  # with less time left, nothing starts
@@ -156,7 +158,9 @@ def verdict(code: int | None, last_line: str) -> tuple[str, str]:
         return "timed out", last_line
     if code < 0:
         return "crashed", f"{signal.Signals(-code).name} after: {last_line}"
-    return "skipped" if code == SKIPPED or last_line.startswith("ModuleNotFoundError") else "failed", last_line
+    missing = re.match(r"ModuleNotFoundError: No module named '(\w+)", last_line)
+    skipped = code == SKIPPED or (missing is not None and missing[1] in PACKAGES)
+    return "skipped" if skipped else "failed", last_line
 
 
 def exit_code(steps: list[dict[str, Any]]) -> int:

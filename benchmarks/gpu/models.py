@@ -52,14 +52,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
                    "offset": 1.0, "columns_first": True},
     },
 }  # fmt: skip
-# In the order in which the steps need them.
-ARTIFACTS = (
-    *((EMBEDDED, to, precision) for precision in ("fp16", "fp32", "bf16") for to in ("onnx", RTX)),
-    *((VIT_B, to, precision) for precision in ("fp16", "fp32", "bf16") for to in ("onnx", RTX)),
-    *((f"{model}{OPSET_18}", "onnx", "fp16") for model in (EMBEDDED, VIT_B)),
-    *((model, to, "fp16") for model in CONFIGS for to in ("onnx", RTX)),
-    *((VIT_B, RTX, precision) for precision in QUANTIZED),
-)
+# In the order in which the steps need them; the first step needs the references alone.
+ARTIFACTS = tuple(
+    dict.fromkeys((
+        *((model, "onnx", "fp16") for model in (EMBEDDED, VIT_B)),
+        *((EMBEDDED, to, precision) for precision in ("fp16", "fp32", "bf16") for to in ("onnx", RTX)),
+        *((VIT_B, to, precision) for precision in ("fp16", "fp32", "bf16") for to in ("onnx", RTX)),
+        *((f"{model}{OPSET_18}", "onnx", "fp16") for model in (EMBEDDED, VIT_B)),
+        *((model, to, "fp16") for model in CONFIGS for to in ("onnx", RTX)),
+        *((VIT_B, RTX, precision) for precision in QUANTIZED),
+    ))
+)  # fmt: skip
 
 
 def artifact(bundles: Path, model: str, to: str, precision: str) -> Bundle:

@@ -13,11 +13,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gpu.steps import BEGUN, FAILED, SKIPPED
+from gpu.steps import BEGUN, ENDED, FAILED, SKIPPED
 from vitdeploy.errors import MissingDependencyError, first_line
 from vitdeploy.files.atomic import write_file
 
-ENDED = "the process ended here: a crash, or the time limit"
 Row = dict[str, Any]
 NOT_STARTED: Row = {"result": "not started", "reason": "", "seconds": 0.0}
 _ends: list[float] = []  # of the attempts in progress; one may make a model, which is an attempt as well

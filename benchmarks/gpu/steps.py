@@ -7,6 +7,7 @@ from pathlib import Path
 
 SKIPPED = 3  # exit code of a step without its device or package
 BEGUN = "-- "  # before the name of an attempt, in the output of a step
+ENDED = "the process ended here: a crash, or the time limit"  # reason of an attempt that did not finish
 FAILED = 10  # exit code of a step that ran to its end, in which a row failed
 
 

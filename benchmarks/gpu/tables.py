@@ -9,6 +9,8 @@ from typing import Any
 
 from markdown_table import markdown
 
+from gpu.steps import ENDED
+
 Document = dict[str, Any]
 NOTHING = "Nothing of this has run on a GPU yet; `make gpu-check` is what a machine with one will run."
 ENGINES = ("torch", "onnxruntime-gpu", "tensorrt-rtx", "tensorrt")  # packages whose versions are stated
@@ -87,7 +89,7 @@ def answers(document: Document) -> list[dict[str, str]]:
     found = []
     for question in document["questions"]:
         attempt = document["attempts"].get(question, {"reason": "it was not tried"})
-        row = known.get(question, {"answer": "not known", "reason": attempt["reason"] or "the process ended here"})
+        row = known.get(question, {"answer": "not known", "reason": attempt["reason"] or ENDED})
         found.append({"question": question, "answer": row["answer"], "reason": row["reason"]})
     return found
 
@@ -105,8 +107,13 @@ def gpu_status(results: Path) -> str:
     outcomes: dict[str, dict[str, list[str]]] = {}
     for name, attempt in document["attempts"].items():
         model, backend, precision = name.split()
-        outcomes.setdefault(attempt["result"], {}).setdefault(f"{backend} ({model})", []).append(precision)
-    labels = {"passed": "Agrees with the reference", "failed": "Failed, or differs", "begun": "Crashed or hung"}
+        result = "begun" if attempt["reason"] == ENDED else attempt["result"]
+        outcomes.setdefault(result, {}).setdefault(f"{backend} ({model})", []).append(precision)
+    labels = {
+        "passed": "Agrees with the reference",
+        "failed": "Failed, or differs",
+        "begun": "Ended by a crash or the time limit",
+    }
     sentences = [f"Run by `make gpu-check` on {document['date']} on {document['device']}, compute capability "
                  f"{document['compute_capability']}."]  # fmt: skip
     sentences += [f"{label}: {_listed(outcomes[result])}." for result, label in labels.items() if result in outcomes]
