@@ -85,7 +85,7 @@ triton-schema: $(ENVS)/protoc/.done  ## compile Triton's schema, tests/data/trit
 mutations: .venv/.dev $(TENSORRT:%=$(ENVS)/tensorrt-%/.done)  ## break the engine runtime in every listed way, and record which test notices
 	$(TEST_ENV) $(BIN)/python benchmarks/mutations.py --json benchmarks/results/mutations.json
 
-gpu-check:  ## GPU tests, then GPU benchmarks, with the python that is there; results under $$OUT
+gpu-check:  ## agreement, first questions, tests and latency on a GPU, with the python that is there; results under $$OUT
 	OUT=$${OUT:-gpu-results} PYTHONPATH=benchmarks $(PYTHON) -m gpu.check
 
 FOLDER ?= gpu-results

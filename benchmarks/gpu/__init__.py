@@ -1,1 +1,1 @@
-"""What runs on a GPU machine, what travels there, and the tables of its results."""
+"""Scripts for a GPU machine, the bundle that travels there, and the tables of its results."""

@@ -104,11 +104,9 @@ class Measurement:
             peak: Peak operations per second; None if unknown.
 
         Raises:
-            CannotRunError: If the backend does not run here.
             VitDeployError, RuntimeError: If the configuration does not run.
         """
         backend, precision, options = configuration.backend, configuration.precision, configuration.options
-        check_backend(backend, self.device)
         formats = BACKENDS[backend].artifact_formats
         bundle = artifact(self.bundles, self.model, *((formats[0], precision) if formats else ("onnx", "fp16")))
         with open_runtime(bundle, backend, options, precision=precision, device=self.device) as runtime:

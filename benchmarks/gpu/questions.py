@@ -23,6 +23,7 @@ from gpu.rows import CannotRunError, Ledger, Row
 from vitdeploy import EngineOptions, GraphOptions, SourceOptions
 from vitdeploy.errors import CheckFailedError, UnavailableError
 from vitdeploy.runtimes import open_runtime, runtime_class
+from vitdeploy.runtimes.base import Runtime
 from vitdeploy.runtimes.engine.runtime import EngineRuntime
 from vitdeploy.runtimes.onnxrt.runtime import OnnxRuntime
 from vitdeploy.specs import AxisRange
@@ -44,15 +45,15 @@ def engine_runs(bundles: Path, _folder: Path) -> Answer:
 
 
 def memory_of_shapes(bundles: Path, _folder: Path) -> Answer:
-    bundle = artifact(bundles, EMBEDDED, RTX, "fp16")
-    with _engine(bundles) as runtime, open_runtime(bundle, "torch", device="cpu") as reference:
+    with _engine(bundles) as (runtime, reference):
         return device_memory(runtime, reference, "fp16", (1, 8, BATCH.maximum or 1))
 
 
 def second_run(bundles: Path, _folder: Path) -> Answer:
-    bundle = artifact(bundles, EMBEDDED, RTX, "fp16")
-    with _engine(bundles) as runtime, open_runtime(bundle, "torch", device="cpu") as reference:
-        return graph_answers(runtime, reference, "fp16")
+    with _engine(bundles) as (runtime, reference):
+        answer = graph_answers(runtime, reference, "fp16")
+        recorded = "this runtime records" if runtime._captures else "the library was told to record"
+        return answer._replace(reason=f"{answer.reason}; {recorded} the graph")
 
 
 def pad_on_cuda(_bundles: Path, folder: Path) -> Answer:
@@ -102,10 +103,15 @@ def _on_hopper(answer: Answer) -> Answer:
 
 
 @contextlib.contextmanager
-def _engine(bundles: Path) -> Iterator[EngineRuntime]:
-    with open_runtime(artifact(bundles, EMBEDDED, RTX, "fp16"), RTX, precision="fp16") as runtime:
+def _engine(bundles: Path) -> Iterator[tuple[EngineRuntime, Runtime]]:
+    """The engine of the embedded model in fp16, and its reference."""
+    bundle = artifact(bundles, EMBEDDED, RTX, "fp16")
+    with (
+        open_runtime(bundle, RTX, precision="fp16") as runtime,
+        open_runtime(bundle, "torch", device="cpu") as reference,
+    ):
         assert isinstance(runtime, EngineRuntime)
-        yield runtime
+        yield runtime, reference
 
 
 QUESTIONS: dict[str, Callable[[Path, Path], Answer]] = {

@@ -55,7 +55,7 @@ trap end TERM INT
 
 "$python" -m gpu.machine receive "$here" "$store" || echo "going on without the damaged slices"
 "$python" -m gpu.machine install "$store" || echo "going on with what is installed"
-"$python" -m gpu.machine times "$store" "$OUT" > /dev/null
+"$python" -m gpu.machine times "$store" "$OUT" > /dev/null || echo "the time table could not be written"
 
 # The bundle's packages come before those of the machine. A virtual environment would not do: where the machine's Python
 # is in one itself, a new one sees none of its packages.

@@ -29,7 +29,7 @@ OUTPUTS = (TensorSpec("y", "float32", ("batch",)),)
 
 @contextlib.contextmanager
 def patched_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
-    """A fake of which all is closed after the test, and the thread on the device that it was on."""
+    """A fake of CUDA; after the test, everything must be closed, and the thread on its first device."""
     fake = FakeCuda()
     for module in (gpu, cuda_memory):
         monkeypatch.setattr(module, "cuda_runtime", lambda: fake)
