@@ -2,7 +2,7 @@
 
 The embedded model's held-out images, each many times, and a few that are no images, in parquet files. The example
 `examples/ray/batch_job.py` is run once without interruption; then its driver is killed (SIGKILL), with which Ray ends,
-after random times, and it is continued until it ends.
+at random points, and it is continued until it ends.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 ROWS_PER_SOURCE, ROWS_PER_FILE, ROWS_PER_TASK, BAD_EVERY = 2000, 100, 100, 997
-LONGEST_SHARE = 0.2  # of the time that the remaining rows take, from the first rows of a run until its kill
+LONGEST_SHARE = 0.2  # of the remaining rows, until a run is killed
+LONGEST_S = 2.0  # then, so that a kill comes at any point of the work
 
 
 def write_images(folder: Path, count: int) -> None:
@@ -69,7 +70,7 @@ class Job:
         printed, _ = process.communicate()
         if process.returncode:
             raise SystemExit(f"exit code {process.returncode} of the job")
-        result: dict[str, Any] = json.loads(printed.splitlines()[-1])
+        result: dict[str, Any] = json.loads(next(line for line in printed.splitlines() if line.startswith("{")))
         return result
 
     def close(self) -> None:
@@ -98,23 +99,19 @@ def measure(job: Job, folder: Path, arguments: argparse.Namespace) -> dict[str, 
     draw = random.Random(arguments.seed)
     whole, output = folder / "whole", folder / "killed"
     begin = time.monotonic()
-    process = job.start(whole)
-    wait_for_rows(process, whole, 0)
-    first_rows_s = time.monotonic() - begin
-    first = job.end(process)
+    first = job.end(job.start(whole))
     uninterrupted_s = time.monotonic() - begin
     kills: list[dict[str, Any]] = []
     for _ in range(arguments.kills):
         process, before = job.start(output), rows_written(output)
-        wait_for_rows(process, output, before)
-        remaining_s = (uninterrupted_s - first_rows_s) * (1 - before / arguments.images)
-        seconds = draw.uniform(0, LONGEST_SHARE * remaining_s)
-        time.sleep(seconds)
+        begin = time.monotonic()
+        wait_for_rows(process, output, before + int(draw.uniform(0, LONGEST_SHARE) * (arguments.images - before)))
+        time.sleep(draw.uniform(0, LONGEST_S))
         if process.poll() is not None:
             raise SystemExit(f"the job ended after {len(kills)} kills; give it more images, or fewer kills")
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        kills.append({"after_s": seconds, "rows_before": before, "rows_after": rows_written(output)})
+        kills.append({"after_s": time.monotonic() - begin, "rows_before": before, "rows_after": rows_written(output)})
         print(kills[-1], flush=True)
     if output.exists():
         raise SystemExit("there is an output before the job ended")

@@ -92,7 +92,7 @@ def micro_batches(document: Document) -> list[list[str]]:
 
 
 def killed_ray(document: Document) -> tuple[str, str]:
-    """The times of the kills after the first rows of a run, and the rows that had been written then."""
+    """The seconds of each run until its kill, and the rows that had been written then."""
     times = [kill["after_s"] for kill in document["kills"]]
     rows = ", ".join(f"{kill['rows_after']:,}" for kill in document["kills"])
     return (f"{min(times):.1f} to {max(times):.1f} s" if times else "none"), rows
