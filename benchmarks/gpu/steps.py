@@ -46,7 +46,7 @@ MODELS = Step("models", 600, "-m gpu.models --bundles {bundles}")
 STEPS = {
     step.name: step
     for step in (
-        Step("agreement-torch", 60, f"{_AGREEMENT} --backends torch"),
+        Step("agreement-torch", 75, f"{_AGREEMENT} --backends torch"),
         Step("agreement-tensorrt-rtx", 90, f"{_AGREEMENT} --backends tensorrt-rtx"),
         Step("agreement-onnxruntime", 60, f"{_AGREEMENT} --backends onnxruntime"),
         Step("agreement-tensorrt", 60, f"{_AGREEMENT} --backends tensorrt onnxruntime-tensorrt"),

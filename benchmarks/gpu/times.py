@@ -109,7 +109,7 @@ def _rehearsed(machine: Row) -> str:
         f"command took {machine['longest_command_seconds']:.0f} s at most, {len(machine['files'])} files came back; "
         f"network: `{machine['network']}`; exit code {machine['exit_code']}."
     )
-    results = {"passed": "passed", "skipped": "skipped", "failed": "failed", "begun": "ended at the limit"}
+    results = {name: name for name in ("passed", "skipped", "failed", "not started")} | {"begun": "ended at the limit"}
     tried = [
         [row["step"], f"{row['seconds']:.0f}", *(str(row.get(result, 0)) for result in results)]
         for row in machine["on_cpu"]
