@@ -17,7 +17,7 @@ def soak(document: Document) -> list[list[str]]:
         [
             f"{point['minute']} min", f"{point['calls']:,}", f"{point['resident_mb']:.1f}",
             f"{point['resident_peak_mb']:.1f}", f"{point['p50_ms']:.0f}",
-            f"{point['p99_ms']:.0f}", f"{point['load_average']:.1f}", f"{point['others_share']:.0%}",
+            f"{point['p99_ms']:.0f}", f"{point['load_average']:.1f}", f"{max(0.0, point['others_share']):.0%}",
         ]
         for point in shown
     ]  # fmt: skip
