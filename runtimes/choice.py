@@ -78,6 +78,10 @@ class Opening(NamedTuple):
     options: Mapping[str, Any]
     tuned: TunedChoice | None = None
 
+    def beside_decoding(self) -> Opening:
+        """With the options of `BESIDE_OTHERS` that are not set."""
+        return self._replace(options={**BESIDE_OTHERS.get(self.backend, {}), **self.options})
+
     @property
     def artifact(self) -> Artifact | None:
         """The artifact, None for a backend that runs the reference; UsageError if there is none, or no such backend."""
@@ -105,7 +109,7 @@ def choose_opening(
 ) -> Opening:
     """The tuned choice, unless the bundle has none or the caller asks for anything else; then as `usual_opening`.
 
-    With `beside_decoding`, options that are not set are those of `BESIDE_OTHERS`.
+    With `beside_decoding`, as `Opening.beside_decoding`.
 
     Raises:
         UsageError: If the bundle has no artifact of the name `artifact`, or it does not fit the backend or precision.
@@ -115,10 +119,10 @@ def choose_opening(
         name, named = _named(bundle, artifact, backend, precision)
         opening = _opening_of(bundle, named, name, options)
     elif tuned is None or tuned_artifact is None or backend or precision or options or device not in (None, "cpu"):
-        return usual_opening(bundle, backend, precision, options, beside_decoding=beside_decoding)
+        opening = usual_opening(bundle, backend, precision, options)
     else:
         opening = _opening_of(bundle, tuned_artifact, tuned.backend, tuned.options)._replace(tuned=tuned)
-    return opening._replace(options=_with_defaults(opening.backend, opening.options, beside_decoding))
+    return opening.beside_decoding() if beside_decoding else opening
 
 
 def usual_opening(
@@ -126,12 +130,9 @@ def usual_opening(
     backend: str | None = None,
     precision: str | None = None,
     options: Mapping[str, Any] | None = None,
-    *,
-    beside_decoding: bool = False,
 ) -> Opening:
     """The artifact of `choose`."""
-    chosen = choose(bundle, backend, precision)
-    return Opening(bundle, *chosen, _with_defaults(chosen.backend, options or {}, beside_decoding))
+    return Opening(bundle, *choose(bundle, backend, precision), options or {})
 
 
 def _opening_of(bundle: Bundle, artifact: Artifact, backend: str, options: Mapping[str, Any]) -> Opening:
@@ -160,10 +161,6 @@ def _named(bundle: Bundle, name: str, backend: str | None, precision: str | None
             what="backend", expected=backends, found=backend, hint="choose one of them, or another artifact",
         )  # fmt: skip
     return backend or backends[0], artifact
-
-
-def _with_defaults(backend: str, options: Mapping[str, Any], beside_decoding: bool) -> dict[str, Any]:
-    return {**(BESIDE_OTHERS.get(backend, {}) if beside_decoding else {}), **options}
 
 
 class Opened(NamedTuple):
@@ -212,7 +209,9 @@ def open_choice(
         except (UnavailableError, UsageError) as exc:  # also a backend or an option of another version
             _warn(record, f"its tuned choice, {choice.backend} {opening.precision}, cannot run here: {exc}")
             record["in_use"] = False
-            opening = usual_opening(bundle, beside_decoding=beside_decoding)
+            opening = usual_opening(bundle)
+            if beside_decoding:
+                opening = opening.beside_decoding()
         else:
             differences = differing(choice)
             record["machine"] = differences
