@@ -69,6 +69,7 @@ class Opening(NamedTuple):
         others: Names of the other artifacts that could have been opened.
         options: Options of the backend.
         tuned: The bundle's tuned choice, if it is the choice.
+        usual: With a tuned choice, the opening where that cannot run.
     """
 
     bundle: Bundle
@@ -77,10 +78,12 @@ class Opening(NamedTuple):
     others: tuple[str, ...]
     options: Mapping[str, Any]
     tuned: TunedChoice | None = None
+    usual: Opening | None = None
 
     def beside_decoding(self) -> Opening:
         """With the options of `BESIDE_OTHERS` that are not set."""
-        return self._replace(options={**BESIDE_OTHERS.get(self.backend, {}), **self.options})
+        usual = None if self.usual is None else self.usual.beside_decoding()
+        return self._replace(options={**BESIDE_OTHERS.get(self.backend, {}), **self.options}, usual=usual)
 
     @property
     def artifact(self) -> Artifact | None:
@@ -107,7 +110,7 @@ def choose_opening(
     artifact: str | None = None,
     beside_decoding: bool = False,
 ) -> Opening:
-    """The tuned choice, unless the bundle has none or the caller asks for anything else; then as `usual_opening`.
+    """The tuned choice, unless the bundle has none or the caller asks for anything else; then the artifact of `choose`.
 
     With `beside_decoding`, as `Opening.beside_decoding`.
 
@@ -118,21 +121,13 @@ def choose_opening(
     if artifact is not None:
         name, named = _named(bundle, artifact, backend, precision)
         opening = _opening_of(bundle, named, name, options)
-    elif tuned is None or tuned_artifact is None or backend or precision or options or device not in (None, "cpu"):
-        opening = usual_opening(bundle, backend, precision, options)
     else:
-        opening = _opening_of(bundle, tuned_artifact, tuned.backend, tuned.options)._replace(tuned=tuned)
+        opening = Opening(bundle, *choose(bundle, backend, precision), options)
+        asked = backend or precision or options or device not in (None, "cpu")
+        if tuned is not None and tuned_artifact is not None and not asked:
+            first = _opening_of(bundle, tuned_artifact, tuned.backend, tuned.options)
+            opening = first._replace(tuned=tuned, usual=opening)
     return opening.beside_decoding() if beside_decoding else opening
-
-
-def usual_opening(
-    bundle: Bundle,
-    backend: str | None = None,
-    precision: str | None = None,
-    options: Mapping[str, Any] | None = None,
-) -> Opening:
-    """The artifact of `choose`."""
-    return Opening(bundle, *choose(bundle, backend, precision), options or {})
 
 
 def _opening_of(bundle: Bundle, artifact: Artifact, backend: str, options: Mapping[str, Any]) -> Opening:
@@ -176,17 +171,8 @@ class Opened(NamedTuple):
     tuned: dict[str, Any] | None = None
 
 
-def open_choice(
-    bundle: Bundle,
-    backend: str | None,
-    precision: str | None,
-    device: str | None,
-    options: Mapping[str, Any],
-    *,
-    artifact: str | None = None,
-    beside_decoding: bool = False,
-) -> Opened:
-    """Open the artifact for these arguments; without any, the tuned choice if the bundle has one.
+def open_choice(opening: Opening, device: str | None) -> Opened:
+    """Open the artifact of `choose_opening`, on its device.
 
     A tuned choice that cannot run here is replaced by the usual one. That, and a machine that differs from the one
     measured, give one `TunedElsewhereWarning`.
@@ -194,11 +180,8 @@ def open_choice(
     Raises:
         UsageError, UnavailableError, BundleError: As `vitdeploy.runtimes.open_recorded`.
     """
-    opening = choose_opening(
-        bundle, backend, precision, device, options, artifact=artifact, beside_decoding=beside_decoding
-    )
     record: dict[str, Any] | None = None
-    if opening.tuned is not None:
+    if opening.tuned is not None and opening.usual is not None:
         choice = opening.tuned
         record = {
             "artifact": choice.artifact, "backend": choice.backend, "options": choice.options,
@@ -209,9 +192,7 @@ def open_choice(
         except (UnavailableError, UsageError) as exc:  # also a backend or an option of another version
             _warn(record, f"its tuned choice, {choice.backend} {opening.precision}, cannot run here: {exc}")
             record["in_use"] = False
-            opening = usual_opening(bundle)
-            if beside_decoding:
-                opening = opening.beside_decoding()
+            opening = opening.usual
         else:
             differences = differing(choice)
             record["machine"] = differences

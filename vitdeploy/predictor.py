@@ -16,7 +16,7 @@ from vitdeploy.bundle.scores import ProblemType, default_problem_type
 from vitdeploy.errors import BundleError, NotFiniteError, UsageError, check_count, shown, typed_line
 from vitdeploy.images.open import image_name
 from vitdeploy.images.processor import ImageProcessor, as_batch
-from vitdeploy.runtimes.choice import open_choice
+from vitdeploy.runtimes.choice import choose_opening, open_choice
 from vitdeploy.runtimes.fit import check_classes, check_fit
 from vitdeploy.runtimes.warmed_shapes import WarmedShape, warm
 from vitdeploy.specs import MOST_A_BATCH, POOLS, PixelStage, Pool, Precision, Task
@@ -301,9 +301,10 @@ def load(
     bundle = Bundle.open(path, public_key=public_key)
     config, processor = bundle.read_config(), load_processor(bundle)
     labels, problem_type = config.labels, config.problem_type
-    opened = open_choice(
+    chosen = choose_opening(
         bundle, backend, precision, device, options, artifact=artifact, beside_decoding=beside_decoding
     )
+    opened = open_choice(chosen, device)
     runtime, opening = opened.runtime, opened.opening
     try:
         check_fit(bundle, processor, runtime)

@@ -13,7 +13,7 @@ from vitdeploy.bundle.manifest import MANIFEST
 from vitdeploy.bundle.signature import SIGNATURE
 from vitdeploy.errors import BundleError, HubError, NoReferenceError, UsageError
 from vitdeploy.predictor import Predictor
-from vitdeploy.runtimes.choice import choose_opening, differing, loads, usual_opening
+from vitdeploy.runtimes.choice import choose_opening, differing, loads
 from vitdeploy.system.argument_types import typed
 
 if TYPE_CHECKING:
@@ -92,10 +92,11 @@ def load(
         bundle = Bundle.open(manifest.parent, public_key=public_key)
         first = choose_opening(bundle, backend, precision, device, options, artifact=artifact)
         openings = [first]
-        if first.tuned is not None and not loads(first.backend):
-            openings = [usual_opening(bundle)]
-        elif first.tuned is not None and differing(first.tuned):
-            openings.append(usual_opening(bundle))  # on another machine the tuned choice may not run
+        if first.tuned is not None and first.usual is not None:
+            if not loads(first.backend):
+                openings = [first.usual]
+            elif differing(first.tuned):
+                openings.append(first.usual)  # on another machine the tuned choice may not run
         paths = dict.fromkeys(record.path for opening in openings for record in opening.records)
         return Choice((manifest, *signature, *(_located(files, path) for path in paths)))
 
