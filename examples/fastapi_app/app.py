@@ -68,7 +68,12 @@ class Service:
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Open and warm the bundle before the server listens; answer what it accepted before the process ends."""
     settings, loop = Settings.from_environment(), asyncio.get_running_loop()
-    bundle = await asyncio.to_thread(vitdeploy.ReloadingPredictor, settings.bundle, watch=settings.watch)
+    bundle = await asyncio.to_thread(
+        vitdeploy.ReloadingPredictor,
+        settings.bundle,
+        batch_sizes=sorted({1, settings.max_batch_size}),
+        watch=settings.watch,
+    )
     batcher = vitdeploy.MicroBatcher(
         bundle, max_batch_size=settings.max_batch_size, max_delay=settings.max_delay, max_queue=settings.max_queue
     )

@@ -134,6 +134,7 @@ def test_it_answers_refuses_batches_and_reloads(
 
 _RECONFIGURED = """
 import asyncio, sys
+from pathlib import Path
 from types import SimpleNamespace
 from vitdeploy.errors import UsageError
 from vitdeploy.serving.scale_out import ray_serve
@@ -141,6 +142,7 @@ from vitdeploy.serving.scale_out import ray_serve
 context = SimpleNamespace(get_assigned_resources=dict)  # of a replica
 ray_serve.ray = SimpleNamespace(get_runtime_context=lambda: context)
 replica, config = ray_serve.BundleReplica(), {"bundle": sys.argv[1]}
+link, replaced = map(Path, sys.argv[1:])
 
 async def reconfigure():
     for rows in ({"normalize": True}, {"top_k": 2}, {"pool": "cls"}):
@@ -150,6 +152,11 @@ async def reconfigure():
             print(error.what)
         else:
             print("in use")
+    link.unlink()
+    link.symlink_to(replaced)
+    await replica.reconfigure({**config, "version": "2"})
+    with replica._model.lease() as predictor:
+        print(predictor.runtime.precision)
     replica._model.close()
 
     async def stream():
@@ -161,10 +168,15 @@ asyncio.run(reconfigure())
 """
 
 
-def test_rows_that_a_model_does_not_give_and_requests_after_its_end_are_refused(digits: Bundle) -> None:
-    command: list[str | Path] = [environment("ray"), "-c", _RECONFIGURED, digits.path]
+def test_a_replica_takes_what_its_model_gives_and_opens_what_a_replaced_bundle_has(
+    digits: Bundle, tmp_path: Path
+) -> None:
+    half = vitdeploy.export(default_checkpoint(), precision="fp16", output=tmp_path / "half")
+    bundle = tmp_path / "bundle"
+    bundle.symlink_to(digits.path)
+    command: list[str | Path] = [environment("ray"), "-c", _RECONFIGURED, bundle, half.path]
     ran = subprocess.run(command, check=True, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)})
-    assert ran.stdout.split("\n") == ["outputs", "in use", "outputs", "503", ""]
+    assert ran.stdout.split("\n") == ["outputs", "in use", "outputs", "fp16", "503", ""]
 
 
 def test_settings_are_checked() -> None:

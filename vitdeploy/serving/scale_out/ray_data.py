@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import PIL
 import pyarrow.dataset as pd
+import ray
 from ray.data.checkpoint import CheckpointConfig
+from ray.data.checkpoint.checkpoint_filter import CheckpointManager
 
 from vitdeploy._version import __version__
 from vitdeploy.serving.scale_out.arrow_table import as_table
@@ -47,6 +49,17 @@ class _TablePredictor(BatchPredictor):
 
     def __call__(self, batch: Mapping[str, np.ndarray]) -> Any:
         return as_table(super().__call__(batch), self.rows.names)
+
+
+class _RecordedIds(CheckpointManager):  # type: ignore[misc]
+    """Reads the ids of finished rows at once; Ray takes a task for every few files, 0.07 s a file."""
+
+    def load_checkpoint(self, *_data_files: Any) -> tuple[Any, int]:
+        """The sorted ids in Ray's object store, and their size in bytes; None and 0 if no row is finished."""
+        ids = pd.dataset(self.checkpoint_path_unwrapped, format="parquet", filesystem=self.filesystem).to_table()
+        if not len(ids):
+            return None, 0
+        return ray.put(np.sort(ids.column(self.id_column).to_numpy())), 2 * ids.nbytes
 
 
 def run_ray_job(
@@ -100,7 +113,10 @@ def run_ray_job(
             dataset = source.read()
             workers.check_cluster()
             dataset.context.checkpoint_config = CheckpointConfig(
-                source.id_column, str(folder.checkpoint), delete_checkpoint_on_success=False
+                source.id_column,
+                str(folder.checkpoint),
+                delete_checkpoint_on_success=False,
+                checkpoint_manager_cls=_RecordedIds,
             )
             dataset = dataset.repartition(target_num_rows_per_block=workers.rows)
             # Ray would move the decoding into the actors if both reserved the same.
@@ -116,7 +132,13 @@ def run_ray_job(
                 num_cpus=workers.cpus,
                 num_gpus=workers.gpus or None,
             )
-            dataset.write_parquet(str(folder.parts), min_rows_per_file=rows_per_file)
+            dataset.write_parquet(
+                str(folder.parts),
+                min_rows_per_file=rows_per_file,
+                concurrency=workers.most_actors,
+                # If they reserved CPUs, a small cluster would write nothing until all else has ended.
+                ray_remote_args={"num_cpus": 0},
+            )
             folder.finish(source.id_column, source.count())
     table = pd.dataset(place, format="parquet")
     count = table.count_rows()

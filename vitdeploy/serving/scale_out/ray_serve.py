@@ -25,7 +25,7 @@ from vitdeploy.serving.scale_out.result_columns import Labels, Vectors
 from vitdeploy.serving.scale_out.serve_config import ServeConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from starlette.requests import Request
 
@@ -37,17 +37,20 @@ class BundleReplica:
 
     _config: ServeConfig  # Serve configures a replica before it has requests
     _model: ReloadingPredictor | None = None
+    _opened: tuple[str, Mapping[str, Any]] | None = None  # bundle and options of `load`
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Open the bundle, or a new one, whose predictor is verified and warm before it replaces the other."""
         config, old = ServeConfig(**user_config), self._model
-        if old is None or (config.bundle, config.options) != (self._config.bundle, self._config.options):
-            self._model = await asyncio.to_thread(_open, config)
-            if old is not None:
-                old.close()  # once its last request is answered
-        else:
+        options = await asyncio.to_thread(_resolved, config)  # a bundle that was replaced may be tuned otherwise
+        if old is not None and (config.bundle, options) == self._opened:
             await asyncio.to_thread(old.reload)
             _check_rows(old, config)
+        else:
+            self._model = await asyncio.to_thread(_open, config, options)
+            self._opened = config.bundle, options
+            if old is not None:
+                old.close()  # once its last request is answered
         self._config = config
         self._run.set_max_batch_size(config.max_batch_size)
         self._run.set_batch_wait_timeout_s(config.batch_wait_timeout_s)
@@ -96,9 +99,13 @@ class BundleReplica:
         return self._model.lease()
 
 
-def _open(config: ServeConfig) -> ReloadingPredictor:
+def _resolved(config: ServeConfig) -> dict[str, Any]:
+    """The options by which `load` opens the bundle in this replica's CPUs."""
     threads = max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
-    options = resolve(config.bundle, config.options, threads).options
+    return resolve(config.bundle, config.options, threads).options
+
+
+def _open(config: ServeConfig, options: Mapping[str, Any]) -> ReloadingPredictor:
     model = ReloadingPredictor(config.bundle, batch_sizes=sorted({1, config.max_batch_size}), **options)
     try:
         _check_rows(model, config)

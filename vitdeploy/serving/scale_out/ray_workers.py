@@ -29,16 +29,24 @@ class Workers:
     rows: int = 256
 
     def __post_init__(self) -> None:
-        for count in (self.actors,) if isinstance(self.actors, int) else self.actors:
+        for count in self._range:
             check_count("actors", count)
         check_count("cpus", self.cpus)
         check_count("rows", self.rows)
 
     @property
+    def _range(self) -> tuple[int, int]:
+        """The smallest and the largest number of actors."""
+        return (self.actors, self.actors) if isinstance(self.actors, int) else self.actors
+
+    @property
+    def most_actors(self) -> int:
+        return self._range[1]
+
+    @property
     def pool(self) -> ray.data.ActorPoolStrategy:
-        if isinstance(self.actors, int):
-            return ray.data.ActorPoolStrategy(size=self.actors)
-        return ray.data.ActorPoolStrategy(min_size=self.actors[0], max_size=self.actors[1])
+        least, most = self._range
+        return ray.data.ActorPoolStrategy(min_size=least, max_size=most)
 
     def task_bytes(self, image_bytes: int) -> int:
         """Memory of a decoding task, in bytes: its images once in numpy, and once in Arrow."""
@@ -46,7 +54,7 @@ class Workers:
 
     def check_cluster(self) -> None:
         """Raise UsageError if the actors leave no CPU to read, decode and write: the job would wait forever."""
-        least = self.cpus * (self.actors if isinstance(self.actors, int) else self.actors[0]) + 2
+        least = self.cpus * self._range[0] + 2
         if not ray.is_initialized():
             ray.init()
         cpus = ray.cluster_resources().get("CPU", 0)
