@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import resource
 import shutil
@@ -15,17 +16,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from image_files import paths_of
+from PIL import Image
 from raising import raises
 from told import Interrupted, Told
 
 import vitdeploy
 from vitdeploy.assess.evaluate.resume_file import WorkFile
 from vitdeploy.assets import held_out_images
-from vitdeploy.errors import InputError, OutputError
+from vitdeploy.errors import ImageError, InputError, OutputError
+from vitdeploy.images.pixel_limit import MAX_PIXELS_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from vitdeploy.batch.predict_job import PredictedImages
     from vitdeploy.bundle.bundle import Bundle
     from vitdeploy.predictor import Predictor
 
@@ -152,6 +156,32 @@ def test_a_full_disk_keeps_the_work(
     assert output.read_bytes() == whole.read_bytes()
 
 
+def test_another_limit_of_pixels_continues_only_if_it_changes_no_finished_row(
+    predictor: Predictor, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image that a lower limit refuses may be predicted, and one that a higher limit takes may be refused."""
+    whole, output = tmp_path / "whole.csv", tmp_path / "out.csv"
+    for name, size in (("0/large.png", 40), ("1/large.png", 50)):
+        Image.new("L", (size, size)).save(folder / name)
+
+    def limited(pixels: int, **options: Any) -> PredictedImages:
+        monkeypatch.setenv(MAX_PIXELS_VARIABLE, str(pixels))
+        return vitdeploy.predict(predictor, folder, output, batch_size=2, **options)
+
+    with raises(ImageError):
+        limited(40**2, on_error="stop")  # the hint of the error is to raise the limit
+    with raises(InputError, what="reads"):
+        limited(40**2 - 1)
+    with pytest.raises(KeyboardInterrupt):
+        limited(50**2 - 1, progress=Interrupted(14))
+    with raises(InputError, what="reads"):
+        limited(50**2)
+    assert [failed.path for failed in limited(50**2 - 1).failed] == [str(folder / "1/large.png")]
+    output.replace(whole)
+    limited(50**2 - 1)
+    assert output.read_bytes() == whole.read_bytes()
+
+
 def test_a_second_run_of_the_same_output_is_refused(predictor: Predictor, folder: Path, tmp_path: Path) -> None:
     refused = []
 
@@ -178,6 +208,28 @@ def test_a_folder_that_vanishes_stops_the_work(predictor: Predictor, folder: Pat
         away.rename(place)
     assert vitdeploy.predict(predictor, folder, output, batch_size=1).failed == ()
     assert output.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.usefixtures("reads_nothing_ahead")
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting a file system needs root")
+def test_a_drive_that_is_unmounted_stops_the_work(predictor: Predictor, folder: Path, tmp_path: Path) -> None:
+    """Its folder stays, empty."""
+    drive = tmp_path / "drive"
+    drive.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(drive)], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"tmpfs cannot be mounted here: {mounted.stderr.decode().strip()}")
+    shutil.copytree(folder / "0", drive, dirs_exist_ok=True)
+
+    def unmount(done: int, _total: int) -> None:
+        if done == 1:
+            subprocess.run(["umount", str(drive)], check=True)
+
+    with raises(InputError, what="images", where=drive):
+        vitdeploy.predict(predictor, drive, tmp_path / "out.csv", batch_size=1, progress=Told(on_advance=unmount))
+    shutil.copytree(folder / "0", drive, dirs_exist_ok=True)
+    result = vitdeploy.predict(predictor, drive, tmp_path / "out.csv", batch_size=1)
+    assert (result.resumed, result.failed) == (1, ())
 
 
 @pytest.mark.usefixtures("reads_nothing_ahead")

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from command_line import run
+from forbidden import forbidden
 from image_files import paths_of
 from raising import raises
 from told import Told
 
 import vitdeploy
+from vitdeploy.assess.data.image_set import open_all
+from vitdeploy.cli.predict import _with_hint
 from vitdeploy.errors import ImageError, InputError
 
 if TYPE_CHECKING:
@@ -60,6 +64,28 @@ def test_broken_links_in_a_folder(predictor: Predictor, folder: Path, tmp_path: 
         str(folder / name) for name in ("below.png", "link", "link.png", "long.png", "loop.png")
     ]
     assert result.left_out[str(folder)].files == 1
+
+
+def test_pipes_in_a_folder(predictor: Predictor, folder: Path, tmp_path: Path) -> None:
+    """Nothing waits for a writer."""
+    os.mkfifo(folder / "0" / "pipe.png")
+    (folder / "link.png").symlink_to("0/pipe.png")
+    with raises(InputError, hint="remove it"):
+        vitdeploy.predict(predictor, folder, tmp_path / "out.jsonl", on_error="stop")
+    result = vitdeploy.predict(predictor, folder, tmp_path / "out.jsonl")
+    assert [failed.path for failed in result.failed] == [str(folder / "0/pipe.png"), str(folder / "link.png")]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+@pytest.mark.parametrize("name", ["a.png", "list.csv", "folder"])
+def test_a_forbidden_argument_is_an_input_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("closed").mkdir()
+    with forbidden(Path("closed")):
+        with raises(InputError, where=Path("closed", name), found="Permission denied"):
+            open_all([Path("closed", name)], keep_unreadable=True)
+        told = _with_hint(ImageError("refused"), [f"closed/{name}"])
+    assert ("--output" in str(told)) == (name == "list.csv")
 
 
 def test_an_error_names_its_own_file_alone(predictor: Predictor, folder: Path, tmp_path: Path) -> None:

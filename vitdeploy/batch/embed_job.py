@@ -112,7 +112,7 @@ def embed(
 class _Vectors(Rows):
     """Embeddings, (N, D) float32; the row of an image that could not be read is NaN."""
 
-    form, verb = "vitdeploy embeddings 2", "embedding"
+    form, verb = "vitdeploy embeddings 3", "embedding"
     dtype, missing = np.dtype("<f4"), np.nan
 
     def __init__(self, predictor: Predictor, pooling: Pooling, normalize: bool, table: Path | None) -> None:

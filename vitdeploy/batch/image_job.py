@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -26,6 +26,8 @@ from vitdeploy.errors import ImageError, InputError, OutputError, first_line
 from vitdeploy.files.atomic import move_file
 from vitdeploy.files.label_tables import TABLE_ENDINGS
 from vitdeploy.files.output_files import check_writable, is_stream
+from vitdeploy.images.formats import readable_formats
+from vitdeploy.images.pixel_limit import limits_in_effect
 from vitdeploy.predictor import batch_size_for, check_batch_size
 from vitdeploy.system.cpu import usable_cpus
 
@@ -159,10 +161,10 @@ def run_image_job(
             raise OutputError(f"{path} is a pipe or a device", what="output", where=path, hint="name a regular file")
     target = files[0].resolve()
     progress.step("listing images")
-    image_set, left_out = open_all(paths, keep_missing=on_error == "record")
+    image_set, left_out = open_all(paths, keep_unreadable=on_error == "record")
     sources = [path for path in map(Path, paths) if path.is_dir() or path.suffix.lower() in TABLE_ENDINGS]
-    folders = frozenset(filter(os.path.exists, set(map(_folder, image_set.names))))
-    job = _Job(predictor, image_set, sources, folders, rows, size, on_error)
+    folders = set(map(_folder, image_set.names))
+    job = _Job(predictor, image_set, _devices(map(str, sources)), _devices(folders), rows, size, on_error)
     with Unfinished(target, job.header(), rows.dtype, (len(image_set), rows.width)) as unfinished:
         progress.step(f"{rows.verb} {len(image_set)} images")
         errors = job.run(unfinished, progress)
@@ -188,14 +190,15 @@ class _Job:
     """Images, what is computed for them, and where they were when they were listed.
 
     Attributes:
-        sources: Folders and data sets that were given.
-        folders: Existing folders of the images.
+        sources: Folders and data sets that were given, with the device of each: that of a network drive's folder is
+            another one without the drive.
+        folders: Existing folders of the images, with their devices.
     """
 
     predictor: Predictor
     images: ImageSet
-    sources: Sequence[Path]
-    folders: frozenset[str]
+    sources: Mapping[str, int]
+    folders: Mapping[str, int]
     rows: Rows
     batch_size: int
     on_error: str
@@ -220,6 +223,7 @@ class _Job:
     def run(self, unfinished: Unfinished, progress: Progress) -> dict[int, str]:
         """Compute the rows of the unfinished batches; the reasons why images could not be read, by row."""
         finished, threads = unfinished.batches, usable_cpus().workers
+        reads = [*limits_in_effect(), len(readable_formats())]  # more of each reads more images
         stream = prepare(
             self.images,
             self.predictor.processor,
@@ -235,7 +239,7 @@ class _Job:
                 batch = list(itertools.islice(stream, self.batch_size))
                 sha256 = hashlib.sha256("".join(f"{image.sha256}\n" for image in batch).encode()).hexdigest()
                 if number < len(finished):
-                    failed = self._restored(finished[number], sha256, first, unfinished.path)
+                    failed = self._restored(finished[number], sha256, reads, first, unfinished.path)
                 else:
                     failed = [
                         [row, first_line(image.error)]
@@ -243,7 +247,7 @@ class _Job:
                         if image.error is not None
                     ]
                     self._check_sources(batch, first)
-                    entry = {"batch": number, "sha256": sha256, "errors": failed}
+                    entry = {"batch": number, "sha256": sha256, "errors": failed, "reads": reads}
                     unfinished.append(self._computed(batch, first), entry)
                 errors.update((row, text) for row, text in failed)
                 progress.advance(first + len(batch), len(self.images))
@@ -261,18 +265,20 @@ class _Job:
     def _check_sources(self, batch: Sequence[Prepared], first: int) -> None:
         """Raise InputError if images cannot be read because their folder or data set is gone: they may come back."""
         names = [self.images.names[row] for row, image in enumerate(batch, first) if not image.sha256]
-        folders = [Path(folder) for folder in dict.fromkeys(map(_folder, names)) if folder in self.folders]
-        for place in (*self.sources, *folders) if names else ():
-            if not place.exists():
+        folders = {folder: self.folders[folder] for folder in map(_folder, names) if folder in self.folders}
+        for place, device in {**self.sources, **folders}.items() if names else ():
+            if _devices([place]).get(place) != device:
                 message = f"{place} has vanished since its images were listed"
                 hint = "once it is back, the same call continues"
                 raise InputError(message, what="images", where=place, found=names[0], hint=hint)
 
-    def _restored(self, entry: dict[str, Any], sha256: str, first: int, work: Path) -> list[list[Any]]:
+    def _restored(
+        self, entry: dict[str, Any], sha256: str, reads: Sequence[int], first: int, work: Path
+    ) -> list[list[Any]]:
         """The failed images of a finished batch.
 
         Raises:
-            InputError: If one of its images has changed.
+            InputError: If one of its images has changed, or other images of it may be readable now.
             ImageError: If an image could not be read, and that is to stop the job.
         """
         if entry["sha256"] != sha256:
@@ -280,6 +286,11 @@ class _Job:
             message = f"an image from {name!r} on has changed since its batch was finished"
             raise InputError(message, what="images", found=name, where=work, hint=f"remove {work}")
         failed: list[list[Any]] = entry["errors"]
+        fewer = any(now < then for now, then in zip(reads, entry["reads"], strict=True))
+        if fewer or (failed and reads != entry["reads"]):
+            message = "the limit of pixels or the readable formats have changed since images were read"
+            hint = f"set the limit as before, or remove {work}"
+            raise InputError(message, what="reads", expected=entry["reads"], found=reads, where=work, hint=hint)
         if failed and self.on_error == "stop":
             row, text = failed[0]
             raise ImageError(text, what="images", found=self.images.names[row])
@@ -288,6 +299,15 @@ class _Job:
 
 def _folder(name: str) -> str:
     return os.path.dirname(name) or "."  # noqa: PTH120  (pathlib takes 8 times as long, for every image)
+
+
+def _devices(places: Iterable[str]) -> dict[str, int]:
+    """The device of each existing file or folder."""
+    devices = {}
+    for place in places:
+        with contextlib.suppress(OSError):
+            devices[place] = os.stat(place).st_dev  # noqa: PTH116  (as in `_folder`)
+    return devices
 
 
 def _sha256(texts: Sequence[str]) -> str:

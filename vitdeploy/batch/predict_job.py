@@ -106,7 +106,7 @@ def predict(
 class _Predictions(Rows):
     """Predictions, (N, K) of index and score."""
 
-    form, verb = "vitdeploy predictions 1", "predicting"
+    form, verb = "vitdeploy predictions 2", "predicting"
     dtype, missing = PREDICTION, np.array((-1, np.nan), PREDICTION)
 
     def __init__(self, predictor: Predictor, width: int, writer: Callable[[FinishedPredictions, Path], None]) -> None:

@@ -109,11 +109,13 @@ def _predict_to_file(
 
 def _with_hint(error: ImageError, images: Sequence[str]) -> ImageError:
     """The error, with a hint if a folder or a data set was given as an image."""
+    import os
     from pathlib import Path
 
     from vitdeploy.files.label_tables import TABLE_ENDINGS
 
-    many = [name for name in images if Path(name).is_dir() or Path(name).suffix.lower() in TABLE_ENDINGS]
+    # pathlib raises where a folder on the way is forbidden
+    many = [name for name in images if os.path.isdir(name) or Path(name).suffix.lower() in TABLE_ENDINGS]  # noqa: PTH112
     return error.with_message(f"{error}; for the images in {many[0]}, add --output FILE") if many else error
 
 

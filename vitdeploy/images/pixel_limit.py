@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -49,6 +50,14 @@ def max_pixels() -> int | None:
         return int(text)
     pillows = _lifted.pillows()
     return None if pillows is None else 2 * pillows
+
+
+def limits_in_effect() -> tuple[int, int]:
+    """Most pixels of an image, and of a resized one, as numbers: a larger number of each refuses no further image."""
+    limit = max_pixels()
+    most = sys.maxsize if limit is None else limit
+    lifted = limit is None or bool(os.environ.get(MAX_PIXELS_VARIABLE))
+    return most, most if lifted else min(most, MOST_GROWN_PIXELS)
 
 
 def check_pixel_count(width: int, height: int, name: str) -> None:

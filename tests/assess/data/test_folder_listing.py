@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forbidden import forbidden
 from PIL import Image
 from raising import raises
 
@@ -65,6 +67,42 @@ def test_a_link_to_nothing_and_a_pipe_are_not_left_out(tmp_path: Path, name: str
     os.mkfifo(tmp_path / "cat" / "b.png")
     with raises(InputError, where=tmp_path / "cat" / "b.png", hint="remove it"):
         list_images(tmp_path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_a_forbidden_image_is_kept_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a link or without an ending, it is not left out in silence."""
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path, "closed/b.png", "data/a.png", "data/cat/c.png", "noend", "data/notes.txt")
+    links = {"link.png": "b.png", "link": "b.png", "folder": "", "link.txt": "b.png", "cat/d.png": "b.png"}
+    for name, target in links.items():
+        (tmp_path / "data" / name).symlink_to(tmp_path / "closed" / target)
+    (tmp_path / "noend").rename(tmp_path / "data" / "noend")
+    with forbidden(Path("closed"), Path("data/noend")):
+        images, _ = list_folder(Path("data"), keep_unreadable=True)
+    found = [path.relative_to("data").as_posix() for path in images.files]
+    assert found == ["a.png", "cat/c.png", "cat/d.png", "folder", "link", "link.png", "noend"]
+    assert images.left_out == LeftOut(2, (Reason("broken link", 1), Reason("ending .txt", 1)))
+    for name in links:
+        with forbidden(Path("closed")), raises(InputError, hint="remove it"):
+            list_folder(Path("data"))
+        (tmp_path / "data" / name).unlink()
+    with forbidden(Path("data/noend")), raises(InputError, where=Path("data/noend"), found="Permission denied"):
+        list_folder(Path("data"))
+
+
+def test_pipes_and_sockets_are_kept_if_they_may_be_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # the path of a socket is short
+    for name in ("a.png", "b.txt", "c"):
+        os.mkfifo(name)
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.bind("d.jpg")
+    Path("e.txt").symlink_to("b.txt")
+    images, _ = list_folder(Path(), keep_unreadable=True)
+    assert images.files == (Path("a.png"), Path("d.jpg"))
+    assert images.left_out == LeftOut(3, (Reason("pipe or device", 3),))
+    with raises(InputError, hint="remove it"):
+        list_folder(Path())
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

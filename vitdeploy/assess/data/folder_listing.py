@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from vitdeploy.errors import InputError, readable
+from vitdeploy.files.regular_file import open_regular
 from vitdeploy.images.formats import HEIF_ENDINGS, WEAK_MAGIC, image_endings, readable_formats
 from vitdeploy.system.quiet import quiet_libtiff
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 HIDDEN = "hidden"
 BROKEN = "broken link"
+PIPE = "pipe or device"
 NO_ENDING = "without an ending and not an image"
 _OTHERS = "other endings"
 # In lower case: files that macOS and Windows add to folders and archives, and do not show. Names that begin with a dot,
@@ -129,22 +131,26 @@ def with_images(root: Path, listing: FolderListing) -> FolderListing:
     return listing
 
 
-def list_folder(root: Path, *, keep_broken: bool = False) -> tuple[FolderListing, FolderListing]:
+def list_folder(root: Path, *, keep_unreadable: bool = False) -> tuple[FolderListing, FolderListing]:
     """List the images and the parquet files below a folder; each listing counts the other's files as left out.
 
-    Links are followed, except a link to a folder that contains it. With `keep_broken`, a broken link is an image if its
-    ending is an image's, or it has none.
+    Links are followed, except a link to a folder that contains it.
+
+    Args:
+        root: The folder.
+        keep_unreadable: Keep paths that cannot be read among the images: those with an image's ending, whatever they
+            are, and links and files without any ending.
 
     Raises:
-        InputError: If a folder cannot be read, a link is broken and not kept, or a path with an image's extension is a
-            pipe or a device.
+        InputError: If a folder cannot be read; or, unless those are kept, a link cannot be followed, a path with an
+            image's ending is a pipe or a device, or a file without an ending cannot be read.
     """
     counts: collections.Counter[str] = collections.Counter()
     paths: dict[str, list[Path]] = {_IMAGE: [], PARQUET: []}
     endings = image_endings()
     for entry in _files_below(root, counts):
         path = Path(entry.path)
-        kind = _kind(entry, path, endings, keep_broken)
+        kind = _kind(entry, path, endings, keep_unreadable)
         if kind in paths:
             paths[kind].append(path)
         else:
@@ -160,7 +166,7 @@ def _without(root: Path, files: Iterable[Path]) -> list[str]:
     """Direct subfolders of `root` that contain none of the files."""
     filled = {path.relative_to(root).parts[0] for path in files}
     with readable(root, "a folder"), os.scandir(root) as entries:
-        folders = [entry.name for entry in entries if _leads_to(entry.is_dir) and not _is_hidden(entry.name)]
+        folders = [entry.name for entry in entries if _leads_to(entry, entry.is_dir) and not _is_hidden(entry.name)]
     return [name for name in folders if name not in filled]
 
 
@@ -177,36 +183,46 @@ def _files_below(root: Path, counts: collections.Counter[str]) -> Iterator[os.Di
             for entry in entries:
                 if _is_hidden(entry.name):
                     counts[HIDDEN] += _count(entry)
-                elif _leads_to(entry.is_dir):
+                elif _leads_to(entry, entry.is_dir):
                     pending.append((Path(entry.path), around | {place}))
                 else:
                     yield entry
 
 
-def _kind(entry: os.DirEntry[str], path: Path, endings: Collection[str], keep_broken: bool) -> str:
+def _kind(entry: os.DirEntry[str], path: Path, endings: Collection[str], keep_unreadable: bool) -> str:
     """Image or parquet file, or the reason why a file is neither."""
     ending = path.suffix.lower()
     kind = _IMAGE if ending in endings else PARQUET if ending == PARQUET else None
-    if not _leads_to(entry.is_file):
-        if keep_broken and kind != PARQUET and not _leads_to(path.exists):
-            return _IMAGE if kind or not ending else BROKEN
+    if not _leads_to(entry, entry.is_file):
+        exists = os.path.exists(path)  # noqa: PTH110  (pathlib raises where a folder on the way is forbidden)
+        if keep_unreadable and kind != PARQUET:
+            return _IMAGE if kind or not (ending or exists) else PIPE if exists else BROKEN
         if kind is not None or entry.is_symlink():
-            raise InputError(f"{path} is a pipe, a device or a broken link", where=path, hint="remove it")
-        return "pipe or device"
-    if kind is not None or (not ending and _is_image(path)):
-        return kind or _IMAGE
-    hint = " (needs pillow-heif)" if ending in HEIF_ENDINGS else ""
-    return f"ending {ending}{hint}" if ending else NO_ENDING
+            message = f"{path} is a pipe, a device or a link that cannot be followed"
+            raise InputError(message, where=path, hint="remove it")
+        return PIPE
+    if kind is not None:
+        return kind
+    if ending:
+        hint = " (needs pillow-heif)" if ending in HEIF_ENDINGS else ""
+        return f"ending {ending}{hint}"
+    try:
+        return _IMAGE if _is_image(path) else NO_ENDING
+    except OSError as exc:
+        if keep_unreadable:
+            return _IMAGE
+        message = f"{path} has no ending and cannot be read: {exc.strerror}"
+        raise InputError(message, where=path, found=exc.strerror, hint="remove it if it is not an image") from exc
 
 
-def _leads_to(kind: Callable[[], bool]) -> bool:
-    """The answer of a method of a path; False for any broken link."""
+def _leads_to(entry: os.DirEntry[str], kind: Callable[[], bool]) -> bool:
+    """The answer of a method of an entry; False for any link that cannot be followed."""
     try:
         return kind()
     except OSError as exc:
-        if exc.errno not in _BROKEN_LINK:
-            raise
-        return False
+        if exc.errno in _BROKEN_LINK or (exc.errno == errno.EACCES and entry.is_symlink()):
+            return False
+        raise
 
 
 def _is_hidden(name: str) -> bool:
@@ -222,16 +238,17 @@ def _count(entry: os.DirEntry[str]) -> int:
 
 
 def _is_image(path: Path) -> bool:
-    """True if the file begins like an image."""
+    """True if the file begins like an image; OSError if it cannot be opened."""
     quiet_libtiff()
     formats = [name for name in readable_formats() if name not in WEAK_MAGIC]
-    try:
-        with Image.open(path, formats=formats):
+    with open_regular(path) as file:
+        try:
+            with Image.open(file, formats=formats):
+                return True
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             return True
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        return True
-    except Exception:  # noqa: BLE001  (Pillow's plugins raise whatever they meet in a file that is none of theirs)
-        return False
+        except Exception:  # noqa: BLE001  (Pillow's plugins raise whatever they meet in a file that is none of theirs)
+            return False
 
 
 def _by_ending(files: Iterable[Path]) -> collections.Counter[str]:

@@ -54,13 +54,13 @@ class ImageSet:
         return ImageSet(self.source, names, lambda position: self.load(positions[position]), self.left_out)
 
 
-def open_images(path: str | os.PathLike[str], *, keep_missing: bool = False) -> ImageSet:
+def open_images(path: str | os.PathLike[str], *, keep_unreadable: bool = False) -> ImageSet:
     """Open every image below a folder, or in a data set of `open_data`'s formats; labels are ignored.
 
     Args:
         path: Folder of images; or a .csv, .tsv or .parquet file, or a folder of .parquet files.
-        keep_missing: Keep the images that a list names and that are not there, and broken links in a folder; to load
-            one is an ImageError. Without it, they are refused.
+        keep_unreadable: Keep the images that a list names and that are not there, and in a folder broken links, pipes
+            and the like; see `list_folder`. To load one is an ImageError. Without it, they are refused.
 
     Raises:
         InputError: If there are no images, or a file is damaged.
@@ -71,10 +71,10 @@ def open_images(path: str | os.PathLike[str], *, keep_missing: bool = False) -> 
     if kind == ".parquet" and not source.is_dir():
         return _of_parquet(source, None)
     if kind in SEPARATORS and not source.is_dir():
-        names, _ = read_csv(source, labelled=False, keep_missing=keep_missing)
+        names, _ = read_csv(source, labelled=False, keep_missing=keep_unreadable)
         return ImageSet(str(source), names, functools.partial(read_image, [source.parent / name for name in names]))
     check_folder(source)
-    images, tables = list_folder(source, keep_broken=keep_missing)
+    images, tables = list_folder(source, keep_unreadable=keep_unreadable)
     if tables.files:
         return _of_parquet(source, tables)
     listing = with_images(source, images)
@@ -83,13 +83,13 @@ def open_images(path: str | os.PathLike[str], *, keep_missing: bool = False) -> 
 
 
 def open_all(
-    paths: Sequence[str | os.PathLike[str]], *, keep_missing: bool = False
+    paths: Sequence[str | os.PathLike[str]], *, keep_unreadable: bool = False
 ) -> tuple[ImageSet, dict[str, LeftOut]]:
     """Open image files, and every image of folders and data sets, in this order; a path given twice counts twice.
 
     Args:
         paths: Image files, and sources of `open_images`.
-        keep_missing: See `open_images`.
+        keep_unreadable: See `open_images`.
 
     Returns:
         The images, named by their paths from the working directory (a parquet file's with "#row"), and the files left
@@ -111,8 +111,10 @@ def open_all(
         raise UsageError(f"images takes paths, got {wrong[0]!r:.80}", what="images", found=wrong[0])
     for path in map(Path, paths):
         firsts.append(len(names))
-        if path.is_dir() or path.suffix.lower() in TABLE_ENDINGS:
-            opened, root = open_images(path, keep_missing=keep_missing), path if path.is_dir() else path.parent
+        with readable(path, "an image, a folder or a data set"):
+            is_folder = path.is_dir()
+        if is_folder or path.suffix.lower() in TABLE_ENDINGS:
+            opened, root = open_images(path, keep_unreadable=keep_unreadable), path if is_folder else path.parent
             names += [(root / name).as_posix() for name in opened.names]
             parts.append(opened.load)
             if opened.left_out is not None:
