@@ -146,6 +146,15 @@ def with_payload(change: Callable[[Any], None]) -> Callable[[Path], None]:
     return forge
 
 
+def with_envelope(change: Callable[[Any], None]) -> Callable[[Path], None]:
+    def alter(folder: Path) -> None:
+        data = json.loads((folder / SIGNATURE).read_bytes())
+        change(data["dsseEnvelope"])
+        (folder / SIGNATURE).write_text(json.dumps(data))
+
+    return alter
+
+
 def without_hint(folder: Path) -> None:
     data = json.loads((folder / SIGNATURE).read_bytes())
     data["verificationMaterial"]["publicKey"]["hint"] = ""
@@ -170,6 +179,9 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
     "another file": lambda folder: shutil.copy(folder / MANIFEST, folder / SIGNATURE),
     "a pipe": as_pipe,
     "a rewritten statement": with_payload(lambda statement: statement.update(more=1)),
+    "a re-ordered statement": with_payload(lambda statement: statement.update(subject=statement.pop("subject"))),
+    "an unknown field": with_envelope(lambda envelope: envelope.update(more=1)),
+    "no signature in it": with_envelope(lambda envelope: envelope["signatures"].clear()),
     "no key hint": without_hint,
     "an altered artifact": lambda folder: altered(folder / "onnx/model.onnx"),
     "an altered artifact and its checksum": resigned_checksums,
@@ -188,6 +200,15 @@ def test_damage_is_refused_by_load_and_verify(signed: Path, keys: Path, kind: st
     assert run("verify", signed, "--public-key", keys / "own.pub").code == 4
 
 
+@pytest.mark.parametrize("kind", ["a cut signature", "a re-ordered statement", "an unknown field", "no signature in it"])
+def test_a_damaged_signature_is_refused_without_the_library_s_words(signed: Path, keys: Path, kind: str) -> None:
+    DAMAGE[kind](signed)
+    with pytest.raises(BundleError) as refused:
+        load(signed, keys)
+    cause = str(refused.value.__cause__).strip()
+    assert not cause or cause.splitlines()[0] not in str(refused.value)
+
+
 def test_another_key_is_refused(signed: Path, keys: Path) -> None:
     with raises(BundleError, what="signature", where=signed / SIGNATURE, expected=str(keys / "other.pub")):
         vitdeploy.load(signed, public_key=keys / "other.pub")
@@ -197,7 +218,7 @@ def test_another_key_is_refused(signed: Path, keys: Path) -> None:
     vitdeploy.load(signed, public_key=keys / "other.pub").close()
 
 
-@pytest.mark.parametrize("name", ["onnx/extra.onnx", "pytorch_model.bin", ".hidden"])
+@pytest.mark.parametrize("name", ["onnx/extra.onnx", "pytorch_model.bin", ".hidden", "README.md.bin"])
 def test_added_files_are_refused_by_verify_and_sign(signed: Path, keys: Path, name: str) -> None:
     (signed / name).write_bytes(b"x")
     assert run("verify", signed, "--public-key", keys / "own.pub").code == 4

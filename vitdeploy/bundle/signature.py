@@ -19,7 +19,6 @@ from vitdeploy.errors import (
     InputError,
     MissingDependencyError,
     UsageError,
-    first_line,
     readable,
     typed_line,
 )
@@ -35,8 +34,9 @@ SIGNATURE = f"{MANIFEST}.sig"
 _MOST_BYTES = 1 << 20
 _PUBLIC_KEY = "an EC public key on the curve P-256, P-384 or P-521, in PEM"
 _PRIVATE_KEY = "an EC private key on the curve P-256, P-384 or P-521, in PEM, without a password"
-# Files that may lie beside a bundle's own: the model card of a push, git's, and those of `hf download`.
-_BESIDE = ("README.md", ".git/", ".gitattributes", ".gitignore", ".github/", ".cache/huggingface/")
+# What may lie beside a bundle's own files: the model card of a push, git's files, and those of `hf download`.
+_FILES_BESIDE = frozenset({"README.md", ".gitattributes", ".gitignore"})
+_FOLDERS_BESIDE = (".git/", ".github/", ".cache/huggingface/")
 
 
 def check_signature(folder: Path, manifest: bytes, public_key: str | os.PathLike[str]) -> None:
@@ -80,8 +80,9 @@ def check_signature(folder: Path, manifest: bytes, public_key: str | os.PathLike
             if signed != digest(manifest):
                 raise _stale(folder) from exc
             raise BundleError(
-                f"{path} is not a signature by {public_key}: {first_line(exc)}", what="signature", where=path,
-                expected=str(public_key), hint="check which key signed the bundle, and where its files are from",
+                f"{path} is not a signature by {public_key}: it was made with another key, or altered",
+                what="signature", where=path, expected=str(public_key),
+                hint="check which key signed the bundle, and where its files are from",
             ) from exc  # fmt: skip
 
 
@@ -112,7 +113,7 @@ def signed_digest(path: Path, signature: bytes) -> str:
         (subject,) = subjects
         return str(subject["digest"]["sha256"])
     except (ValueError, KeyError, TypeError, IndexError) as exc:
-        message = f"{path} is not a signature of model-signing: {type(exc).__name__} {first_line(exc)}"
+        message = f"{path} is damaged, or not a signature of one file by model-signing"
         raise BundleError(message, what="signature", where=path, hint="sign the bundle again") from exc
 
 
@@ -150,7 +151,7 @@ def sign_manifest(manifest: bytes, private_key: str | os.PathLike[str]) -> bytes
 def check_nothing_beside(folder: Path, manifest: Manifest) -> None:
     """Raise BundleError for a file that the manifest does not record, apart from git's and the model card."""
     for name in unrecorded(folder, manifest):
-        if not name.startswith(_BESIDE):
+        if name not in _FILES_BESIDE and not name.startswith(_FOLDERS_BESIDE):
             raise BundleError(
                 f"{folder / name} is not recorded in {MANIFEST}, so no signature covers it",
                 what=name, where=folder / name, hint="remove it",
