@@ -13,6 +13,10 @@ CLASSES = {
     "npz": "fuzz.arrays:Npz",
     "index": "fuzz.weights:Shards",
     "adapter": "fuzz.checkpoints:Adapters",
+    "open-clip": "fuzz.named_weights:OpenClipConfigs",
+    "training": "fuzz.named_weights:TrainingFiles",
+    "class-embeddings": "fuzz.class_files:ClassEmbeddingFiles",
+    "class-names": "fuzz.class_files:ClassNameFiles",
     "bundle": "fuzz.bundle_files:BundleFiles",
     "onnx": "fuzz.graphs:OnnxGraphs",
     "torchscript": "fuzz.graphs:TorchScriptFiles",
@@ -21,6 +25,8 @@ CLASSES = {
     "rules": "fuzz.gates:RulesFiles",
     "baseline": "fuzz.gates:Baselines",
     "resume": "fuzz.gates:ResumeFiles",
+    "recorded": "fuzz.results:RecordedBenchmarks",
+    "kept-nodes": "fuzz.results:KeptNodes",
     "cache": "fuzz.caches:CalibrationCaches",
     "job": "fuzz.jobs:UnfinishedJobs",
     "job-inputs": "fuzz.jobs:JobInputs",
@@ -29,11 +35,17 @@ CLASSES = {
     "backend": "fuzz.served:BackendRequests",
     "application": "fuzz.application:ApplicationRequests",
     "page": "fuzz.page:PageRequests",
+    "rows": "fuzz.scaled_out:ImageRows",
+    "deployment": "fuzz.scaled_out:ServeConfigs",
     **({"signature": "fuzz.signatures:Signatures"} if find_spec("model_signing") else {}),  # of the extra signing
     "arguments": "fuzz.arguments:Arguments",
 }
-SLOW = {"config", "processor", "safetensors", "torch", "npz", "index", "adapter"}  # whose command is an export
-LIBRARY_ALONE = {"cache", "backend", "application", "page", "signature"}  # that no command reads
+SLOW = {"config", "processor", "safetensors", "torch", "npz", "index", "adapter", "open-clip"}  # its command is export
+# Those that no command reads, or an export alone, after a checkpoint of seconds.
+LIBRARY_ALONE = {
+    "training", "class-embeddings", "class-names", "kept-nodes", "cache", "backend", "application", "page", "rows",
+    "deployment", "signature",
+}  # fmt: skip
 
 
 def real_every(name: str) -> int:

@@ -7,6 +7,7 @@ import importlib
 import json
 import logging
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _MOST_DATA_BYTES = 8 << 30  # a backstop: the runner ends this process long before
 _REAL_LIMIT_S = 120.0
+_NOTE = re.compile(r"  cause: |\[ *[0-9]+\.[0-9] s\] |.*, [0-9]+ s so far$")  # of --verbose, and of a slow step
 _KNOWN_CODES = frozenset({PASSED, FAILED, USAGE, UNAVAILABLE, DAMAGED})
 
 
@@ -150,12 +152,16 @@ def _judge(case: Case, answer: Answer) -> str | None:
 
 
 def _misprint(answer: Answer) -> str | None:
-    """A refusal is one line, or click's words on how a command is used; what passes says nothing on stderr."""
-    lines = [line for line in answer.err.splitlines() if not line.startswith("  cause: ")]  # of --verbose
+    """A refusal is one line, or click's words on how a command is used; what passes says nothing on stderr.
+
+    A report that cannot be written has a line of its own before the refusal.
+    """
+    lines = [line for line in answer.err.splitlines() if not _NOTE.match(line)]
     if "Traceback" in answer.err:
         return f"traceback: {lines[-1][:300]}"
     tables = answer.code in (PASSED, FAILED, UNAVAILABLE)  # a check that failed or was skipped is told in a table
-    one_line = len(lines) == 1 and lines[0].startswith("Error: ") and len(lines[0]) > len("Error: ")
+    refusals = [line for line in lines if " could not be written: " not in line] or lines
+    one_line = len(refusals) == 1 and refusals[0].startswith("Error: ") and len(refusals[0]) > len("Error: ")
     of_click = answer.code == USAGE and lines and lines[0].startswith("Usage: ") and lines[-1].startswith("Error: ")
     if not ((one_line and answer.code != PASSED) or of_click or (tables and not lines)):
         return f"stderr, of exit code {answer.code}: {answer.err[:400]!r}"

@@ -10,6 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from vitdeploy.errors import typed_line
+from vitdeploy.files.regular_file import open_regular
 
 SETTINGS_FILE, NESTED_FILE = PROCESSOR_CONFIGS = ("preprocessor_config.json", "processor_config.json")
 
@@ -86,8 +87,8 @@ def lfs_advice(path: Path) -> str:
 
 
 def file_kind(path: Path) -> str:
-    """Kind of a file, by its first bytes or else its extension; empty if unknown."""
-    with path.open("rb") as file:
+    """Kind of a file, by its first bytes or else its extension; empty if unknown; OSError if it cannot be read."""
+    with open_regular(path) as file:  # a pipe would never end
         start = file.read(16)
     if start[:2] == b"PK":
         return _zip_kind(path)

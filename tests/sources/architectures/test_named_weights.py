@@ -329,3 +329,10 @@ def test_wrong_options_are_one_line(tmp_path: Path, line: list[object], code: in
 def test_a_model_and_weights_exclude_each_other() -> None:
     with raises(UsageError, what="weights"):
         vitdeploy.export("a/b", source=SourceOptions(weights=WeightsFile(TIMM)))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes are files elsewhere")
+def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.pth")
+    with raises(CheckpointError, where=tmp_path / "model.pth"):
+        read_checkpoint(WeightsFile(tmp_path / "model.pth", arch=NAME))
