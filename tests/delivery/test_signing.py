@@ -200,7 +200,9 @@ def test_damage_is_refused_by_load_and_verify(signed: Path, keys: Path, kind: st
     assert run("verify", signed, "--public-key", keys / "own.pub").code == 4
 
 
-@pytest.mark.parametrize("kind", ["a cut signature", "a re-ordered statement", "an unknown field", "no signature in it"])
+@pytest.mark.parametrize(
+    "kind", ["a cut signature", "a re-ordered statement", "an unknown field", "no signature in it"]
+)
 def test_a_damaged_signature_is_refused_without_the_library_s_words(signed: Path, keys: Path, kind: str) -> None:
     DAMAGE[kind](signed)
     with pytest.raises(BundleError) as refused:

@@ -23,6 +23,7 @@ _WORDS = {
     os.PathLike: "a path",
     Sequence: "a list",
     Mapping: "a dictionary",
+    dict: "a dictionary",
 }
 
 

@@ -130,6 +130,14 @@ def test_images_come_as_pixels_or_as_a_data_sets_dictionaries(digits: Bundle, fi
     assert computed["label"].tolist() == [best.label for (best,) in _expected(digits, files[:4], 1)]
 
 
+@pytest.mark.parametrize("kind", ["text", "numpy", "dictionary"])
+def test_a_row_cannot_name_a_file_of_the_machine(digits: Bundle, files: list[Path], kind: str) -> None:
+    path = str(files[0])
+    column = {"text": np.array([path], object), "numpy": np.array([path]), "dictionary": np.array([{"bytes": path}])}
+    with raises(UsageError, what="image", found=path):
+        BatchPredictor(digits.path)({"image": column[kind]})
+
+
 def test_it_is_opened_on_first_use_in_each_process(
     digits: Bundle, encoded: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,3 +219,9 @@ def test_what_does_not_fit_is_refused(digits: Bundle, encoded: np.ndarray) -> No
         BatchPredictor(digits.path, rows=Vectors())({"image": encoded})
     with raises(UsageError, what="output_size", expected="a fixed size"):
         DecodeImages(ImageProcessor(), PixelFormat(PixelStage.DECODED, "nhwc", "uint8"))
+
+
+@pytest.mark.parametrize("name", ["backend", "precision", "device", "artifact", "public_key"])
+def test_an_option_of_a_wrong_type_is_named(digits: Bundle, name: str) -> None:
+    with raises(UsageError, what=name, found=["x"]):
+        resolve(digits.path, {name: ["x"]}, 1)

@@ -6,6 +6,7 @@ import concurrent.futures
 import contextlib
 import http.client
 import json
+import math
 import os
 import shutil
 import socket
@@ -179,12 +180,24 @@ def test_a_replica_takes_what_its_model_gives_and_opens_what_a_replaced_bundle_h
     assert ran.stdout.split("\n") == ["outputs", "in use", "outputs", "fp16", "503", ""]
 
 
-def test_settings_are_checked() -> None:
-    with raises(UsageError, what="batch_size", found=0):
-        ServeConfig("bundle", max_batch_size=0)
-    with raises(UsageError, what="max_body_bytes", found=-1):
-        ServeConfig("bundle", max_body_bytes=-1)
-    with raises(UsageError, what="top_k", found=0):
-        ServeConfig("bundle", rows={"top_k": 0})
-    with pytest.raises(TypeError):
-        ServeConfig("bundle", rows={"topk": 5})
+@pytest.mark.parametrize(
+    ("name", "value", "what"),
+    [
+        ("max_batch_size", 0, "batch_size"),
+        ("max_batch_size", "8", "max_batch_size"),
+        ("max_body_bytes", -1, "max_body_bytes"),
+        ("batch_wait_timeout_s", "0.01", "batch_wait_timeout_s"),
+        ("batch_wait_timeout_s", -1, "batch_wait_timeout_s"),
+        ("batch_wait_timeout_s", math.nan, "batch_wait_timeout_s"),
+        ("options", [], "options"),
+        ("rows", [], "rows"),
+        ("rows", {"top_k": 0}, "top_k"),
+        ("rows", {"topk": 5}, "rows"),
+        ("rows", {"top_k": 5, "pool": "mean"}, "rows"),
+        ("rows", {"pool": "largest"}, "pool"),
+        ("rows", {"normalize": "no"}, "normalize"),
+    ],
+)
+def test_settings_are_checked(name: str, value: Any, what: str) -> None:
+    with raises(UsageError, what=what):
+        ServeConfig("bundle", **{name: value})

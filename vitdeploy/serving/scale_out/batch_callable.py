@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from vitdeploy.bundle.bundle import Bundle
-from vitdeploy.errors import ImageError, UsageError, check_count
+from vitdeploy.errors import ImageError, UsageError, check_count, shown
 from vitdeploy.images.open import open_image
 from vitdeploy.images.processor import ImageProcessor
-from vitdeploy.predictor import Predictor, batch_size_for, check_batch_size, load_processor
+from vitdeploy.predictor import Predictor, batch_size_for, check_batch_size, load, load_processor
 from vitdeploy.runtimes import BACKENDS
 from vitdeploy.runtimes.choice import Opening, choose_opening
 from vitdeploy.serving.in_process.lazy_predictor import LazyPredictor
 from vitdeploy.serving.scale_out.result_columns import Columns, Labels, Vectors
 from vitdeploy.specs import PixelFormat, PixelStage
+from vitdeploy.system.argument_types import check_type, hints_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -194,6 +195,8 @@ def resolve(path: str | os.PathLike[str], options: Mapping[str, Any], threads: i
         threads: CPU threads for the engine, unless the options have them. Default: the backend's.
     """
     names = ("backend", "precision", "device", "public_key", "artifact")
+    for argument in names:
+        check_type(argument, options.get(argument), hints_of(load)[argument])
     backend, precision, device, public_key, artifact = map(options.get, names)
     bundle = Bundle.open(path, public_key=public_key)
     given, beside_decoding = _without(options, *names, "beside_decoding"), options.get("beside_decoding", False)
@@ -215,11 +218,19 @@ def resolve(path: str | os.PathLike[str], options: Mapping[str, Any], threads: i
 
 
 def _encoded(image: Any) -> Any:
-    """An image that an ImageProcessor takes; ImageError if there is none."""
+    """An image that an ImageProcessor takes, but no path: rows must not open files of the machine that runs them.
+
+    Raises:
+        ImageError: If there is none.
+        UsageError: If it is text.
+    """
     if isinstance(image, dict):
         image = image.get("bytes")
     if image is None:
         raise ImageError("the row has no image", what="image")
+    if isinstance(image, (str, os.PathLike)):
+        message, hint = f"the row has text, not an image: {shown(image, 80)}", "read the files into a column of bytes"
+        raise UsageError(message, what="image", found=image, hint=hint)
     return image
 
 

@@ -11,6 +11,7 @@ from vitdeploy.batch.cell_text import as_utf_8
 from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.errors import check_count
 from vitdeploy.specs import Pool
+from vitdeploy.system.argument_types import check_type, hints_of
 
 if TYPE_CHECKING:
     from vitdeploy.predictor import Prediction, Predictor
@@ -71,6 +72,12 @@ class Vectors:
     pool: Pool | None = None
     normalize: bool = False
     names: ClassVar[tuple[str, ...]] = ("vector",)
+
+    def __post_init__(self) -> None:
+        kind: Any = type(self)
+        hints = hints_of(kind)
+        for name in ("pool", "normalize"):
+            check_type(name, getattr(self, name), hints[name])
 
     def empty(self, predictor: Predictor, count: int) -> Columns:
         """Columns of `count` rows without results."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
-from vitdeploy.errors import check_count
+from vitdeploy.errors import UsageError, check_count, shown
 from vitdeploy.predictor import check_batch_size
 from vitdeploy.serving.scale_out.result_columns import Labels, Vectors
+from vitdeploy.system.argument_types import check_type, hints_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +24,9 @@ class ServeConfig:
         max_body_bytes: Largest body.
         options: See `vitdeploy.load`: backend, precision, device, and options of the backend.
         version: Any text; another one opens the bundle again if its files have changed.
+
+    Raises:
+        UsageError: If a value is invalid; the bundle is opened, and its options are checked, by the replicas.
     """
 
     bundle: str
@@ -33,9 +38,20 @@ class ServeConfig:
     version: str = ""
 
     def __post_init__(self) -> None:
+        kind: Any = type(self)
+        hints = hints_of(kind)
+        for field in dataclasses.fields(self):
+            check_type(field.name, getattr(self, field.name), hints[field.name])
         check_batch_size(self.max_batch_size)
         check_count("max_body_bytes", self.max_body_bytes)
+        if not 0 <= self.batch_wait_timeout_s < math.inf:
+            message = f"batch_wait_timeout_s takes a number of seconds from 0 up, got {self.batch_wait_timeout_s}"
+            raise UsageError(message, what="batch_wait_timeout_s", found=self.batch_wait_timeout_s)
         self.parsed_rows()
 
     def parsed_rows(self) -> Labels | Vectors:
-        return Labels(**self.rows) if "top_k" in self.rows else Vectors(**self.rows)
+        kind: type[Labels] | type[Vectors] = Labels if "top_k" in self.rows else Vectors
+        if not self.rows.keys() <= {field.name for field in dataclasses.fields(kind)}:
+            message = f"rows takes top_k, or pool and normalize, got {shown(self.rows, 80)}"
+            raise UsageError(message, what="rows", expected=("top_k", "pool", "normalize"), found=self.rows)
+        return kind(**self.rows)
