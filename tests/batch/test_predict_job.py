@@ -22,7 +22,7 @@ from stub_runtime import StubRuntime
 from told import Told
 
 import vitdeploy
-from vitdeploy.batch.prediction_files import rank_columns
+from vitdeploy.batch.prediction_files import PREDICTION, FinishedPredictions, rank_columns
 from vitdeploy.errors import ImageError, InputError, MissingDependencyError, NotFiniteError, OutputError, UsageError
 from vitdeploy.images.preprocessor_config import Size
 from vitdeploy.images.processor import ImageProcessor
@@ -115,7 +115,7 @@ def test_every_format_has_the_same_values(
     Path(paths_of(folder)[0]).write_bytes(b"no image")
     for ending in FORMATS:
         vitdeploy.predict(predictor, folder, tmp_path / f"whole.{ending}")
-    monkeypatch.setattr("vitdeploy.batch.prediction_files._ROWS_A_PART", 5)
+    monkeypatch.setattr("vitdeploy.batch.prediction_files._PREDICTIONS_A_PART", 29)
     monkeypatch.setattr("vitdeploy.batch.prediction_parquet._GROUP_BYTES", 5 * 40 * 7)
     for ending in FORMATS:
         vitdeploy.predict(predictor, folder, tmp_path / f"parts.{ending}")
@@ -127,6 +127,17 @@ def test_every_format_has_the_same_values(
     with pq.ParquetFile(tmp_path / "parts.parquet") as file:
         assert [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)] == [5, 5, 2]
     assert read(tmp_path / "parts.parquet") == rows
+
+
+@pytest.mark.parametrize("ranks", [1, 1000, 200_000])
+def test_memory_is_bounded_for_many_classes_too(tmp_path: Path, ranks: int) -> None:
+    count = 300_000 // ranks + 1
+    np.save(tmp_path / "rows.npy", np.zeros((count, ranks), PREDICTION))
+    parts = FinishedPredictions(tmp_path / "rows.npy", ["a"] * ranks, ["a.png"] * count, {}).parts()
+    sizes = [part.indices.shape for part in parts]
+    assert len(sizes) > 1
+    assert sum(rows for rows, _ in sizes) == count
+    assert max(rows * ranks for rows, _ in sizes) <= max(ranks, 1 << 17)
 
 
 def test_odd_paths_keep_their_rows(predictor: Predictor, folder: Path, tmp_path: Path) -> None:

@@ -216,6 +216,30 @@ except Interrupted as exc:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="signals are not blocked here")
+@pytest.mark.parametrize("then", ["raise", "raise ImportError('initialization failed')"])
+def test_signals_at_once_are_one_and_no_other_error(then: str) -> None:
+    """Two that arrive together, and one that a library's import turns into an error of its own."""
+    script = f"""
+import signal, sys
+from vitdeploy.cli.process import end_on_signals, print_error
+end_on_signals()
+both = signal.SIGINT, signal.SIGTERM
+signal.pthread_sigmask(signal.SIG_BLOCK, both)
+for number in both:
+    signal.raise_signal(number)
+try:
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, both)
+    except SystemExit:
+        {then}
+except BaseException as error:
+    sys.exit(print_error(error))
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (128 + signal.SIGINT, "Error: interrupted by SIGINT\n")
+
+
 def test_a_caller_in_the_same_process_keeps_its_signals() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     with pytest.raises(SystemExit):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PREDICTION = np.dtype([("index", "<i4"), ("score", "<f4")])
-_ROWS_A_PART = 1 << 14  # in memory at a time
+_PREDICTIONS_A_PART = 1 << 17  # in memory at a time, some 70 bytes each
 _PARQUET = "vitdeploy.batch.prediction_parquet:write_parquet"
 
 
@@ -60,9 +60,10 @@ class FinishedPredictions:
         """Number of predictions for each image, K."""
         return int(np.load(self.rows, mmap_mode="r").shape[1])
 
-    def parts(self, rows: int = _ROWS_A_PART) -> Iterator[Part]:
-        """The images in order, `rows` at a time."""
+    def parts(self, rows: int | None = None) -> Iterator[Part]:
+        """The images in order, `rows` at a time. Default: as many as have `_PREDICTIONS_A_PART`."""
         content = np.load(self.rows, mmap_mode="r")
+        rows = max(1, _PREDICTIONS_A_PART // content.shape[1]) if rows is None else rows
         for start in range(0, len(content), rows):
             part = np.array(content[start : start + rows])
             numbers = range(start, start + len(part))

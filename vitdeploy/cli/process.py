@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 DEFECT = 70  # EX_SOFTWARE of sysexits.h: "an internal software error has been detected"
 _FAILED, _UNAVAILABLE, _PACKAGE = 1, 3, Path(__file__).parents[1]
 _EXIT_CODES = {"passed": 0, "failed": _FAILED, "skipped": _UNAVAILABLE}
+_received: list[Interrupted] = []  # since `end_on_signals`
 
 
 class Interrupted(SystemExit):
@@ -50,10 +51,11 @@ def end_on_signals() -> dict[int, Any]:
         ending.append(signal.SIGHUP)
 
     def stop(number: int, _frame: object) -> None:
-        for signal_number in ending:
-            signal.signal(signal_number, signal.SIG_IGN)
-        raise Interrupted(number)
+        if not _received:
+            _received.append(Interrupted(number))
+            raise _received[0]
 
+    _received.clear()
     return {signal_number: signal.signal(signal_number, stop) for signal_number in ending}
 
 
@@ -164,7 +166,11 @@ def print_error(error: BaseException, more: str = "") -> int:
 
 
 def explained(error: BaseException) -> tuple[str, int]:
-    """A description of the error for users, and its exit code."""
+    """A description of the error for users, and its exit code.
+
+    After a signal it is the signal's: a library whose import it interrupted raises an ImportError of its own.
+    """
+    error = _received[0] if _received else error
     again = f"set {DEBUG_VARIABLE}=1 for the traceback"
     if isinstance(error, VitDeployError):
         return str(error), error.exit_code
