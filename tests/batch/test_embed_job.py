@@ -192,7 +192,7 @@ def test_what_cannot_be_had_is_refused_before_any_work(
         vitdeploy.embed(predictor, folder, tmp_path / "emb.npy", pool="mean")
     with raises(UsageError, what="the table of paths"):
         vitdeploy.embed(predictor, folder, folder / "emb.npy")
-    nothing: tuple[list[str] | str, ...] = ([], "", "a\0.png")
+    nothing: tuple[list[str] | str, ...] = ([], "", "a\0.png", "\ud800.png")
     for images in nothing:
         with raises(UsageError, what="images"):
             vitdeploy.embed(predictor, images, tmp_path / "emb.npy")

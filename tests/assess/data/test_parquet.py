@@ -211,11 +211,18 @@ def test_damage(tmp_path: Path) -> None:
     )
     with raises(ImageError, where="a.parquet#0", what="bytes"):
         data.load(0)
+
+
+@pytest.mark.parametrize("rows", [0, 2, 4, 9])
+def test_a_file_that_changes_after_it_was_listed(tmp_path: Path, rows: int) -> None:
+    """Its rows may be others; a file that is gone has no bad images."""
+    path = write(tmp_path / "a.parquet", [0] * 4)
+    data = open_data(path, LABELS)
     path.unlink()
-    data = open_data(write(path, [0]), LABELS)
-    path.unlink()
-    with raises(ImageError, where=path):
-        data.load(0)
+    if rows:
+        write(path, [1] * rows, images=[b"other"] * rows)
+    with raises(InputError, what="images", where=path):
+        data.load(3)
 
 
 def test_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

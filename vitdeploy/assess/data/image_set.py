@@ -106,7 +106,7 @@ def open_all(
     parts: list[Callable[[int], bytes]] = []
     firsts: list[int] = []
     left_out: dict[str, LeftOut] = {}
-    wrong = [name for name in (os.fspath(path) for path in paths) if not name or "\0" in name]
+    wrong = [name for name in (os.fspath(path) for path in paths) if not _is_path(name)]
     if wrong:
         raise UsageError(f"images takes paths, got {wrong[0]!r:.80}", what="images", found=wrong[0])
     for path in map(Path, paths):
@@ -135,3 +135,10 @@ def open_all(
 def _of_parquet(source: Path, listing: FolderListing | None) -> ImageSet:
     content = read_parquet(source, listing, labelled=False)
     return ImageSet(str(source), content.names, content.load, None if listing is None else listing.left_out)
+
+
+def _is_path(name: str) -> bool:
+    try:
+        return bool(name) and b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:  # half a surrogate pair
+        return False

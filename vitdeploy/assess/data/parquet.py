@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import bisect
 import collections
+import contextlib
 import dataclasses
 import json
+import os
 import re
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +21,7 @@ from vitdeploy.files.regular_file import open_regular
 from vitdeploy.system.exhaustion import check_exhaustion
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -74,7 +76,7 @@ def read_parquet(source: Path, files: Sequence[Path], *, labelled: bool = True) 
     for path in files:
         try:
             with open_regular(path) as opened, pq.ParquetFile(opened) as file:  # requires UTF-8 paths
-                schema, metadata = file.schema_arrow, file.metadata
+                schema, metadata, state = file.schema_arrow, file.metadata, _state(opened)
                 _check_row_count(path, metadata.num_rows)
                 image = _image_column(path, schema)
                 if labelled:
@@ -91,7 +93,7 @@ def read_parquet(source: Path, files: Sequence[Path], *, labelled: bool = True) 
         column = f"{image}.bytes" if pa.types.is_struct(schema.field(image).type) else image
         first = len(names)
         for index in range(metadata.num_row_groups):
-            groups.append(_Group(path, index, column, first))
+            groups.append(_Group(path, index, column, first, state))
             first += metadata.row_group(index).num_rows
         names += [f"{path.relative_to(root).as_posix()}#{row}" for row in range(metadata.num_rows)]
     if not names:
@@ -103,12 +105,13 @@ def read_parquet(source: Path, files: Sequence[Path], *, labelled: bool = True) 
 
 @dataclasses.dataclass(frozen=True)
 class _Group:
-    """A row group, its image column, and the position of its first image."""
+    """A row group, its image column, the position of its first image, and the state of the file when it was listed."""
 
     path: Path
     index: int
     column: str
     first: int
+    state: tuple[int, int]
 
 
 class _RowGroups:
@@ -137,17 +140,39 @@ class _RowGroups:
 
     def _read(self, group: _Group) -> Any:
         try:
-            with open_regular(group.path) as opened, pq.ParquetFile(opened) as file:
+            with _opened(group) as file:
                 size_bytes = _check_expansion(group, file.metadata.row_group(group.index))
             # A repeated image is stored once, as a dictionary entry, and remains one in memory.
             words = [group.column] if size_bytes <= _MOST_DICTIONARY_BYTES else None
-            with open_regular(group.path) as opened, pq.ParquetFile(opened, read_dictionary=words) as file:
+            with _opened(group, read_dictionary=words) as file:
                 return file.read_row_group(group.index, columns=[group.column]).column(0)
         except (OSError, pa.ArrowException) as exc:
             check_exhaustion(exc, f"reading {group.path}")
             reason = first_line(exc)
             problem = f"cannot read the images of {str(group.path)!r}: {reason}"
             raise ImageError(problem, where=group.path, found=reason) from exc
+
+
+def _state(file: BinaryIO) -> tuple[int, int]:
+    """Size and time of the last write of an open file."""
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
+
+
+@contextlib.contextmanager
+def _opened(group: _Group, **options: Any) -> Iterator[pq.ParquetFile]:
+    """The file of a row group; InputError if it is not the one that was listed, whose rows it may not have."""
+    try:
+        opened = open_regular(group.path)
+    except OSError as exc:
+        message = f"{group.path} cannot be opened any more: {exc.strerror}"
+        raise InputError(message, what="images", where=group.path, found=exc.strerror, hint="run it again") from exc
+    with opened:
+        if _state(opened) != group.state:
+            message = f"{group.path} has changed since its images were listed"
+            raise InputError(message, what="images", where=group.path, hint="run it again")
+        with pq.ParquetFile(opened, **options) as file:
+            yield file
 
 
 def _check_row_count(path: Path, count: int) -> None:
