@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -98,6 +99,11 @@ class Opening(NamedTuple):
         """The files to open; UsageError as `artifact`."""
         artifact = self.artifact
         return self.bundle.manifest.files if artifact is None else self.bundle.records_for(artifact)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the checksums of these files."""
+        return hashlib.sha256("".join(record.sha256 for record in self.records).encode()).hexdigest()
 
 
 def choose_opening(

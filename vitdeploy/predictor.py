@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -313,15 +312,13 @@ def load(
     except BundleError:
         runtime.close()
         raise
-    records = opening.records
-    files = [record.path for record in records]
-    fingerprint = hashlib.sha256("".join(record.sha256 for record in records).encode()).hexdigest()
+    files = [record.path for record in opening.records]
     details = {
         "bundle": str(path), "task": bundle.manifest.task, "backend": opening.backend, "precision": opening.precision,
         "other_artifacts": opening.others, "files": files, **({} if opened.tuned is None else {"tuned": opened.tuned}),
     }  # fmt: skip
     return Predictor(
-        processor, runtime, labels, problem_type, details=details, config=config.model, fingerprint=fingerprint
+        processor, runtime, labels, problem_type, details=details, config=config.model, fingerprint=opening.fingerprint
     )
 
 

@@ -110,8 +110,10 @@ def test_unfinished_work_of_another_job_is_refused(tmp_path: Path) -> None:
     with raises(InputError, what="unfinished", where=tmp_path / "rows.unfinished"):
         JobFolder(tmp_path / "rows", {**IDENTITY, "files": ["1" * 64]})
     (tmp_path / "taken").mkdir()
-    with raises(UsageError, what="output", where=tmp_path / "taken"):
-        JobFolder(tmp_path / "taken", IDENTITY)
+    (tmp_path / "link").symlink_to("absent")  # in the way at the end, when the folder gets its name
+    for name in ("taken", "link"):
+        with raises(UsageError, what="output", where=tmp_path / name):
+            JobFolder(tmp_path / name, IDENTITY)
 
 
 def test_tables_have_nulls_and_types_that_do_not_depend_on_the_rows() -> None:

@@ -22,7 +22,7 @@ import pytest
 from environments import ROOT, environment, run
 
 import vitdeploy
-from vitdeploy.assets import held_out_images
+from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.bundle.bundle import Bundle
 
 ROWS, FILES = 1500, 15
@@ -76,6 +76,18 @@ def _check(found: list[dict[str, Any]], key: str, ids: list[Any], expected: list
     assert found == expected
 
 
+def _unfinish(output: Path, count: int) -> None:
+    """As if the job had been killed when it had written so many rows of its only file."""
+    unfinished = output.with_name(f"{output.name}.unfinished")
+    (checkpoint := unfinished / "run-000000/checkpoint").mkdir(parents=True)
+    output.rename(parts := checkpoint.with_name("parts"))
+    (parts / "_job.json").rename(unfinished / "_job.json")
+    (part,) = parts.glob("*.parquet")
+    rows = pq.read_table(part).slice(0, count)
+    pq.write_table(rows, part)
+    pq.write_table(rows.select(["key"]), checkpoint / f"{part.stem.rpartition('-')[0]}.parquet")
+
+
 def test_rows_are_those_of_predict_though_the_job_and_its_actors_are_killed(
     digits: Bundle, rows: Path, images: list[bytes], expected: list[dict[str, Any]], tmp_path: Path, ray_folder: Path
 ) -> None:
@@ -122,3 +134,37 @@ def test_rows_are_those_of_predict_though_the_job_and_its_actors_are_killed(
     _check(_rows(tmp_path / "files", "path"), "path", paths, expected[:30])
     keys = [f"{tmp_path / 'shard.tar'}#{number:03}" for number in range(30)]
     _check(_rows(tmp_path / "tar", "key"), "key", keys, expected[:30])
+
+    _unfinish(tmp_path / "tar", 10)
+    printed = run(python, SCRIPT, EXAMPLE, json.dumps([arguments(*others[1])]), "0", **environ).splitlines()
+    resumed, _ = (json.loads(line) for line in printed if line.startswith("{"))
+    assert (resumed["rows"], resumed["resumed"]) == (30, 10)
+    _check(_rows(tmp_path / "tar", "key"), "key", keys, expected[:30])
+
+
+_REPLACED = """
+import sys
+import numpy as np
+from pathlib import Path
+from vitdeploy.errors import BundleChangedError
+from vitdeploy.serving.scale_out.batch_callable import resolve
+from vitdeploy.serving.scale_out.ray_data import _TablePredictor
+
+link, replaced = map(Path, sys.argv[1:])
+fingerprint = resolve(link, {}).opening.fingerprint
+batch = {"id": np.array([1]), "image": np.array([b"no image"], object)}
+print(_TablePredictor(str(link), fingerprint)(batch).num_rows)
+link.unlink()
+link.symlink_to(replaced)
+try:
+    _TablePredictor(str(link), fingerprint)(batch)
+except BundleChangedError as error:
+    print(error.where)
+"""
+
+
+def test_an_actor_that_starts_after_the_bundle_was_replaced_computes_nothing(digits: Bundle, tmp_path: Path) -> None:
+    half = vitdeploy.export(default_checkpoint(), precision="fp16", output=tmp_path / "half")
+    (bundle := tmp_path / "bundle").symlink_to(digits.path)
+    printed = run(environment("ray"), "-c", _REPLACED, bundle, half.path, PYTHONPATH=str(ROOT))
+    assert printed.splitlines() == ["1", str(bundle)]

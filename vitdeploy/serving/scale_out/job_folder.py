@@ -7,6 +7,7 @@ then renames to `checkpoint/NAME.parquet` (ray/data/checkpoint/checkpoint_writer
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +57,7 @@ class JobFolder:
     def __init__(self, output: Path, identity: Mapping[str, Any]) -> None:
         self.output = output
         self.path = output.with_name(f"{output.name}.unfinished")
-        self.finished, self.resumed = output.exists(), 0
+        self.finished, self.resumed = os.path.lexists(output), 0
         content = json_file(identity)  # compared as text, in which tuples are lists
         self._stack = contextlib.ExitStack()
         if self.finished:

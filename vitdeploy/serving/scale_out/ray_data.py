@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import PIL
 import pyarrow.dataset as pd
-import ray
 from ray.data.checkpoint import CheckpointConfig
-from ray.data.checkpoint.checkpoint_filter import CheckpointManager
 
 from vitdeploy._version import __version__
+from vitdeploy.errors import BundleChangedError, check_count
 from vitdeploy.serving.scale_out.arrow_table import as_table
-from vitdeploy.serving.scale_out.batch_callable import BatchPredictor, DecodeImages, resolve
+from vitdeploy.serving.scale_out.batch_callable import ERROR, PIXELS, BatchPredictor, DecodeImages, resolve
 from vitdeploy.serving.scale_out.job_folder import JobFolder
+from vitdeploy.serving.scale_out.ray_checkpoint import RecordedIds, UnfinishedRows
 from vitdeploy.serving.scale_out.ray_workers import Workers
 from vitdeploy.serving.scale_out.result_columns import Labels, Vectors
 
@@ -47,19 +47,16 @@ class RayJobResult:
 class _TablePredictor(BatchPredictor):
     """A `BatchPredictor` that returns a table with nulls, whose types are the same in each batch."""
 
+    def __init__(self, bundle: str, fingerprint: str, **options: Any) -> None:
+        super().__init__(bundle, **options)
+        self._fingerprint = fingerprint
+
     def __call__(self, batch: Mapping[str, np.ndarray]) -> Any:
+        if self.predictor.fingerprint != self._fingerprint:
+            path = self.predictor.details["bundle"]
+            message = f"{path} was replaced during the job"
+            raise BundleChangedError(message, where=path, hint="put the job's bundle back, or start a new job")
         return as_table(super().__call__(batch), self.rows.names)
-
-
-class _RecordedIds(CheckpointManager):  # type: ignore[misc]
-    """Reads the ids of finished rows at once; Ray takes a task for every few files, 0.07 s a file."""
-
-    def load_checkpoint(self, *_data_files: Any) -> tuple[Any, int]:
-        """The sorted ids in Ray's object store, and their size in bytes; None and 0 if no row is finished."""
-        ids = pd.dataset(self.checkpoint_path_unwrapped, format="parquet", filesystem=self.filesystem).to_table()
-        if not len(ids):
-            return None, 0
-        return ray.put(np.sort(ids.column(self.id_column).to_numpy())), 2 * ids.nbytes
 
 
 def run_ray_job(
@@ -93,10 +90,12 @@ def run_ray_job(
     Raises:
         UsageError: If an option does not fit the model, or the output is another job's.
         BundleError: If the bundle is damaged.
-        InputError: If the work of an interrupted job is another job's.
+        InputError: If the source cannot be read, ids are not unique, or the unfinished work is another job's.
         OutputError: If a row is missing or twice, or a file cannot be written.
     """
-    place, chosen, workers = Path(output).absolute(), rows or Labels(), workers or Workers()
+    place, chosen, workers = source.check_output(output), rows or Labels(), workers or Workers()
+    source.check_columns((*chosen.names, PIXELS, ERROR))
+    check_count("rows_per_file", rows_per_file)
     resolved = resolve(bundle, options, workers.cpus)
     settings, size = resolved.options, batch_size or resolved.batch_size
     decode = DecodeImages.of(bundle, source.image_column, **settings)
@@ -110,13 +109,14 @@ def run_ray_job(
     }
     with JobFolder(place, identity) as folder:
         if not folder.finished:
-            dataset = source.read()
+            expected, dataset = source.count(), source.read()
             workers.check_cluster()
             dataset.context.checkpoint_config = CheckpointConfig(
                 source.id_column,
                 str(folder.checkpoint),
                 delete_checkpoint_on_success=False,
-                checkpoint_manager_cls=_RecordedIds,
+                checkpoint_filter_cls=UnfinishedRows,
+                checkpoint_manager_cls=RecordedIds,
             )
             dataset = dataset.repartition(target_num_rows_per_block=workers.rows)
             # Ray would move the decoding into the actors if both reserved the same.
@@ -125,7 +125,7 @@ def run_ray_job(
             )
             dataset = dataset.map_batches(
                 _TablePredictor,
-                fn_constructor_args=(str(Path(bundle).absolute()),),
+                fn_constructor_args=(str(Path(bundle).absolute()), resolved.opening.fingerprint),
                 fn_constructor_kwargs={"rows": chosen, "batch_size": size, **settings},
                 batch_size=workers.rows,
                 compute=workers.pool,
@@ -139,7 +139,7 @@ def run_ray_job(
                 # If they reserved CPUs, a small cluster would write nothing until all else has ended.
                 ray_remote_args={"num_cpus": 0},
             )
-            folder.finish(source.id_column, source.count())
+            folder.finish(source.id_column, expected)
     table = pd.dataset(place, format="parquet")
     count = table.count_rows()
     failed = table.count_rows(filter=pd.field("error").is_valid()) if count else 0
