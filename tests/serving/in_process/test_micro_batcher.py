@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import os
 import sys
 import threading
 import time
 from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -165,6 +167,23 @@ def test_a_failed_run_fails_its_images_alone(batcher: MicroBatcher, runtime: Gat
     assert batcher.predict(gray(0))
 
 
+@pytest.mark.parametrize("error", [SystemExit, asyncio.CancelledError])
+def test_an_error_of_a_callback_ends_neither_the_thread_nor_other_images(
+    batcher: MicroBatcher, runtime: GatedRuntime, error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: Future[Any]) -> None:
+        raise error
+
+    first = occupied(batcher, runtime)
+    futures = [batcher.submit(gray(value)) for value in (0, 255, 0)]  # the second has no result
+    for future in (first, *futures[:2]):
+        future.add_done_callback(fail)
+    runtime.gate.set()
+    assert futures[2].result(WAIT_S)
+    assert batcher.predict(gray(0), timeout=WAIT_S)
+    assert [record.exc_info and record.exc_info[0] for record in caplog.records] == [error] * 3
+
+
 def test_images_of_different_shapes_run_apart() -> None:
     predictor, runtime = gated_predictor(fixed_size=False)
     with MicroBatcher(predictor, max_delay=0) as batcher:
@@ -280,6 +299,14 @@ def test_an_executor_that_cannot_read_leaves_nothing_behind(batcher: MicroBatche
     with pytest.raises(AttributeError):
         batcher.submit(gray(0), executor="threads")  # type: ignore[arg-type]
     assert batcher.statistics().waiting == 0
+
+
+@pytest.mark.parametrize("seconds", [np.float32(0), np.longdouble(0), np.int64(0), Fraction(0)])
+def test_seconds_are_any_number(gated: tuple[Predictor, GatedRuntime], seconds: Any) -> None:
+    with MicroBatcher(gated[0], max_delay=seconds) as batcher:
+        assert batcher.predict(gray(0), timeout=seconds + WAIT_S)
+    with MicroBatcher(gated[0], max_delay=seconds + 0.001) as batcher:
+        assert batcher.predict(gray(0), timeout=WAIT_S)
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -14,6 +15,8 @@ import numpy as np
 
 from vitdeploy.errors import VitDeployError
 from vitdeploy.serving.in_process.request_queue import PreparedImage, RequestQueue
+
+logger = logging.getLogger(__name__)
 
 
 class BatchThread:
@@ -78,12 +81,20 @@ def _run(batch: Sequence[tuple[Future[Any], PreparedImage]]) -> None:
     except BaseException as exc:  # noqa: BLE001  (raised by each future; the thread lives on)
         for future, _ in batch:
             # One error each: whoever raises it adds to its traceback.
-            future.set_exception(copy.copy(exc) if isinstance(exc, VitDeployError) else exc)
+            _complete(future.set_exception, copy.copy(exc) if isinstance(exc, VitDeployError) else exc)
         return
     for row, (future, prepared) in enumerate(batch):
         try:
             result = prepared.finish({name: values[row : row + 1] for name, values in outputs.items()})
         except BaseException as exc:  # noqa: BLE001  (raised by the future)
-            future.set_exception(exc)
+            _complete(future.set_exception, exc)
         else:
-            future.set_result(result)
+            _complete(future.set_result, result)
+
+
+def _complete(complete: Callable[[Any], None], outcome: Any) -> None:
+    """Complete a future. `Future` logs an `Exception` of its callbacks; the thread outlives SystemExit and the like."""
+    try:
+        complete(outcome)
+    except BaseException:
+        logger.exception("a callback of a result failed")

@@ -67,7 +67,7 @@ class MicroBatcher(ClosedOnExit):
             message, hint = f"a micro-batcher takes a predictor, got {shown(predictor)}", "open it with vitdeploy.load"
             raise UsageError(message, what="predictor", found=predictor, hint=hint)
         self._predictor, self._max_batch_size, self._max_queue = predictor, max_batch_size, max_queue
-        self._queue = RequestQueue(max_queue, max_delay)
+        self._queue = RequestQueue(max_queue, float(max_delay))
         self._thread = BatchThread(self._queue)
 
     def submit(
@@ -173,7 +173,7 @@ class MicroBatcher(ClosedOnExit):
         if not 1 <= len(batch) <= self._max_queue:
             message = f"a call takes from 1 to {self._max_queue} images, got {len(batch)}"
             raise UsageError(message, what="images", expected=self._max_queue, found=len(batch))
-        end = None if timeout is None else time.monotonic() + min(timeout, threading.TIMEOUT_MAX)
+        end = None if timeout is None else time.monotonic() + float(min(timeout, threading.TIMEOUT_MAX))
         requests = self._accept(batch)
         try:
             for request in requests:
