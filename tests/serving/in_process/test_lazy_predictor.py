@@ -94,6 +94,19 @@ def test_a_copy_has_the_path_and_the_options(
     assert len(opened) == 2
 
 
+def test_the_key_of_a_copy_is_found_from_another_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lazy = LazyPredictor("vit", public_key="key.pem", precision="fp32")
+    assert (lazy.path, lazy.options) == (
+        str(tmp_path / "vit"), {"public_key": str(tmp_path / "key.pem"), "precision": "fp32"}
+    )  # fmt: skip
+    assert LazyPredictor("vit", public_key=None).options == {"public_key": None}
+    with raises(UsageError, what="public_key", found=3):
+        LazyPredictor("vit", public_key=3)
+
+
 @forks
 @pytest.mark.parametrize("held", [False, True])
 def test_a_forked_child_opens_its_own_even_in_the_middle_of_an_opening(

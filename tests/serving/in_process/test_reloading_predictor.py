@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import os
 import shutil
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -206,15 +208,16 @@ def test_no_request_fails_while_bundles_come_and_go(bundle: Path, versions: dict
     assert all(answer in answers.values() for answer in found)
 
 
+def wait_for(reached: Any) -> None:
+    end = time.monotonic() + WAIT_S
+    while not reached():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
 def test_a_watcher_reloads(
     bundle: Path, versions: dict[str, Path], answers: Answers, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def wait_for(reached: Any) -> None:
-        end = time.monotonic() + WAIT_S
-        while not reached():
-            assert time.monotonic() < end
-            time.sleep(0.005)
-
     with ReloadingPredictor(bundle, watch=0.01) as predictor:
         install(versions["not finite"], bundle)
         wait_for(lambda: predictor.status.failures >= 2)  # it tries again
@@ -224,6 +227,40 @@ def test_a_watcher_reloads(
         assert predictor.predict(IMAGE) == answers["second"]
     assert {(record.levelname, record.exc_info or None) for record in caplog.records} == {("WARNING", None)}
     assert not [thread for thread in threading.enumerate() if thread.name == "vitdeploy-watcher"]
+
+
+def test_a_watcher_counts_a_manifest_that_cannot_be_read(bundle: Path) -> None:
+    """Until it is as before: then the bundle in use is the one in the folder again."""
+    with ReloadingPredictor(bundle, watch=np.float32(0.01)) as predictor:  # type: ignore[arg-type]
+        status = predictor.status
+        whole = (bundle / "manifest.json").read_bytes()
+        (bundle / "manifest.json").write_bytes(whole[:100])
+        wait_for(lambda: predictor.status.failures)
+        assert "manifest.json" in str(predictor.status.last_error)
+        (bundle / "manifest.json").write_bytes(whole)
+        wait_for(lambda: predictor.status.last_error is None)
+        assert dataclasses.replace(predictor.status, failures=0) == status
+
+
+def test_a_watcher_does_not_keep_what_nobody_uses(bundle: Path) -> None:
+    predictor = ReloadingPredictor(bundle, watch=0.01)
+    runtime = weakref.ref(predictor.lease().predictor.runtime)
+    del predictor
+    gc.collect()
+    assert runtime() is None
+    assert not [thread for thread in threading.enumerate() if thread.name == "vitdeploy-watcher"]
+
+
+def test_paths_do_not_change_with_the_working_directory(
+    versions: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [tmp_path / name for name in ("here", "there")]
+    for folder, version in zip(folders, ("first", "second"), strict=True):
+        shutil.copytree(versions[version], folder / "vit")
+    monkeypatch.chdir(folders[0])
+    with ReloadingPredictor("vit") as predictor:
+        monkeypatch.chdir(folders[1])
+        assert not predictor.reload()
 
 
 @pytest.mark.parametrize("watch", [0, float("nan"), 1e10, "1"])

@@ -6,13 +6,12 @@ import os
 import threading
 import weakref
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.errors import UsageError
 from vitdeploy.predictor import Prediction, Predictor, load
+from vitdeploy.serving.in_process.absolute_paths import absolute
 from vitdeploy.serving.in_process.leases import Lease
-from vitdeploy.system.argument_types import check_type
 from vitdeploy.system.closing import ClosedOnExit
 from vitdeploy.system.forks import first_in_child, keep_until_exit
 
@@ -41,9 +40,7 @@ class LazyPredictor(ClosedOnExit):
     _predictor: Predictor | None
 
     def __init__(self, path: str | os.PathLike[str], **options: Any) -> None:
-        check_type("path", path, str | os.PathLike[str])
-        self.path = str(Path(path).absolute())  # a worker may have another working directory
-        self.options = options
+        self.path, self.options = absolute(path, options)  # a worker may have another working directory
         self._begin()
 
     @property

@@ -16,6 +16,7 @@ from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.errors import UsageError, VitDeployError, shown
 from vitdeploy.images.open import ImageSource
 from vitdeploy.predictor import Prediction, Predictor, load
+from vitdeploy.serving.in_process.absolute_paths import absolute
 from vitdeploy.serving.in_process.bundle_checks import check_answers, check_same_answers
 from vitdeploy.serving.in_process.leases import Lease
 from vitdeploy.serving.in_process.watcher import Watcher
@@ -90,6 +91,7 @@ class ReloadingPredictor(ClosedOnExit):
         watch: float | None = None,
         **options: Any,
     ) -> None:
+        path, options = absolute(path, options)
         check_type("allow_new_labels", allow_new_labels, bool)
         check_type("watch", watch, float | None)
         if watch is not None and not 0 < watch <= threading.TIMEOUT_MAX:
@@ -105,7 +107,7 @@ class ReloadingPredictor(ClosedOnExit):
         self._manifest, predictor = self._open_proven(None)
         self._current = _Opened(predictor)
         self._status = ReloadStatus(predictor.fingerprint)
-        self._watcher = None if watch is None else Watcher(self._look, watch)
+        self._watcher = None if watch is None else Watcher(self._look, float(watch))
 
     @property
     def status(self) -> ReloadStatus:
@@ -231,13 +233,19 @@ class ReloadingPredictor(ClosedOnExit):
             opened.predictor.close()
 
     def _look(self) -> None:
-        """Reload a bundle with another manifest; for the watcher, which goes on after a failure."""
+        """Reload a bundle with another manifest, or after a failure; for the watcher, which goes on after one."""
         try:
-            if self._read_manifest() != self._manifest:
+            if self._status.last_error is not None or self._is_replaced():
                 self.reload()
         except Exception as exc:
             bug = not isinstance(exc, VitDeployError)
             logger.warning("%s not reloaded, the previous bundle stays in use: %s", self._path, exc, exc_info=bug)
+
+    def _is_replaced(self) -> bool:
+        try:
+            return self._read_manifest() != self._manifest
+        except VitDeployError:
+            return True  # `reload` meets the error too, and counts it
 
     def _read_manifest(self) -> Manifest:
         return Bundle.open(self._path, public_key=self._public_key).manifest

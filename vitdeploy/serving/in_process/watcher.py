@@ -9,12 +9,12 @@ from collections.abc import Callable
 
 
 class Watcher:
-    """Calls `look` every `interval` seconds, from `interval` seconds on, until `end` or the end of the process."""
+    """Calls a method every `interval` seconds, from `interval` seconds on, while its object lives and until `end`."""
 
     def __init__(self, look: Callable[[], None], interval: float) -> None:
         self._stop = threading.Event()
         self._thread = threading.Thread(
-            target=_call, args=(look, interval, self._stop), name="vitdeploy-watcher", daemon=True
+            target=_call, args=(weakref.WeakMethod(look), interval, self._stop), name="vitdeploy-watcher", daemon=True
         )
         self._thread.start()
         # A thread that still opens an engine while the interpreter ends could crash the process.
@@ -25,9 +25,13 @@ class Watcher:
         self._at_exit()
 
 
-def _call(look: Callable[[], None], interval: float, stop: threading.Event) -> None:
+def _call(look: weakref.WeakMethod[Callable[[], None]], interval: float, stop: threading.Event) -> None:
     while not stop.wait(interval):
-        look()
+        method = look()
+        if method is None:
+            return
+        method()
+        del method  # it holds the object
 
 
 def _end(stop: threading.Event, thread: threading.Thread, process: int) -> None:
