@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from forking import Outcome, in_child
 
+from vitdeploy.errors import ImageError
 from vitdeploy.system.forks import ThreadPool
 
 
@@ -64,6 +67,25 @@ def test_an_iterator_that_is_left_waits_for_the_calls_in_progress() -> None:
     pool.close()
     timer.join()
     assert len(ended) == count < 99
+
+
+def test_an_error_does_not_keep_itself_and_the_arguments_until_a_garbage_collection() -> None:
+    pool, kept = ThreadPool("kept"), list[weakref.ref[ImageError]]()
+
+    def fail(number: int) -> None:
+        raise ImageError(f"{number}")
+
+    gc.disable()
+    try:
+        for count in (1, 4):
+            try:
+                list(pool.map(fail, range(count), threads=2))
+            except ImageError as exc:
+                kept.append(weakref.ref(exc))
+        pool.close()  # its threads are done
+        assert [reference() for reference in kept] == [None] * 2
+    finally:
+        gc.enable()
 
 
 def test_callers_share_the_threads_while_another_closes_the_pool() -> None:

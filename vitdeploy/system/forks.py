@@ -143,11 +143,7 @@ class ThreadPool:
                 futures.popleft()  # holds the result
                 yield result
         finally:
-            for future in futures:
-                future.cancel()
-            for future in futures:
-                if not future.cancelled():
-                    future.exception()
+            _end_all(futures)  # and forget them: an error, which holds this frame, would hold itself and the arguments
 
     def close(self) -> None:
         """Wait for the work in progress, and for the threads' end."""
@@ -175,6 +171,16 @@ class ThreadPool:
         """For a new pool, and for a forked child, which lacks the threads, and where another may have held the lock."""
         self._lock = threading.Lock()
         self._executor, self._threads = None, 0
+
+
+def _end_all(futures: collections.deque[Future[T]]) -> None:
+    """Cancel calls, wait for those in progress, and leave none in the deque."""
+    for future in futures:
+        future.cancel()
+    while futures:
+        if not futures[0].cancelled():
+            futures[0].exception()
+        futures.popleft()
 
 
 _pools: weakref.WeakSet[ThreadPool] = weakref.WeakSet()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import os
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -182,6 +184,28 @@ def test_an_error_of_a_callback_ends_neither_the_thread_nor_other_images(
     assert futures[2].result(WAIT_S)
     assert batcher.predict(gray(0), timeout=WAIT_S)
     assert [record.exc_info and record.exc_info[0] for record in caplog.records] == [error] * 3
+
+
+class RunError(Exception):
+    """Of an engine."""
+
+
+@pytest.mark.parametrize(("image", "error"), [(b"no image", None), (gray(255), None), (gray(0), RunError)])
+def test_an_error_does_not_keep_itself_and_its_images_until_a_garbage_collection(
+    batcher: MicroBatcher, runtime: GatedRuntime, image: Any, error: type[BaseException] | None
+) -> None:
+    runtime.error = None if error is None else error()
+    gc.disable()
+    try:
+        try:
+            batcher.predict([image] * 2)
+        except (ImageError, NotFiniteError, RunError) as exc:
+            kept = weakref.ref(exc)
+        runtime.error = None
+        batcher.predict(gray(0))  # the thread is done with the others
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 def test_images_of_different_shapes_run_apart() -> None:

@@ -69,6 +69,7 @@ def _run_next(queue: RequestQueue) -> bool:
     if running:
         queue.add_batch(len(running))
         _run(running)
+    del batch, running  # or an error, whose frames have this one behind them, would hold itself and the images
     return True
 
 
@@ -82,6 +83,7 @@ def _run(batch: Sequence[tuple[Future[Any], PreparedImage]]) -> None:
         for future, _ in batch:
             # One error each: whoever raises it adds to its traceback.
             _complete(future.set_exception, copy.copy(exc) if isinstance(exc, VitDeployError) else exc)
+        del batch, future  # as in `_run_next`
         return
     for row, (future, prepared) in enumerate(batch):
         try:
@@ -90,6 +92,7 @@ def _run(batch: Sequence[tuple[Future[Any], PreparedImage]]) -> None:
             _complete(future.set_exception, exc)
         else:
             _complete(future.set_result, result)
+    del batch, future
 
 
 def _complete(complete: Callable[[Any], None], outcome: Any) -> None:

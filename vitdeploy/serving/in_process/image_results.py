@@ -8,22 +8,22 @@ from typing import Any
 
 import numpy as np
 
+from vitdeploy.images.open import ImageSource
 from vitdeploy.predictor import Prediction, Predictor
-from vitdeploy.serving.in_process.request_queue import Request
 from vitdeploy.specs import Pool
 from vitdeploy.system.argument_types import check_type
 
 # From the image's rows of the outputs, (1, ...) by name, to its result.
 Finish = Callable[[Mapping[str, np.ndarray]], Any]
-# The step for a request that a predictor answers; raises UsageError if the predictor cannot.
-FinishFor = Callable[[Predictor, Request], Finish]
+# The step for an image, with its position in its call; raises UsageError if the predictor cannot.
+FinishFor = Callable[[Predictor, ImageSource, int], Finish]
 
 
 def classes(top_k: int | None) -> FinishFor:
     """The step to `Predictor.predict` of one image: a list of predictions, best first."""
 
-    def finish_for(predictor: Predictor, request: Request) -> Finish:
-        asked, name, index = predictor.classes_asked(top_k), _name(request), request.index
+    def finish_for(predictor: Predictor, image: ImageSource, index: int) -> Finish:
+        asked, name = predictor.classes_asked(top_k), _name(image)
 
         def finish(outputs: Mapping[str, np.ndarray]) -> list[Prediction]:
             logits = outputs["logits"].astype(np.float32, copy=False)
@@ -38,9 +38,9 @@ def classes(top_k: int | None) -> FinishFor:
 def vector(pool: Pool | None, normalize: bool) -> FinishFor:
     """The step to `Predictor.embed` of one image: (D,) float32."""
 
-    def finish_for(predictor: Predictor, request: Request) -> Finish:
+    def finish_for(predictor: Predictor, image: ImageSource, index: int) -> Finish:
         check_type("normalize", normalize, bool)
-        pooling, name, index = predictor.pooling(pool), _name(request), request.index
+        pooling, name = predictor.pooling(pool), _name(image)
 
         def finish(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
             vectors = pooling(outputs, normalize=normalize)
@@ -53,6 +53,6 @@ def vector(pool: Pool | None, normalize: bool) -> FinishFor:
     return finish_for
 
 
-def _name(request: Request) -> str | os.PathLike[str] | bytes:
+def _name(image: ImageSource) -> str | os.PathLike[str] | bytes:
     """The image's path, which names it in messages; other images are not kept until the end of the run."""
-    return request.image if isinstance(request.image, (str, os.PathLike)) else b""
+    return image if isinstance(image, (str, os.PathLike)) else b""

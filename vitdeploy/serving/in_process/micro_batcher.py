@@ -178,21 +178,23 @@ class MicroBatcher(ClosedOnExit):
         try:
             for request in requests:
                 self._prepare(request, finish_for)
-            return [
-                request.future.result(None if end is None else max(0.0, end - time.monotonic())) for request in requests
-            ]
+            answers = []
+            for request in requests:
+                answers.append(request.future.result(None if end is None else max(0.0, end - time.monotonic())))  # noqa: PERF401  (a comprehension's frame holds a request)
+            return answers
         except futures.TimeoutError as exc:  # in Python 3.10 it is not the built-in one
             raise TimeoutError(f"no result within {timeout} s") from exc
         finally:
             for request in requests:
                 request.future.cancel()
+            del request, requests  # or an error, which holds this frame, would hold itself and the images
 
     def _accept(self, images: Sequence[ImageSource]) -> list[Request]:
         self._check_process()
         requests = [Request(image, index) for index, image in enumerate(images)]
         self._queue.accept(requests)
         for request in requests:
-            request.future.add_done_callback(functools.partial(self._settle, request))
+            request.future.add_done_callback(functools.partial(self._settle, [request]))
         return requests
 
     def _check_process(self) -> None:
@@ -200,8 +202,8 @@ class MicroBatcher(ClosedOnExit):
             message, hint = "this micro-batcher was made before the process forked", "make it in each process"
             raise UsageError(message, what="batcher", found="forked", hint=hint)
 
-    def _settle(self, request: Request, _: Future[Any]) -> None:
-        self._queue.settle(request)
+    def _settle(self, request: list[Request], _: Future[Any]) -> None:
+        self._queue.settle(request.pop())  # or each future would hold itself by its callback
 
     def _prepare(self, request: Request, finish_for: FinishFor) -> None:
         """Read the request's image, and let it wait for a run; an error goes to its future."""
@@ -209,7 +211,9 @@ class MicroBatcher(ClosedOnExit):
         if request.future.done():  # it was cancelled
             return
         try:
-            self._queue.put(request, self._prepared(request, image, finish_for))
+            lent = lease(self._predictor)
+            request.future.add_done_callback(lambda _: lent.release())
+            self._queue.put(request, self._prepared(lent.predictor, image, request.index, finish_for))
         except Exception as exc:  # noqa: BLE001  (raised by the future)
             if request.future.set_running_or_notify_cancel():
                 request.future.set_exception(exc)
@@ -218,15 +222,11 @@ class MicroBatcher(ClosedOnExit):
             raise
         finally:
             request.image = None
+            del request  # or an error, which holds this frame, would hold itself and the image
 
-    def _prepared(self, request: Request, image: ImageSource, finish_for: FinishFor) -> PreparedImage:
-        lent = lease(self._predictor)
-        request.future.add_done_callback(lambda _: lent.release())
-        predictor = lent.predictor
-        finish = finish_for(predictor, request)
-        pixel_values = predictor.processor(
-            [image], pixels=predictor.runtime.pixels, threads=1, first_index=request.index
-        )
+    def _prepared(self, predictor: Predictor, image: ImageSource, index: int, finish_for: FinishFor) -> PreparedImage:
+        finish = finish_for(predictor, image, index)
+        pixel_values = predictor.processor([image], pixels=predictor.runtime.pixels, threads=1, first_index=index)
         limit = _limit(predictor.runtime, pixel_values.shape, self._max_batch_size)
         return PreparedImage(Group(predictor, pixel_values.shape, limit), pixel_values, finish)
 
