@@ -64,6 +64,7 @@ class Runtime(ClosedOnExit):
         self.gpu: int | None = None
         self.threads: ThreadCount | None = None
         self._closed = False
+        self._closed_in_run = False
         self._inherited = False
         self._busy_at_fork = False
         self._make_locks()
@@ -144,39 +145,53 @@ class Runtime(ClosedOnExit):
             self._run_device(arrays)
 
     def close(self) -> None:
-        """Release the engine after the runs in progress; `run` raises from then on."""
+        """Release the engine after the runs in progress; `run` raises from then on.
+
+        A signal handler that interrupted a run does not wait: the end of the last run releases the engine.
+        """
         with self._idle:
             if self._closed:
                 return
             self._closed = True
+            self._closed_in_run = threading.get_ident() in self._running.values()
+            if self._closed_in_run:
+                return
             while self._running:
                 self._idle.wait()
+        self._release()
+
+    def _release(self) -> None:
         if not self._inherited:
             self._close()
 
     @contextlib.contextmanager
     def _in_use(self) -> Iterator[None]:
-        with self._idle:
-            if self._closed:
-                raise UsageError("this runtime is closed", what="runtime", found="closed", hint="load it again")
-            if self._inherited:
-                self._check_inherited()
-            self._running += 1
+        run = object()
         try:
+            with self._idle:
+                if self._closed:
+                    raise UsageError("this runtime is closed", what="runtime", found="closed", hint="load it again")
+                if self._inherited:
+                    self._check_inherited()
+                self._running[run] = threading.get_ident()
             yield
         finally:
+            self._running.pop(run, None)  # first of all: an interrupt in what follows leaves no run behind
             with self._idle:
-                self._running -= 1
                 self._idle.notify_all()
+                is_last = self._closed_in_run and not self._running
+                self._closed_in_run = self._closed_in_run and not is_last
+            if is_last:
+                self._release()
 
     def _make_locks(self) -> None:
         """For a new runtime, and for a forked child: another thread of the parent may have held the locks."""
         self._idle = threading.Condition()
-        self._running = 0
+        self._running: dict[object, int] = {}  # the thread of each run in progress
 
     def _inherit(self) -> None:
         """Become the copy of a runtime in a forked child."""
-        self._busy_at_fork = self._busy_at_fork or self._running > 0
+        self._busy_at_fork = self._busy_at_fork or bool(self._running)
         self._inherited = True
         self._make_locks()
         keep_until_exit(self)

@@ -202,7 +202,7 @@ class EngineRuntime(Runtime):
             UsageError: If the runtime is closed.
         """
         with self._gate, self._idle:
-            self._idle.wait_for(lambda: self._running == 0)
+            self._idle.wait_for(lambda: not self._running)
             with super()._in_use():
                 yield
 

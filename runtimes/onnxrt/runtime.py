@@ -64,7 +64,6 @@ class OnnxRuntime(Runtime):
     options_type: ClassVar[type[RuntimeOptions]] = OnnxRuntimeOptions
     shapes_on_cpu: ClassVar[bool] = True  # True if nodes that compute shapes may run there by default
     _limit: int | None = None  # runs at a time
-    _turns: Turns | contextlib.nullcontext[None]
     _fork_advice = ", or open it on the CPU with intra_op_threads=1"
 
     def __init__(self, path: str | Path | OpenedFile, options: OnnxRuntimeOptions = DEFAULTS) -> None:
@@ -160,7 +159,7 @@ class OnnxRuntime(Runtime):
 
     def _run_once(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         names = [spec.name for spec in self.outputs]
-        with self._turns, self._errors():
+        with self._turns.turn(), self._errors():
             if not self._io_binding:
                 return dict(zip(names, self._session.run(names, dict(feeds), self._run_options), strict=True))
             binding = self._session.io_binding()  # one per call: threads must not share a binding
@@ -186,13 +185,13 @@ class OnnxRuntime(Runtime):
             for spec in specs:
                 array = arrays[spec.name]
                 bind(spec.name, *place, array.dtype.type, array.shape, array.address)
-        with self._turns, self._errors():
+        with self._turns.turn(), self._errors():
             self._session.run_with_iobinding(binding, self._run_options)
             binding.synchronize_outputs()
 
     def _make_locks(self) -> None:
         super()._make_locks()
-        self._turns = contextlib.nullcontext() if self._limit is None else Turns(self._limit)
+        self._turns = Turns(self._limit)
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:

@@ -2,51 +2,49 @@
 
 from __future__ import annotations
 
-import collections
+import contextlib
 import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from types import TracebackType
+    from collections.abc import Iterator
 
 
 class Turns:
-    """A context manager that at most `limit` threads are in at a time, first come, first served.
+    """At most `limit` threads have their turn at a time, first come, first served.
 
-    `threading.Semaphore` is not fair: a thread that leaves and comes back can overtake those that wait.
+    `threading.Semaphore` is not fair: a thread that leaves and comes back can overtake those that wait. Nor does it
+    survive an exception of a signal handler wherever that arrives: here, the order of arrival is all that is kept, and
+    the first `limit` of it are those that have their turn, so that none can be lost.
 
     Args:
-        limit: Threads at a time, at least 1.
+        limit: Threads at a time, at least 1; None for any number.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._lock, self._free = threading.Lock(), limit
-        self._waiting: collections.deque[threading.Lock] = collections.deque()  # one each, held until its turn
+    def __init__(self, limit: int | None) -> None:
+        self._limit, self._lock = limit, threading.Lock()
+        self._order: list[threading.Lock] = []  # one each, which is held until its turn
 
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._free:  # then nobody waits
-                self._free -= 1
-                return
-            turn = threading.Lock()
-            turn.acquire()
-            self._waiting.append(turn)
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Wait for a turn, which ends with the block."""
+        if self._limit is None:
+            yield
+            return
+        turn = threading.Lock()
+        turn.acquire()
         try:
+            self._order.append(turn)
+            self._call_first()
             turn.acquire()
-        except BaseException:  # raised by a signal handler
-            with self._lock:
-                has_turn = turn not in self._waiting
-                if not has_turn:
-                    self._waiting.remove(turn)
-            if has_turn:
-                self.__exit__(None, None, None)
-            raise
+            yield
+        finally:
+            if turn in self._order:
+                self._order.remove(turn)
+            self._call_first()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def _call_first(self) -> None:
         with self._lock:
-            if self._waiting:
-                self._waiting.popleft().release()
-            else:
-                self._free += 1
+            for turn in self._order[: self._limit]:
+                if turn.locked():
+                    turn.release()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -68,6 +68,58 @@ def test_a_run_that_fails_does_not_keep_it_open() -> None:
     runtime = Slow()
     with raises(UsageError, what="inputs", found=[]):
         runtime.run({})
+    runtime.close()
+    assert runtime.events == ["closed"]
+
+
+class Interrupted(Slow):
+    """Runs a signal handler in the middle of its run."""
+
+    def __init__(self, handler: Callable[[], object]) -> None:
+        super().__init__()
+        self.handler = handler
+
+    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self.handler()
+        return super()._run(feeds)
+
+
+def test_a_signal_handler_that_closes_it_in_the_middle_of_a_run_does_not_wait_for_that_run() -> None:
+    runtime = Interrupted(lambda: runtime.close())
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(runtime.run, FEEDS)
+        assert runtime.started.wait(PATIENCE_S)
+        runtime.close()
+        assert runtime.events == []
+        runtime.may_end.set()
+        np.testing.assert_array_equal(running.result(PATIENCE_S)["x"], [2, 2])
+    assert runtime.events == ["ran", "closed"]
+    with raises(UsageError, what="runtime", found="closed"):
+        runtime.run(FEEDS)
+
+
+def test_an_interrupt_does_not_keep_it_open() -> None:
+    class InterruptedLock:
+        """A lock after whose release a signal handler raises: the run is counted then, and has not begun."""
+
+        def __init__(self) -> None:
+            self.left = 1
+
+        def __enter__(self) -> None:
+            pass
+
+        def __exit__(self, *_: object) -> None:
+            self.left -= 1
+            if not self.left:
+                raise KeyboardInterrupt
+
+        def notify_all(self) -> None:
+            pass
+
+    runtime = Slow()
+    runtime._idle = InterruptedLock()  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        runtime.run(FEEDS)
     runtime.close()
     assert runtime.events == ["closed"]
 

@@ -451,7 +451,7 @@ def test_what_was_compiled_is_saved_when_nothing_runs(
         save = cache.save
 
         def noted() -> None:
-            saves.append(runtime._running)
+            saves.append(len(runtime._running))
             save()
 
         monkeypatch.setattr(cache, "save", noted)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pytest
@@ -67,7 +68,7 @@ def test_no_more_threads_than_the_limit_are_inside(limit: int) -> None:
     turns, crowd = Turns(limit), Crowd()
 
     def work(_: int) -> None:
-        with turns:
+        with turns.turn():
             crowd.visit()
 
     with ThreadPoolExecutor(8) as threads:
@@ -79,15 +80,15 @@ def test_turns_go_in_the_order_of_arrival() -> None:
     turns, order = Turns(1), list[int]()
 
     def work(number: int) -> None:
-        with turns:
+        with turns.turn():
             order.append(number)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
-    with turns:
+    with turns.turn():
         for count, thread in enumerate(threads, 1):
             thread.start()
-            wait_until(lambda count=count: len(turns._waiting) == count)  # type: ignore[misc]
-    with turns:  # behind all of them
+            wait_until(lambda count=count: len(turns._order) == count + 1)  # type: ignore[misc]
+    with turns.turn():  # behind all of them
         assert order == list(range(6))
     for thread in threads:
         thread.join()
@@ -96,41 +97,95 @@ def test_turns_go_in_the_order_of_arrival() -> None:
 def test_an_error_inside_gives_the_turn_back() -> None:
     turns = Turns(1)
     for _ in range(3):
-        with pytest.raises(ZeroDivisionError), turns:
+        with pytest.raises(ZeroDivisionError), turns.turn():
             1 / 0  # noqa: B018
-    with turns:
+    with turns.turn():
         pass
 
 
-@pytest.mark.parametrize("has_turn", [False, True])
-def test_an_interrupt_while_waiting_takes_no_turn(monkeypatch: pytest.MonkeyPatch, has_turn: bool) -> None:
+class InterruptedLock:
+    """A lock after whose calls a signal can arrive: Python handles it once a call of compiled code has returned."""
+
+    calls_left: ClassVar[int]
+
+    def __init__(self) -> None:
+        self._lock = LOCK()
+        self.locked = self._lock.locked
+        self._interrupt()
+
+    def acquire(self) -> None:
+        assert self._lock.acquire(timeout=10), "it waits for a turn that is lost"
+        self._interrupt()
+
+    def release(self) -> None:
+        self._lock.release()
+        self._interrupt()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def _interrupt(self) -> None:
+        type(self).calls_left -= 1
+        if self.calls_left == 0:
+            raise KeyboardInterrupt
+
+
+LOCK = threading.Lock
+
+
+@pytest.mark.parametrize("calls", range(1, 12))
+def test_an_interrupt_takes_no_turn_wherever_it_arrives(monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
+    monkeypatch.setattr(InterruptedLock, "calls_left", 100, raising=False)
+    monkeypatch.setattr("vitdeploy.runtimes.onnxrt.turns.threading.Lock", InterruptedLock)
     turns = Turns(1)
-
-    class Interrupted:
-        """A lock whose second acquisition is interrupted, before or after it was released."""
-
-        def __init__(self) -> None:
-            self._acquired = False
-
-        def acquire(self) -> None:
-            if self._acquired:
-                if has_turn:
-                    turns.__exit__(None, None, None)
-                raise KeyboardInterrupt
-            self._acquired = True
-
-        def release(self) -> None:
+    InterruptedLock.calls_left = calls
+    interrupted = False
+    try:
+        with turns.turn():
             pass
+    except KeyboardInterrupt:
+        interrupted = True
+    InterruptedLock.calls_left = 0
+    assert interrupted == (calls <= 6)
+    for _ in range(2):
+        with turns.turn():
+            assert len(turns._order) == 1
 
-    turns.__enter__()
-    with monkeypatch.context() as patch:
-        patch.setattr("vitdeploy.runtimes.onnxrt.turns.threading.Lock", Interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            turns.__enter__()
-    if not has_turn:
-        turns.__exit__(None, None, None)
-    assert turns._free == 1
-    assert not turns._waiting
+
+@pytest.mark.parametrize("has_turn", [False, True])
+def test_an_interrupt_of_a_thread_that_waits_takes_no_turn(has_turn: bool) -> None:
+    turns = Turns(1)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(turns.turn())
+
+        class Interrupted:
+            """A lock whose second acquisition is interrupted, before or after it was released."""
+
+            def __init__(self) -> None:
+                self._acquired = False
+
+            def acquire(self) -> None:
+                if self._acquired:
+                    if has_turn:
+                        stack.close()
+                    raise KeyboardInterrupt
+                self._acquired = True
+
+            def locked(self) -> bool:
+                return True
+
+            def release(self) -> None:
+                pass
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("vitdeploy.runtimes.onnxrt.turns.threading.Lock", Interrupted)
+            with pytest.raises(KeyboardInterrupt), turns.turn():
+                pass
+    with turns.turn():
+        assert len(turns._order) == 1
 
 
 @pytest.mark.parametrize("options", [{}, {"concurrent_runs": 1}, {"concurrent_runs": 3, "io_binding": True}])
@@ -175,10 +230,9 @@ def test_close_waits_for_the_calls_that_wait_for_a_turn(model_file: Path) -> Non
     runtime = OnnxRuntime(model_file, OnnxRuntimeOptions(intra_op_threads=1, concurrent_runs=1))
     with ThreadPoolExecutor(3) as threads:
         turns = runtime._turns
-        assert isinstance(turns, Turns)
-        with turns:
+        with turns.turn():
             calls = [threads.submit(runtime.run, feeds) for _ in range(2)]
-            wait_until(lambda: len(turns._waiting) == 2)
+            wait_until(lambda: len(turns._order) == 3)
             closing = threads.submit(runtime.close)
             wait_until(lambda: runtime._closed)
             assert not closing.done()
@@ -190,7 +244,7 @@ def test_close_waits_for_the_calls_that_wait_for_a_turn(model_file: Path) -> Non
 def test_a_forked_child_does_not_inherit_the_turns_of_threads_that_it_lacks(model_file: Path) -> None:
     with OnnxRuntime(model_file, OnnxRuntimeOptions(intra_op_threads=1, concurrent_runs=1)) as runtime:
         turns = runtime._turns
-        with turns:
+        with turns.turn():
             runtime._make_locks()
-            with runtime._turns:
+            with runtime._turns.turn():
                 pass
