@@ -1,18 +1,36 @@
-"""Read one array of an `.npz` archive after its header: numpy.load allocates the claimed size, present or not."""
+"""Open an `.npz` archive, and read an array after its header: numpy.load allocates the claimed size, present or not."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import zipfile
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from numpy.lib import format as npy
+
+from vitdeploy.errors import VitDeployError, first_line
+from vitdeploy.files.regular_file import open_regular
+from vitdeploy.system.exhaustion import check_exhaustion
 
 if TYPE_CHECKING:
     import numpy as np
 
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}  # 3.0 is for named fields
+
+
+@contextlib.contextmanager
+def open_archive(path: Path, refusal: Callable[[str], VitDeployError]) -> Iterator[zipfile.ZipFile]:
+    """Open an archive, and read only its list of arrays; raises the refusal for the reason if that fails."""
+    with contextlib.ExitStack() as stack:
+        try:
+            archive = stack.enter_context(zipfile.ZipFile(stack.enter_context(open_regular(path))))
+        except Exception as exc:  # zipfile has its own errors, and lets struct's and the codecs' through
+            check_exhaustion(exc, f"reading {path}")
+            raise refusal((exc.strerror if isinstance(exc, OSError) else None) or first_line(exc)) from exc
+        yield archive
 
 
 def array_header(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import math
 import zipfile
@@ -15,12 +14,10 @@ from vitdeploy.bundle.labels import fits_a_line
 from vitdeploy.bundle.manifest import FileRecord
 from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.errors import InputError, first_line, shown
-from vitdeploy.files.npz import array_header, read_array
-from vitdeploy.files.regular_file import open_regular
+from vitdeploy.files.npz import array_header, open_archive, read_array
 from vitdeploy.system.exhaustion import check_exhaustion
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -72,7 +69,12 @@ class ClassEmbeddings:
         Raises:
             InputError: If the file cannot be read, lacks an array or has an unknown one, or a value is invalid.
         """
-        with _opened(path) as archive:
+
+        def refusal(reason: str) -> InputError:
+            message = f"{path} cannot be read as an .npz file of class embeddings: {reason}"
+            return InputError(message, where=path, expected="an .npz file", found=reason)
+
+        with open_archive(path, refusal) as archive:
             _check_names(path, archive.namelist())
             names = _class_names(path, _array(path, archive, _NAMES, ("U",)))
             vectors = _array(path, archive, _VECTORS, _FLOATS)
@@ -97,19 +99,6 @@ class ClassEmbeddings:
     @property
     def width(self) -> int:
         return int(self.weight.shape[1])
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    with contextlib.ExitStack() as stack:
-        try:
-            archive = stack.enter_context(zipfile.ZipFile(stack.enter_context(open_regular(path))))
-        except Exception as exc:  # zipfile has its own errors, and lets struct's and the codecs' through
-            check_exhaustion(exc, f"reading {path}")
-            reason = exc.strerror if isinstance(exc, OSError) else first_line(exc)
-            message = f"{path} cannot be read as an .npz file of class embeddings: {reason}"
-            raise InputError(message, where=path, expected="an .npz file", found=reason) from exc
-        yield archive
 
 
 def _check_names(path: Path, members: list[str]) -> None:

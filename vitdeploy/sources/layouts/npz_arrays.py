@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from vitdeploy.errors import CheckpointError, first_line
-from vitdeploy.files.npz import array_header, read_array
-from vitdeploy.files.regular_file import open_regular
+from vitdeploy.files.npz import array_header, open_archive, read_array
 from vitdeploy.system.exhaustion import check_exhaustion
 
 if TYPE_CHECKING:
@@ -32,16 +31,12 @@ def open_npz(path: Path) -> Iterator[zipfile.ZipFile]:
     Raises:
         CheckpointError: If the file cannot be read, or is not a zip archive.
     """
-    with contextlib.ExitStack() as stack:
-        try:
-            archive = stack.enter_context(zipfile.ZipFile(stack.enter_context(open_regular(path))))
-        except Exception as exc:  # zipfile has its own errors, and lets struct's and the codecs' through
-            check_exhaustion(exc, f"reading {path}")
-            reason = exc.strerror if isinstance(exc, OSError) else first_line(exc)
-            raise CheckpointError(
-                f"{path} cannot be read as an .npz file: {reason}",
-                where=path, found=reason, hint="give a complete copy of it",
-            ) from exc  # fmt: skip
+
+    def refusal(reason: str) -> CheckpointError:
+        message, hint = f"{path} cannot be read as an .npz file: {reason}", "give a complete copy of it"
+        return CheckpointError(message, where=path, found=reason, hint=hint)
+
+    with open_archive(path, refusal) as archive:
         archive.filename = str(path)  # the descriptor's number for an open file
         yield archive
 
