@@ -26,7 +26,7 @@ def cpu_name(cpuinfo: str = _CPUINFO) -> str:
 
 
 def processor_identity() -> dict[str, str]:
-    """What a measured time depends on: CPU, its instruction sets, and the CPUs that this process may use."""
+    """The CPU, its instruction sets, and the CPUs that this process may use: measured times depend on them."""
     flags, cpus = cpu_flags(), usable_cpus()
     return {
         "cpu": cpu_name(),

@@ -1,4 +1,4 @@
-"""What tune is asked for: an accuracy bound, a target, and limits."""
+"""The request to tune: an accuracy bound, a target, and limits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MOST_SECONDS = 7 * 24 * 3600.0
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What is to be fast, from image files to outputs.
+    """The speed that tune optimizes, from image files to outputs.
 
     Attributes:
         kind: "latency", the median of one image; "throughput", images per second at the best batch size; or "p99", the

@@ -23,7 +23,7 @@ _HINT = "give the output of: vitdeploy benchmark BUNDLE --json"
 
 
 class Key(NamedTuple):
-    """What two results of a setting at a load have in common."""
+    """Identity of a setting at a load, by which two results are compared."""
 
     artifact: str
     backend: str

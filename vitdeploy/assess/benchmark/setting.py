@@ -1,4 +1,4 @@
-"""What is timed: a setting (an artifact, its backend and run-time options), and a load (batch and image size)."""
+"""Timed settings (an artifact, its backend and run-time options) and loads (batch and image size)."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class EmbeddingEvaluation(LabelledAssessment[Neighbours]):
 
     @property
     def method(self) -> str:
-        """What is searched, as text."""
+        """The images that are searched, as text."""
         if self.gallery is None:
             return f"leave-one-out among {len(self.images)} images"
         return f"among {self.gallery_images} images of {self.gallery}"

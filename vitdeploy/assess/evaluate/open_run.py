@@ -72,7 +72,7 @@ class OpenRun:
     def rows(
         self, images: Sequence[Prepared], keep: Callable[[Mapping[str, np.ndarray]], np.ndarray]
     ) -> np.ndarray | None:
-        """What `keep` selects from the outputs for these images, (N, ...); None for a backend that is skipped.
+        """The part of these images' outputs that `keep` selects, (N, ...); None for a backend that is skipped.
 
         A backend that can no longer run, for example out of memory, is skipped from then on.
         """

@@ -191,7 +191,7 @@ class ScenarioBenchmark(Assessment):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What to know when reading the figures, one sentence each."""
+        """Notes on the figures, one sentence each."""
         return (
             f"from encoded image files to outputs, {self.scenario.duration_s:g} s a run or more; MLPerf runs "
             f"{MLPERF_SECONDS} s, and its models and images are others, so this is no MLPerf result",
