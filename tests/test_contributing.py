@@ -49,10 +49,15 @@ def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def room_rows() -> list[str]:
-    """Rows for the rooms, from the top to the bottom of the import contracts."""
+def layers() -> list[list[str]]:
+    """Layers of the package, and of `assess`, from the top to the bottom of the import contracts."""
     tools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
-    first, assess = (contract["layers"] for contract in tools["importlinter"]["contracts"][:2])
+    return [contract["layers"] for contract in tools["importlinter"]["contracts"][:2]]
+
+
+def room_rows() -> list[str]:
+    """Rows for the rooms, from the top to the bottom."""
+    first, assess = layers()
     names = [name.strip() for layer in first for name in layer.split("|")]
     inner = [f"assess/{name.strip()}" for layer in assess for name in layer.split("|")]
     names[names.index("assess") + 1 : names.index("assess") + 1] = inner
@@ -62,6 +67,12 @@ def room_rows() -> list[str]:
         path = path if path.is_dir() else path.with_suffix(".py")
         rows.append(f"| `{path.relative_to(ROOT / 'vitdeploy').as_posix()}` | {sentence(path)} |")
     return rows
+
+
+def test_the_order_of_the_rooms_is_that_of_the_contract() -> None:
+    order = " → ".join(layers()[0]).replace(" | ", ", ")
+    assert f"\n    {order}\n" in TEXT
+    assert f"\n{order}\n" in (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 
 
 def test_the_table_of_rooms_says_what_the_rooms_say() -> None:
