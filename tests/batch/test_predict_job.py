@@ -27,7 +27,7 @@ from vitdeploy.errors import ImageError, InputError, MissingDependencyError, Not
 from vitdeploy.images.preprocessor_config import Size
 from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.predictor import Prediction, Predictor
-from vitdeploy.specs import TensorSpec
+from vitdeploy.specs import AxisRange, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -182,6 +182,18 @@ def test_regressions_and_several_labels(folder: Path, tmp_path: Path, ending: st
         assert best.score == pytest.approx(1 / (1 + math.exp(-logit)), abs=1e-6)
     with raises(NotFiniteError, what="logits"):
         vitdeploy.predict(of_logits(np.array([0.0, np.nan])), folder, output)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 8])
+def test_an_engine_that_takes_no_small_batch(folder: Path, tmp_path: Path, batch_size: int) -> None:
+    """A bad image, and the last batch, leave fewer than its smallest."""
+    expected = of_logits(np.arange(3.0))
+    Path(paths_of(folder)[1]).write_bytes(b"no image")
+    vitdeploy.predict(expected, paths_of(folder)[:9], tmp_path / "expected.csv", batch_size=batch_size)
+    engine = of_logits(np.arange(3.0))
+    engine.runtime.axes = {"batch": AxisRange(4, 4, 4)}
+    vitdeploy.predict(engine, paths_of(folder)[:9], tmp_path / "out.csv", batch_size=batch_size)
+    assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "expected.csv").read_bytes()
 
 
 def test_tables_and_parquet_with_labels(predictor: Predictor, folder: Path, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from vitdeploy.assess.data.folder_listing import LeftOut
     from vitdeploy.assess.data.image_set import ImageSet
     from vitdeploy.predictor import Predictor
+    from vitdeploy.runtimes.base import Runtime
     from vitdeploy.system.progress import Progress
 
 PathLike = str | os.PathLike[str]
@@ -258,8 +259,12 @@ class _Job:
         rows = np.full((len(batch), self.rows.width), self.rows.missing, self.rows.dtype)
         intact = [row for row, image in enumerate(batch) if image.error is None]
         if intact:
-            pixels = np.concatenate([batch[row].pixels[self.predictor.runtime.pixels] for row in intact])
-            rows[intact] = self.rows.compute(pixels, [self.images.names[first + row] for row in intact], first)
+            runtime = self.predictor.runtime
+            # An engine may take no batch as small as one with bad images, or the last one: its last image repeats.
+            run = intact + intact[-1:] * (_fewest(runtime) - len(intact))
+            pixels = np.concatenate([batch[row].pixels[runtime.pixels] for row in run])
+            computed = self.rows.compute(pixels, [self.images.names[first + row] for row in run], first)
+            rows[intact] = computed[: len(intact)]
         return rows
 
     def _check_sources(self, batch: Sequence[Prepared], first: int) -> None:
@@ -295,6 +300,12 @@ class _Job:
             row, text = failed[0]
             raise ImageError(text, what="images", found=self.images.names[row])
         return failed
+
+
+def _fewest(runtime: Runtime) -> int:
+    """Fewest images of a run."""
+    size = runtime.inputs[0].shape[0]
+    return size if isinstance(size, int) else runtime.axes[size].minimum if size in runtime.axes else 1
 
 
 def _folder(name: str) -> str:
