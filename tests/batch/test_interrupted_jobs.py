@@ -169,13 +169,17 @@ def test_another_limit_of_pixels_continues_only_if_it_changes_no_finished_row(
         return vitdeploy.predict(predictor, folder, output, batch_size=2, **options)
 
     with raises(ImageError):
-        limited(40**2, on_error="stop")  # the hint of the error is to raise the limit
+        limited(50**2 - 1, on_error="stop")  # the hint of the error is to raise the limit
     with raises(InputError, what="reads"):
         limited(40**2 - 1)
+    with pytest.raises(KeyboardInterrupt):
+        limited(40**2, progress=Interrupted(6))  # no finished image is larger
     with pytest.raises(KeyboardInterrupt):
         limited(50**2 - 1, progress=Interrupted(14))
     with raises(InputError, what="reads"):
         limited(50**2)
+    with raises(InputError, what="reads"):
+        limited(30**2)
     assert [failed.path for failed in limited(50**2 - 1).failed] == [str(folder / "1/large.png")]
     output.replace(whole)
     limited(50**2 - 1)

@@ -248,7 +248,13 @@ class _Job:
                         if image.error is not None
                     ]
                     self._check_sources(batch, first)
-                    entry = {"batch": number, "sha256": sha256, "errors": failed, "reads": reads}
+                    entry = {
+                        "batch": number,
+                        "sha256": sha256,
+                        "errors": failed,
+                        "reads": reads,
+                        "largest": _largest(batch),
+                    }
                     unfinished.append(self._computed(batch, first), entry)
                 errors.update((row, text) for row, text in failed)
                 progress.advance(first + len(batch), len(self.images))
@@ -291,15 +297,24 @@ class _Job:
             message = f"an image from {name!r} on has changed since its batch was finished"
             raise InputError(message, what="images", found=name, where=work, hint=f"remove {work}")
         failed: list[list[Any]] = entry["errors"]
-        fewer = any(now < then for now, then in zip(reads, entry["reads"], strict=True))
-        if fewer or (failed and reads != entry["reads"]):
+        then = entry["reads"]
+        fewer = reads != then and any(
+            now < needed for now, needed in zip(reads, [*entry["largest"], then[-1]], strict=True)
+        )
+        more = failed and any(now > before for now, before in zip(reads, then, strict=True))
+        if fewer or more:
             message = "the limit of pixels or the readable formats have changed since images were read"
             hint = f"set the limit as before, or remove {work}"
-            raise InputError(message, what="reads", expected=entry["reads"], found=reads, where=work, hint=hint)
+            raise InputError(message, what="reads", expected=then, found=reads, where=work, hint=hint)
         if failed and self.on_error == "stop":
             row, text = failed[0]
             raise ImageError(text, what="images", found=self.images.names[row])
         return failed
+
+
+def _largest(batch: Sequence[Prepared]) -> list[int]:
+    """The largest image of a batch, and the largest resized one, in pixels."""
+    return [max(counts) for counts in zip(*(image.counts for image in batch), strict=True)]
 
 
 def _fewest(runtime: Runtime) -> int:

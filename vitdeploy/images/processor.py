@@ -268,6 +268,11 @@ class ImageProcessor:
         down, across = map(EmbeddedSide, sides, resized, self.output_size or resized)
         return down, across
 
+    def pixel_counts(self, height: int, width: int) -> tuple[int, int]:
+        """Pixels of an image and of the resized one, which `vitdeploy.images.pixel_limit.limits_in_effect` bounds."""
+        resized_height, resized_width = self.size.of(height, width) if self.do_resize else (0, 0)
+        return height * width, resized_height * resized_width
+
     def check_stage(self, stage: PixelStage) -> None:
         """Raise UsageError if a model cannot do the steps after `stage` as this processor does them."""
         if self._unrounded and stage is not PixelStage.NORMALIZED:

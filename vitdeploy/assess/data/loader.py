@@ -26,11 +26,15 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prepared:
-    """One image: the SHA-256 of its file, and (1, ...) input arrays; or why it cannot be read."""
+    """One image: the SHA-256 of its file, and (1, ...) input arrays; or why it cannot be read.
+
+    `counts` is its `ImageProcessor.pixel_counts`; zero if it was not decoded.
+    """
 
     sha256: str
     pixels: dict[PixelFormat, np.ndarray]
     error: ImageError | None = None
+    counts: tuple[int, int] = (0, 0)
 
 
 def prepare(
@@ -64,15 +68,13 @@ def prepare(
         try:
             encoded = data.load(position)
             sha256 = hashlib.sha256(encoded).hexdigest()
-            return Prepared(sha256, {} if position < first else prepared(encoded, position))
+            return prepared(sha256, encoded, position) if formats and position >= first else Prepared(sha256, {})
         except ImageError as exc:
             if not keep_errors:
                 raise
             return Prepared(sha256, {}, exc)
 
-    def prepared(encoded: bytes, position: int) -> dict[PixelFormat, np.ndarray]:
-        if not formats:
-            return {}
+    def prepared(sha256: str, encoded: bytes, position: int) -> Prepared:
         try:
             image = open_image(encoded, mode=processor.mode, name=repr(data.names[position]))
         except ImageError as exc:
@@ -80,7 +82,8 @@ def prepare(
                 raise exc.at(data.source) from exc
             exc.where = data.names[position]
             raise
-        return {pixels: processor(image, pixels=pixels, threads=1) for pixels in formats}
+        arrays = {pixels: processor(image, pixels=pixels, threads=1) for pixels in formats}
+        return Prepared(sha256, arrays, counts=processor.pixel_counts(image.height, image.width))
 
     pool = ThreadPoolExecutor(threads, thread_name_prefix="vitdeploy-prepare")
     pending: collections.deque[Future[Prepared]] = collections.deque()
