@@ -156,3 +156,10 @@ def sizes_of_runs(answers: BatchAnswers) -> list[int]:
 
     runtime.run = counted  # type: ignore[method-assign]
     return sizes
+
+
+def test_a_request_without_the_axis_of_images_is_an_error_of_its_own(bundle: Bundle, answers: BatchAnswers) -> None:
+    """Triton passes one on that states 2**32 images."""
+    good, bad = answers([request(png(0)), np.array([png(1)], object)])
+    assert classes(good) == expected(bundle, png(0))
+    assert isinstance(bad, UsageError)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -165,6 +166,12 @@ def test_limits_of_a_request(case: Case) -> None:
     for answer, reason in zip(case.served.ask(requests), wanted, strict=True):
         assert answer["error"].startswith("[400] ")
         assert re.search(reason, answer["error"])
+
+
+def test_a_request_that_overflows_tritons_count_of_images_is_refused(case: Case) -> None:
+    tensor = {"name": "image", "shape": [2**32, 1], "datatype": "BYTES", "data": ["?"]}
+    status, answer = case.served.get("/v2/models/pets/infer", data=json.dumps({"inputs": [tensor]}).encode())
+    assert (status, "shape (N, 1)" in answer["error"]) == (400, True)
 
 
 def test_vectors_and_prepared_tensors(case: Case) -> None:

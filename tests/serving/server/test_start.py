@@ -5,16 +5,20 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import socket
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from bundles import write_bundle
 from command_line import run
+from PIL import Image
 from raising import raises
-from served_bundle import SECONDS, command, environ
+from served_bundle import SECONDS, command, environ, serve
 
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.errors import MissingDependencyError, UnavailableError, UsageError
@@ -109,6 +113,41 @@ def test_a_port_that_is_taken(bundle: Bundle, tmp_path: Path) -> None:
     hint = re.compile("--http-port")
     with BundleServer(bundle.path, server=ServerOptions(triton=triton)) as server, raises(UnavailableError, hint=hint):
         server.wait_until_ready()
+
+
+@pytest.mark.parametrize("option", ["http_port", "grpc_port", "metrics_port"])
+def test_a_port_that_is_taken_is_an_error_before_the_start(bundle: Bundle, tmp_path: Path, option: str) -> None:
+    """Triton listens for metrics last, when the model may be ready already."""
+    ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        options = ServerOptions(triton=binary(tmp_path / "triton"), **ports | {option: port})
+        with raises(UnavailableError, what="port", found=port, hint=re.compile("--http-port")):
+            BundleServer(bundle.path, server=options)
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "a..b", ""])
+def test_a_host_that_this_machine_does_not_have(bundle: Bundle, tmp_path: Path, host: str) -> None:
+    options = ServerOptions(triton=binary(tmp_path / "triton"), host=host)
+    with raises(UsageError, what="host", found=host):
+        BundleServer(bundle.path, server=options)
+
+
+@pytest.mark.parametrize(("host", "shown"), [("::1", "[::1]"), ("localhost", "localhost")])
+def test_addresses_that_triton_takes_in_its_own_forms(bundle: Bundle, tmp_path: Path, host: str, shown: str) -> None:
+    try:
+        socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as exc:
+        pytest.skip(f"this machine does not have {host}: {exc}")
+    image = tmp_path / "image.png"
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(image)
+    with serve(bundle.path, tmp_path, "--host", host) as served:
+        addresses = served.about["addresses"].values()
+        assert all(f"{shown}:" in address for address in addresses)
+        requests = [{"protocol": protocol, "images": [str(image)]} for protocol in ("http", "grpc")]
+        assert all("outputs" in answer for answer in served.ask(requests))
+        with urllib.request.urlopen(served.about["addresses"]["metrics"], timeout=SECONDS) as response:
+            assert response.status == 200
 
 
 def test_options_that_are_refused() -> None:

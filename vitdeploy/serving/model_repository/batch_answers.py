@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 
 from vitdeploy.batch.cell_text import as_utf_8
-from vitdeploy.errors import ImageError, VitDeployError
+from vitdeploy.errors import ImageError, UsageError, VitDeployError
 from vitdeploy.predictor import Prediction, Predictor, batch_size_for
 from vitdeploy.serving.in_process.bundle_checks import check_answers
 from vitdeploy.system.cpu import recent_workers
@@ -96,6 +96,8 @@ class BatchAnswers:
 
     def _read(self, image: np.ndarray, index: int) -> np.ndarray | VitDeployError:
         """One image as the runtime takes it, (1, ...), or its error."""
+        if not isinstance(image, np.ndarray):  # Triton's int32 count of a request's images overflowed to 0
+            return UsageError("encoded images have the shape (N, 1)", what="image", expected="(N, 1)", found="(N,)")
         if image.dtype != object:
             return image[np.newaxis]
         (content,) = image

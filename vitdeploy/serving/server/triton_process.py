@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import ctypes
+import errno
 import http.client
 import json
 import os
@@ -30,12 +31,14 @@ _KILL_S = 10.0  # after the timeout that Triton knows of
 _KEPT_LINES = 40
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  (where Triton's Python backend has it)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_EVERY = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104  (to what a client connects instead)
+_EVERY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  (to what a client connects instead)
 # Over shared memory, traces and log settings a client could read and write the server's memory and files.
 _CLOSED_APIS = "shared-memory,trace,logging"
 # An error in Triton's log, whose messages are quoted, and its last line if it does not start.
 _ERROR = re.compile(r'(?:E\d{4} [^\]]*\] "?|error: )(?P<text>.*?)"?$')
-_LOAD, _TAKEN, _BREAK = "failed to load '", "already in use", "\\n"
+_NOT_LOADED = ("failed to load '", "Poll failed for ")
+_TAKEN, _BREAK = "already in use", "\\n"
+_OTHER_PORTS = "choose others with --http-port, --grpc-port and --metrics-port"
 
 
 class Ports(NamedTuple):
@@ -57,7 +60,8 @@ class TritonProcess:
         verbose: True for all of Triton's messages, False for warnings and errors after the start.
 
     Raises:
-        UnavailableError: If it cannot be started.
+        UsageError: If this machine does not have the address.
+        UnavailableError: If a port is taken, or it cannot be started.
 
     Attributes:
         ports: Where it listens.
@@ -74,9 +78,10 @@ class TritonProcess:
         verbose: bool = False,
     ) -> None:
         self._options, self._verbose = options, verbose
-        self.client_host = _EVERY.get(options.host, options.host)
+        self._address = _address(options.host)
+        self.client_host = _EVERY.get(self._address, self._address)
         self._id = f"vitdeploy-{secrets.token_hex(8)}"  # another server may listen on the port
-        self.ports = Ports(*_ports(options))
+        self.ports = Ports(*_ports(options, self._address))
         self._lines: collections.deque[str] = collections.deque(maxlen=_KEPT_LINES)
         self._is_shown = threading.Event()
         if verbose:
@@ -139,8 +144,8 @@ class TritonProcess:
         code = self._process.wait()
         self._end_backend()
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-        reason = "" if code == -signal.SIGKILL else self._last_words()  # of which no line of its own can tell
-        hint = "choose others with --http-port, --grpc-port and --metrics-port" if _TAKEN in reason else None
+        reason = "" if self._is_shown.is_set() else self._last_words()  # its lines were shown
+        hint = _OTHER_PORTS if _TAKEN in reason else None
         return UnavailableError(f"Triton ended {how}{reason}", what="triton", found=code, hint=hint)
 
     def kill(self) -> None:
@@ -174,7 +179,8 @@ class TritonProcess:
             path.unlink(missing_ok=True)
 
     def _arguments(self, repository: Path, backends: Path | None) -> list[str]:
-        options, ports = self._options, self.ports
+        options, ports, address = self._options, self.ports, self._address
+        http, grpc = (f"ipv6:{address}", f"[{address}]") if ":" in address else (address, address)
         # A line break cannot be sent in a header: the closed interfaces open for nobody who reads this command.
         closed = f"{_CLOSED_APIS}:vitdeploy={secrets.token_hex(16)}\n{secrets.token_hex(16)}"
         return [
@@ -186,9 +192,9 @@ class TritonProcess:
             "--strict-readiness=false",  # a bundle whose reload fails leaves the version before, which is ready
             f"--backend-config=python,shm-region-prefix-name={self._id}-",
             *([] if backends is None else [f"--backend-directory={backends}"]),
-            f"--http-address={options.host}",
+            f"--http-address={http}",  # of the metrics, too
             f"--http-port={ports.http}",
-            f"--grpc-address={options.host}",
+            f"--grpc-address={grpc}",
             f"--grpc-port={ports.grpc}",
             f"--metrics-port={ports.metrics}",
             f"--exit-timeout-secs={options.exit_timeout_s}",
@@ -230,27 +236,40 @@ class TritonProcess:
     def _last_words(self) -> str:
         """Triton's reason in its last lines, for a message."""
         lines = [match["text"] for match in map(_ERROR.match, self._lines) if match] or self._lines
-        reasons = [line for line in lines if _LOAD in line] or lines
+        reasons = [line for line in lines if any(mark in line for mark in _NOT_LOADED)] or lines
         return f": {reasons[-1].partition(_BREAK)[0].strip():.500}" if reasons else ""
 
 
-def _ports(options: ServerOptions) -> list[int]:
-    """The ports, with different free ones for 0."""
+def _address(host: str) -> str:
+    """The numeric address of a host: of a name, Triton's HTTP server makes 255.255.255.255."""
+    try:
+        found = socket.getaddrinfo(host or None, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as exc:
+        raise _no_address(host, getattr(exc, "strerror", None) or first_line(exc)) from exc
+    return str(found[0][4][0])
+
+
+def _ports(options: ServerOptions, address: str) -> list[int]:
+    """The ports, which are free, with different ones for 0."""
     with contextlib.ExitStack() as stack:
         ports = []
         for port in (options.http_port, options.grpc_port, options.metrics_port):
-            if port == 0:
-                family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-                listener = stack.enter_context(socket.socket(family))
-                try:
-                    listener.bind((options.host, 0))
-                except OSError as exc:
-                    raise UsageError(
-                        f"cannot listen on {options.host!r:.80}: {exc.strerror}", what="host", found=options.host
-                    ) from exc
-                port = listener.getsockname()[1]
-            ports.append(port)
+            listener = stack.enter_context(socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(port > 0))  # despite ended connections
+            try:
+                listener.bind((address, port))
+            except OSError as exc:
+                if exc.errno != errno.EADDRINUSE:
+                    raise _no_address(options.host, str(exc.strerror), port) from exc
+                message = f"port {port} of {options.host} is {_TAKEN}"
+                raise UnavailableError(message, what="port", found=port, hint=_OTHER_PORTS) from exc
+            ports.append(listener.getsockname()[1])
     return ports
+
+
+def _no_address(host: str, reason: str, port: int = 0) -> UsageError:
+    place = f"{host!r:.80}, port {port}" if port else f"{host!r:.80}"
+    return UsageError(f"cannot listen on {place}: {reason}", what="host", found=host)
 
 
 def _end_with_parent() -> Callable[[], None] | None:
