@@ -11,19 +11,25 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import onnxruntime
 import pytest
 from bundles import write_bundle
 from raising import raises
 
 from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.bundle.manifest import MANIFEST
 from vitdeploy.errors import OutputError, UnavailableError, VitDeployError
 from vitdeploy.serving.server import bundle_server
 from vitdeploy.serving.server.bundle_server import BundleServer
 from vitdeploy.serving.server.server_options import ServerOptions
+from vitdeploy.system.processor import processor_identity
+from vitdeploy.tuning.record import record_choice
+from vitdeploy.tuning.variant import Variant
 
 # Every model is ready once its process, which lives for some seconds, has begun; --id is the server's name.
 PROGRAM = f"""#!{sys.executable}
 import http.server, json, subprocess, sys
+print('E1130 23:33:54.3 1 server.cc:241] "An error that is told at every start."', flush=True)
 options = dict(argument.partition("=")[::2] for argument in sys.argv[1:])
 begun = set()
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -46,7 +52,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 http.server.HTTPServer(("127.0.0.1", int(options["--http-port"])), Handler).serve_forever()
 """
 MOUNT = Path("/dev/shm")
-ENDED, STARTED = f"Triton ended by {signal.SIGKILL.name}", "Triton was started again, and bundle is served"
+ENDED, STARTED = f"Triton ended by {signal.SIGFPE.name}", "Triton was started again, and bundle is served"
 NAME = "bundle"
 
 
@@ -70,7 +76,7 @@ def server(bundle: Bundle, tmp_path: Path) -> BundleServer:
 
 
 def kill(server: BundleServer) -> None:
-    os.kill(server.process.pid, signal.SIGKILL)
+    os.kill(server.process.pid, signal.SIGFPE)
 
 
 def run(server: BundleServer, on_restart: Callable[[int], None]) -> list[str]:
@@ -103,7 +109,7 @@ def test_one_that_breaks_down_soon_after_a_restart_is_an_error(
     server: BundleServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bundle_server, "_STEADY_S", 600.0)
-    with server, raises(UnavailableError, what="triton", found=-signal.SIGKILL):
+    with server, raises(UnavailableError, what="triton", found=-signal.SIGFPE):
         run(server, lambda number: kill(server))
 
 
@@ -170,3 +176,18 @@ def test_a_version_that_cannot_be_written_leaves_the_one_before(
         with raises(OutputError, what="repository", found=full.strerror):
             server.reload()
         assert server.version == 1
+
+
+def test_a_new_tuned_choice_of_the_same_artifact_is_served(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path)
+    with server_of(bundle, tmp_path) as server:
+        assert server.wait_until_ready()
+        assert not server.reload()
+        machine = processor_identity() | {"engine": f"onnxruntime {onnxruntime.__version__}"}
+        record_choice(
+            bundle, Variant.of(bundle, bundle.artifact("onnx", "fp32")), (), backend="onnxruntime",
+            options={"intra_op_threads": 1}, batch_size=2, machine=machine, evidence={},
+        )  # fmt: skip
+        assert server.reload()
+        assert not server.reload()
+        assert "intra_op_threads" in (server.model.path / "2" / "bundle" / MANIFEST).read_text()

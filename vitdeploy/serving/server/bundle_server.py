@@ -7,7 +7,6 @@ import dataclasses
 import os
 import py_compile
 import shutil
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from vitdeploy.serving.model_repository.python_repository import MODEL_FILE, ser
 from vitdeploy.serving.server import server_options
 from vitdeploy.serving.server.installation import find_installation
 from vitdeploy.serving.server.model_processes import children, is_running, model_processes
+from vitdeploy.serving.server.temporary_folder import server_folder
 from vitdeploy.serving.server.triton_process import STAGING, TritonProcess
 from vitdeploy.system.closing import ClosedOnExit
 
@@ -71,14 +71,14 @@ class BundleServer(ClosedOnExit):
         self._restarted_s = float("-inf")
         self._stopped = self._asked = False
         with contextlib.ExitStack() as stack:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vitdeploy-serve-")))
-            self._repository = folder / "models" if repository is None else Path(repository).resolve()
+            folder = stack.enter_context(server_folder())
+            self._repository = folder.path / "models" if repository is None else Path(repository).resolve()
             self._seen, self._content = self._manifest_state(), self._served_content()
             self.model = self._write(self._repository, name, self.version)
-            backends = installation.backends(folder / "backends")
+            backends = installation.backends(folder.path / "backends")
 
             def start(settings: ServerOptions) -> TritonProcess:
-                return TritonProcess(installation, self._repository, backends, settings, verbose=verbose)
+                return TritonProcess(installation, self._repository, backends, settings, folder, verbose=verbose)
 
             self._start, self.process = start, start(server)
             stack.callback(lambda: self.process.stop())
@@ -259,7 +259,9 @@ class BundleServer(ClosedOnExit):
         return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
     def _served_content(self) -> list[str]:
-        """Checksums of the files that are served."""
+        """Checksums of the files that are served, and of a tuned choice's measurements."""
         opened = Bundle.open(self._bundle)
-        artifact = served_artifact(opened, self._options).artifact
-        return [record.sha256 for record in opened.records_for(artifact)]
+        artifact, opening = served_artifact(opened, self._options)
+        tuned = opened.manifest.tuned
+        choice = [] if opening or tuned is None else [tuned.evidence]
+        return [record.sha256 for record in (*opened.records_for(artifact), *choice)]

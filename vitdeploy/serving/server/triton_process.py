@@ -24,12 +24,12 @@ from vitdeploy.errors import UnavailableError, UsageError, first_line
 from vitdeploy.files.polling import poll
 from vitdeploy.serving.server.installation import Installation
 from vitdeploy.serving.server.server_options import ServerOptions
+from vitdeploy.serving.server.temporary_folder import ServerFolder
 
 STAGING = ".vitdeploy-next"  # folder in a repository that is no model
 _ANSWER_S = 5.0  # for Triton's answers about itself
 _KILL_S = 10.0  # after the timeout that Triton knows of
 _KEPT_LINES = 40
-_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  (where Triton's Python backend has it)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _EVERY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  (to what a client connects instead)
 # Over shared memory, traces and log settings a client could read and write the server's memory and files.
@@ -57,6 +57,7 @@ class TritonProcess:
         repository: Model repository.
         backends: Folder of backends; None for the one that is compiled in.
         options: Addresses and timeouts.
+        folder: The server's folder, which stays locked until the process and those of the model have ended.
         verbose: True for all of Triton's messages, False for warnings and errors after the start.
 
     Raises:
@@ -74,13 +75,14 @@ class TritonProcess:
         repository: Path,
         backends: Path | None,
         options: ServerOptions,
+        folder: ServerFolder,
         *,
         verbose: bool = False,
     ) -> None:
-        self._options, self._verbose = options, verbose
+        self._options, self._folder, self._verbose = options, folder, verbose
         self._address = _address(options.host)
         self.client_host = _EVERY.get(self._address, self._address)
-        self._id = f"vitdeploy-{secrets.token_hex(8)}"  # another server may listen on the port
+        self._id = f"{folder.path.name}-{secrets.token_hex(8)}"  # another server may listen on the port
         self.ports = Ports(*_ports(options, self._address))
         self._lines: collections.deque[str] = collections.deque(maxlen=_KEPT_LINES)
         self._is_shown = threading.Event()
@@ -91,7 +93,7 @@ class TritonProcess:
             self._process = subprocess.Popen(  # noqa: S603  (a server that the user has installed)
                 command, env=installation.environ(os.environ), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
-                preexec_fn=_end_with_parent(),
+                pass_fds=[folder.lock], preexec_fn=_end_with_parent(),
             )  # fmt: skip
         except OSError as exc:
             raise UnavailableError(
@@ -175,8 +177,7 @@ class TritonProcess:
         self._reader.join(_ANSWER_S)
         if self._process.stdout is not None and not self._reader.is_alive():
             self._process.stdout.close()
-        for path in _SHARED_MEMORY.glob(f"{self._id}*"):
-            path.unlink(missing_ok=True)
+        self._folder.remove_shared_memory()
 
     def _arguments(self, repository: Path, backends: Path | None) -> list[str]:
         options, ports, address = self._options, self.ports, self._address
