@@ -121,6 +121,13 @@ def test_what_is_refused_and_that_every_response_has_the_headers(
     assert response.headers["Server"] == "vitdeploy"
 
 
+def test_an_address_that_is_none_is_refused(server: PageServer) -> None:
+    with socket.create_connection(("127.0.0.1", urlsplit(server.url).port or 0), timeout=10) as connection:
+        connection.sendall(b"GET http://[ HTTP/1.0\r\nHost: localhost\r\n\r\n")
+        with connection.makefile("rb") as answer:
+            assert b" 404 " in answer.readline()
+
+
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8000", "127.0.0.1:1", "[::1]:8000"])
 def test_names_of_this_machine_are_served_at_any_port(server: PageServer, host: str) -> None:
     assert request(server, Host=host)[0].status == 200  # a port of a tunnel is another one

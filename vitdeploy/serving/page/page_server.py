@@ -13,7 +13,6 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
-from urllib.parse import urlsplit
 
 from vitdeploy.errors import ImageError, OutputError, OverloadedError, VitDeployError
 
@@ -106,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Serve the page, and what it asks about the model."""
-        path = urlsplit(self.path).path
+        path = self._path()
         if not self._is_ours():
             self._refuse(HTTPStatus.MISDIRECTED_REQUEST, f"This page is at http://{ADDRESS}.")
         elif path == "/":
@@ -124,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True  # unless the body is read
         if not self._is_ours():
             self._refuse(HTTPStatus.MISDIRECTED_REQUEST, f"This page is at http://{ADDRESS}.")
-        elif urlsplit(self.path).path != "/predict":
+        elif self._path() != "/predict":
             self._refuse(HTTPStatus.NOT_FOUND, "There is no such page.")
         elif self.headers["Content-Type"] != _IMAGE:
             self._refuse(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"Send the image file's bytes as {_IMAGE}.")
@@ -179,6 +178,10 @@ class _Handler(BaseHTTPRequestHandler):
             body += chunk
         self.connection.settimeout(_TIMEOUT_S)
         return bytes(body)
+
+    def _path(self) -> str:
+        """The path without a query; any text of a client's is one."""
+        return self.path.partition("?")[0]
 
     def _is_ours(self) -> bool:
         """False for a name that another site's owner has pointed to this machine (DNS rebinding)."""
