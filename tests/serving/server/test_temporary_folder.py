@@ -88,3 +88,12 @@ def test_what_is_no_folder_of_a_server_stays(place: Path) -> None:
         with server_folder():
             pass
     assert all(path.exists() for path in (file, link, other))
+
+
+def test_a_folder_of_such_a_name_with_other_files_stays(place: Path) -> None:
+    results = place / "vitdeploy-serve-results"
+    (results / "models").mkdir(parents=True)
+    (results / "table.csv").touch()
+    with server_folder():
+        pass
+    assert (results / "table.csv").exists()

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from vitdeploy.files.locks import take
 
 _PREFIX = "vitdeploy-serve-"
+_FOLDERS = frozenset({"models", "backends"})  # in it; another folder of such a name is somebody's work
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  (where Triton's Python backend has it)
 
 
@@ -53,7 +54,8 @@ def _remove_if_left(path: Path) -> None:
     """Remove a folder of this user's that no process has locked, and its shared memory."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        if os.fstat(descriptor).st_uid == os.geteuid() and take(descriptor):
+        ours = os.fstat(descriptor).st_uid == os.geteuid() and {entry.name for entry in path.iterdir()} <= _FOLDERS
+        if ours and take(descriptor):
             _remove_shared_memory(path.name)
             shutil.rmtree(path)
     finally:
