@@ -77,17 +77,17 @@ def _from_latency(path: Path, item: Any) -> Measurement:
             f"{path} was measured on preprocessed input, without decoding", what="image_files", where=path,
             hint="measure with --scenario offline, or with --images",
         )  # fmt: skip
-    batch_size = int(_number(path, item, "batch_size"))
+    batch_size = _count(path, item, "batch_size")
     images_per_second = 1e3 * batch_size / _number(path, files, "p50_ms")
     return Measurement(_name(path, item), images_per_second, batch_size, 1, _threads(path, item))
 
 
 def _from_scenario(path: Path, item: Any, scenario: str) -> Measurement:
     rate = _number(path, item, "queries_per_second" if scenario == "server" else "images_per_second")
-    sessions = int(_number(path, item, "sessions"))
+    sessions = _count(path, item, "sessions")
     threads = _threads(path, item)
     return Measurement(
-        _name(path, item), rate, int(_number(path, item, "batch_size")), sessions,
+        _name(path, item), rate, _count(path, item, "batch_size"), sessions,
         None if threads is None else threads * sessions,
         _number(path, item, "bound_ms") if scenario == "server" else None,
     )  # fmt: skip
@@ -102,6 +102,8 @@ def _threads(path: Path, item: Any) -> int | None:
     if item.get("threads") is None:
         return None
     count: int = _field(path, item["threads"], "count", int)
+    if count < 0:
+        raise _error(path, "count", "a number from 0 up", count)
     return count or None
 
 
@@ -117,6 +119,13 @@ def _number(path: Path, data: Any, name: str) -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
         raise _error(path, name, "a number above 0", value)
     return float(value)
+
+
+def _count(path: Path, data: Any, name: str) -> int:
+    value = _number(path, data, name)
+    if not value.is_integer():
+        raise _error(path, name, "a whole number", value)
+    return int(value)
 
 
 def _error(path: Path, what: str, expected: str, found: Any) -> InputError:

@@ -120,7 +120,10 @@ def test_models_of_a_bound(capacity: Any, tmp_path: Path) -> None:
         ({"images_per_second": True}, "images_per_second"),
         ({"sessions": "2"}, "sessions"),
         ({"backend": None}, "backend"),
+        ({"sessions": 1.5}, "sessions"),
+        ({"batch_size": 0.5}, "batch_size"),
         ({"threads": {"count": "1"}}, "count"),
+        ({"threads": {"count": -2}}, "count"),
         ({"status": "failed"}, "results"),
     ],
 )
