@@ -152,7 +152,11 @@ async def reconfigure():
         except UsageError as error:
             print(error.what)
         else:
-            print("in use")
+            print(replica._config.rows)
+    manifest = link / "manifest.json"
+    await replica.reconfigure({**config, "bundle": str(manifest)})
+    with replica._model.lease() as predictor:
+        print(replica._config.bundle == str(link), predictor.runtime.precision)
     link.unlink()
     link.symlink_to(replaced)
     await replica.reconfigure({**config, "version": "2"})
@@ -169,7 +173,7 @@ asyncio.run(reconfigure())
 """
 
 
-def test_a_replica_takes_what_its_model_gives_and_opens_what_a_replaced_bundle_has(
+def test_a_replica_takes_what_its_model_gives_keeps_its_bundle_if_another_fails_and_opens_what_a_replaced_bundle_has(
     digits: Bundle, tmp_path: Path
 ) -> None:
     half = vitdeploy.export(default_checkpoint(), precision="fp16", output=tmp_path / "half")
@@ -177,7 +181,9 @@ def test_a_replica_takes_what_its_model_gives_and_opens_what_a_replaced_bundle_h
     bundle.symlink_to(digits.path)
     command: list[str | Path] = [environment("ray"), "-c", _RECONFIGURED, bundle, half.path]
     ran = subprocess.run(command, check=True, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)})
-    assert ran.stdout.split("\n") == ["outputs", "in use", "outputs", "fp16", "503", ""]
+    assert ran.stdout.split("\n") == [
+        "outputs", "{'top_k': 2}", "{'top_k': 2}", "True fp32", "fp16", "503", "",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -17,19 +18,22 @@ from ray import serve
 from starlette.responses import JSONResponse
 
 from vitdeploy.errors import ImageError, NotFiniteError, UsageError, VitDeployError
-from vitdeploy.predictor import Predictor, batch_size_for
 from vitdeploy.serving.in_process.bundle_checks import check_answers
 from vitdeploy.serving.in_process.reloading_predictor import ReloadingPredictor
 from vitdeploy.serving.scale_out.batch_callable import resolve
-from vitdeploy.serving.scale_out.result_columns import Labels, Vectors
+from vitdeploy.serving.scale_out.result_columns import Labels, Vectors, rows_of
 from vitdeploy.serving.scale_out.serve_config import ServeConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from starlette.requests import Request
 
+    from vitdeploy.predictor import Predictor
     from vitdeploy.serving.in_process.leases import Lease
+
+
+logger = logging.getLogger("ray.serve")  # in Serve's own log files
 
 
 class BundleReplica:
@@ -40,8 +44,19 @@ class BundleReplica:
     _opened: tuple[str, Mapping[str, Any]] | None = None  # bundle and options of `load`
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Open the bundle, or a new one, whose predictor is verified and warm before it replaces the other."""
-        config, old = ServeConfig(**user_config), self._model
+        """Open the bundle, or a new one, whose predictor is verified and warm before it replaces the other.
+
+        If that fails, an open one stays, and the log has the reason: Serve would end a replica that raises.
+        """
+        try:
+            await self._change(ServeConfig(**user_config))
+        except VitDeployError:
+            if self._model is None:
+                raise
+            logger.exception("the new settings failed, and the former ones stay: %s", user_config)
+
+    async def _change(self, config: ServeConfig) -> None:
+        old = self._model
         options = await asyncio.to_thread(_resolved, config)  # a bundle that was replaced may be tuned otherwise
         if old is not None and (config.bundle, options) == self._opened:
             await asyncio.to_thread(old.reload)
@@ -89,7 +104,7 @@ class BundleReplica:
             groups.setdefault((predictor, rows, pixel_values.shape), []).append(index)
         for (predictor, rows, _), indices in groups.items():
             pixels = [images[index][2] for index in indices]
-            for index, answer in zip(indices, await asyncio.to_thread(_compute, predictor, rows, pixels), strict=True):
+            for index, answer in zip(indices, await asyncio.to_thread(rows_of, predictor, rows, pixels), strict=True):
                 answers[index] = answer
         return answers
 
@@ -119,16 +134,6 @@ def _check_rows(model: ReloadingPredictor, config: ServeConfig) -> None:
     """Raise UsageError if the model does not give the rows."""
     with model.lease() as predictor:
         config.parsed_rows().empty(predictor, 0)
-
-
-def _compute(
-    predictor: Predictor, rows: Labels | Vectors, pixels: Sequence[np.ndarray]
-) -> list[dict[str, Any] | NotFiniteError]:
-    size = batch_size_for(predictor.processor, predictor.runtime, len(pixels))
-    parts = (pixels[start : start + size] for start in range(0, len(pixels), size))
-    values = [row for part in parts for row in rows.compute(predictor, np.concatenate(part))]
-    problem = "the model gives NaN or infinite values for this image"
-    return [rows.answer(predictor, row) if np.isfinite(row).all() else NotFiniteError(problem) for row in values]
 
 
 def app(

@@ -9,11 +9,14 @@ import numpy as np
 
 from vitdeploy.batch.cell_text import as_utf_8
 from vitdeploy.bundle.scores import ProblemType
-from vitdeploy.errors import check_count
+from vitdeploy.errors import NotFiniteError, check_count
+from vitdeploy.predictor import batch_size_for
 from vitdeploy.specs import Pool
 from vitdeploy.system.argument_types import check_type, hints_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vitdeploy.predictor import Prediction, Predictor
 
 Columns = dict[str, np.ndarray]
@@ -95,3 +98,14 @@ class Vectors:
     def answer(self, _: Predictor, vector: np.ndarray) -> dict[str, Any]:
         """The result of one image's finite vector, (D,), as JSON."""
         return {"vector": vector.tolist()}
+
+
+def rows_of(
+    predictor: Predictor, rows: Labels | Vectors, pixels: Sequence[np.ndarray]
+) -> list[dict[str, Any] | NotFiniteError]:
+    """The result of each image as JSON, or the reason why there is none; pixels have one shape, (1, ...)."""
+    size = batch_size_for(predictor.processor, predictor.runtime, len(pixels))
+    parts = (pixels[start : start + size] for start in range(0, len(pixels), size))
+    values = [row for part in parts for row in rows.compute(predictor, np.concatenate(part))]
+    problem = "the model gives NaN or infinite values for this image"
+    return [rows.answer(predictor, row) if np.isfinite(row).all() else NotFiniteError(problem) for row in values]
