@@ -155,6 +155,8 @@ async def reconfigure():
             print(replica._config.rows)
     manifest = link / "manifest.json"
     await replica.reconfigure({**config, "bundle": str(manifest)})
+    await replica.reconfigure({**config, "max_batch": 4})
+    await replica.reconfigure({**config, "options": {"threads": 4}})
     with replica._model.lease() as predictor:
         print(replica._config.bundle == str(link), predictor.runtime.precision)
     link.unlink()

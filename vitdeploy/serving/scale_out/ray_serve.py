@@ -50,7 +50,7 @@ class BundleReplica:
         """
         try:
             await self._change(ServeConfig(**user_config))
-        except VitDeployError:
+        except Exception:  # a misspelt setting is a TypeError
             if self._model is None:
                 raise
             logger.exception("the new settings failed, and the former ones stay: %s", user_config)
