@@ -77,7 +77,7 @@ def test_a_killed_server_leaves_nothing_once_its_processes_have_ended(place: Pat
 
 
 def test_what_is_no_folder_of_a_server_stays(place: Path) -> None:
-    file, link, other = (place / f"vitdeploy-serve-{name}" for name in ("file", "link", "other"))
+    file, link, other = (place / f"vitdeploy-serve-{name}" for name in ("file0000", "link0000", "other000"))
     file.touch()
     (place / "elsewhere").mkdir()
     link.symlink_to(place / "elsewhere")
@@ -91,9 +91,22 @@ def test_what_is_no_folder_of_a_server_stays(place: Path) -> None:
 
 
 def test_a_folder_of_such_a_name_with_other_files_stays(place: Path) -> None:
-    results = place / "vitdeploy-serve-results"
+    results = place / "vitdeploy-serve-results_"
     (results / "models").mkdir(parents=True)
     (results / "table.csv").touch()
     with server_folder():
         pass
     assert (results / "table.csv").exists()
+
+
+@pytest.mark.parametrize("name", ["", "prod", "repository"])
+def test_a_folder_of_the_users_own_name_stays_and_so_does_the_memory_of_running_servers(
+    place: Path, memory: Path, name: str
+) -> None:
+    (own := place / f"vitdeploy-serve-{name}" / "models").mkdir(parents=True)
+    region = memory / f"vitdeploy-serve-{name}prod0000-region"
+    region.touch()
+    with server_folder():
+        pass
+    assert own.exists()
+    assert region.exists()

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from vitdeploy.files.locks import take
 
 _PREFIX = "vitdeploy-serve-"
+_NAMES = _PREFIX + "[a-z0-9_]" * 8  # of tempfile; a shorter one could begin those of running servers
 _FOLDERS = frozenset({"models", "backends"})  # in it; another folder of such a name is somebody's work
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  (where Triton's Python backend has it)
 
@@ -36,7 +37,7 @@ class ServerFolder(NamedTuple):
 @contextlib.contextmanager
 def server_folder() -> Iterator[ServerFolder]:
     """A new folder, removed when the block ends. Folders of killed servers are removed first."""
-    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+    for path in Path(tempfile.gettempdir()).glob(_NAMES):
         with contextlib.suppress(OSError):  # another user's, or another server removes it
             _remove_if_left(path)
     path = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}"))  # under a name that no server removes before it is locked
@@ -62,6 +63,6 @@ def _remove_if_left(path: Path) -> None:
         os.close(descriptor)
 
 
-def _remove_shared_memory(prefix: str) -> None:
-    for path in _SHARED_MEMORY.glob(f"{prefix}*"):
+def _remove_shared_memory(name: str) -> None:
+    for path in _SHARED_MEMORY.glob(f"{name}-*"):
         path.unlink(missing_ok=True)
