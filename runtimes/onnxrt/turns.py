@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 class Turns:
     """At most `limit` threads have their turn at a time, first come, first served.
 
-    `threading.Semaphore` is not fair: a thread that leaves and comes back can overtake those that wait. Nor does it
-    survive an exception of a signal handler wherever that arrives: here, the order of arrival is all that is kept, and
-    the first `limit` of it are those that have their turn, so that none can be lost.
+    `threading.Semaphore` is not fair: a thread that leaves and comes back can overtake those that wait. It also loses a
+    place if a signal handler raises between the acquisition and the block. Here the state is the order of arrival
+    alone, and its first `limit` threads have their turn: after such an exception, the next thread that comes or goes
+    calls them.
 
     Args:
         limit: Threads at a time, at least 1; None for any number.
