@@ -69,7 +69,7 @@ def _run_next(queue: RequestQueue) -> bool:
     if running:
         queue.add_batch(len(running))
         _run(running)
-    del batch, running  # or an error, whose frames have this one behind them, would hold itself and the images
+    del batch, running  # the traceback of an error leads here: it would keep itself and the images
     return True
 
 
