@@ -75,6 +75,10 @@ def test_files_are_those_of_predict_and_each_is_given_once(tmp_path: Path) -> No
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"image")
     (tmp_path / "empty").mkdir()
+    (other := tmp_path / "other").mkdir()
+    (other / "back").symlink_to(folder)
+    (folder / "class=cat/up").symlink_to(folder)
+    (folder / "other").symlink_to(other)
     listed, absolute, *found = results(
         ("ImageFiles", [[folder, folder / "5.txt"]], "_list", []),
         ("ImageFiles", [["images", "s3://bucket/images"]], "__getattribute__", ["paths"]),
@@ -82,6 +86,7 @@ def test_files_are_those_of_predict_and_each_is_given_once(tmp_path: Path) -> No
         ("ImageFiles", [[folder, folder]]),
         ("ImageFiles", [[]]),
         ("ImageFiles", ["images"]),
+        ("ImageFiles", [[folder, "mock://"]], "_list", []),
         ("ImageFiles", [[tmp_path / "empty"]]),
         ("WebDataset", [[tmp_path / "*.tar"]], "_list", []),
         ("WebDataset", [[folder]], "_list", []),
@@ -89,7 +94,7 @@ def test_files_are_those_of_predict_and_each_is_given_once(tmp_path: Path) -> No
     )
     assert listed["paths"] == [str(folder / name) for name in ("_DSC1.JPG", "class=cat/_x/2.png", "5.txt")]
     assert absolute == ["/images", "s3://bucket/images"]
-    assert found == [["UsageError", "paths"]] * 4 + [["InputError", "paths"]] * 3 + ["image"]
+    assert found == [["UsageError", "paths"]] * 5 + [["InputError", "paths"]] * 3 + ["image"]
 
 
 def test_an_output_is_a_folder_outside_the_rows_that_are_read(tmp_path: Path) -> None:

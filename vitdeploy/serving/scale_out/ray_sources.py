@@ -59,24 +59,29 @@ class _Files:
     def _list(self) -> dict[str, Any]:
         """Arguments for Ray's readers: files that are given, and those in folders with an ending that are not hidden.
 
-        Ray's own listing leaves out images such as `_DSC0001.jpg`, and files that are given, for their ending.
+        Ray's own listing leaves out images such as `_DSC0001.jpg`, and files that are given, for their ending. Links
+        are followed, except a link to a folder that contains it.
 
         Raises:
             InputError: If a path does not exist, or has no such files.
-            UsageError: If a file is given twice.
+            UsageError: If a file is given twice, or the paths are of several file systems.
         """
         filesystem, files, endings = None, list[str](), self._endings()
         for path in self.paths:
             try:
+                before = filesystem
                 filesystem, place = fs.FileSystem.from_uri(path)
+                if before not in (None, filesystem):
+                    message, hint = f"{path} is on another file system than {self.paths[0]}", "run a job for each"
+                    raise UsageError(message, what="paths", found=self.paths, hint=hint)
                 found = filesystem.get_file_info(place)
                 if found.is_file:
                     files.append(place)
                     continue
-                below = filesystem.get_file_info(fs.FileSelector(place, recursive=True))
+                below = _local_files(place) if isinstance(filesystem, fs.LocalFileSystem) else _files(filesystem, place)
             except (OSError, pa.ArrowException) as exc:
                 raise InputError(f"{path} cannot be read: {exc}", what="paths", where=path) from exc
-            names = sorted(info.path for info in below if info.is_file and self._is_listed(info.path, place, endings))
+            names = sorted(name for name in below if self._is_listed(name, place, endings))
             if not names:
                 message = f"{path} has no files that end with {', '.join(endings)}"
                 raise InputError(message, what="paths", where=path, expected=endings)
@@ -193,6 +198,28 @@ class WebDataset(_Files):
         members = {name.lower(): content for name, content in sample.items()}
         image = next((members[name] for name in self.extensions if name in members), None)
         return {_KEY: f"{sample['__url__']}#{sample['__key__']}", _IMAGE: image}
+
+
+def _files(filesystem: fs.FileSystem, folder: str) -> list[str]:
+    return [info.path for info in filesystem.get_file_info(fs.FileSelector(folder, recursive=True)) if info.is_file]
+
+
+def _local_files(folder: str) -> list[str]:
+    """Files below a folder. pyarrow would follow a link to a folder that contains it as often as the system allows."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    files = []
+    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        folders[:] = [name for name in folders if not _is_loop(Path(place, name))]
+        files += [path for path in (os.path.join(place, name) for name in names) if os.path.isfile(path)]  # noqa: PTH118, PTH113  (for every file)
+    return files
+
+
+def _is_loop(folder: Path) -> bool:
+    """True for a link to a folder that contains it."""
+    return folder.is_symlink() and folder.resolve() in {parent.resolve() for parent in folder.parents}
 
 
 def _absolute(path: str | os.PathLike[str]) -> str:
