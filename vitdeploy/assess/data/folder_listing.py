@@ -148,7 +148,14 @@ def list_folder(root: Path, *, keep_unreadable: bool = False) -> tuple[FolderLis
     counts: collections.Counter[str] = collections.Counter()
     paths: dict[str, list[Path]] = {_IMAGE: [], PARQUET: []}
     endings = image_endings()
-    for entry in _files_below(root, counts):
+
+    def is_left_out(entry: os.DirEntry[str]) -> bool:
+        is_hidden = _is_hidden(entry.name)
+        if is_hidden:
+            counts[HIDDEN] += _count(entry)
+        return is_hidden
+
+    for entry in files_below(root, is_left_out):
         path = Path(entry.path)
         kind = _kind(entry, path, endings, keep_unreadable)
         if kind in paths:
@@ -170,8 +177,11 @@ def _without(root: Path, files: Iterable[Path]) -> list[str]:
     return [name for name in folders if name not in filled]
 
 
-def _files_below(root: Path, counts: collections.Counter[str]) -> Iterator[os.DirEntry[str]]:
-    """Everything below a folder except folders; hidden files are only counted."""
+def files_below(root: Path, is_left_out: Callable[[os.DirEntry[str]], bool]) -> Iterator[os.DirEntry[str]]:
+    """Everything below a folder except folders and what is left out; InputError if a folder cannot be read.
+
+    Links are followed, except a link to a folder that contains it.
+    """
     pending: list[tuple[Path, frozenset[tuple[int, int]]]] = [(root, frozenset())]
     while pending:
         folder, around = pending.pop()
@@ -181,9 +191,9 @@ def _files_below(root: Path, counts: collections.Counter[str]) -> Iterator[os.Di
             if place in around:
                 continue
             for entry in entries:
-                if _is_hidden(entry.name):
-                    counts[HIDDEN] += _count(entry)
-                elif _leads_to(entry, entry.is_dir):
+                if is_left_out(entry):
+                    continue
+                if _leads_to(entry, entry.is_dir):
                     pending.append((Path(entry.path), around | {place}))
                 else:
                     yield entry

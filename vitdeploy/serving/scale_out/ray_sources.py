@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import ray.data
 from pyarrow import fs
 
+from vitdeploy.assess.data.folder_listing import files_below
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.images.formats import image_endings
 from vitdeploy.system.argument_types import check_type
@@ -78,7 +79,10 @@ class _Files:
                 if found.is_file:
                     files.append(place)
                     continue
-                below = _local_files(place) if isinstance(filesystem, fs.LocalFileSystem) else _files(filesystem, place)
+                below = self._below(filesystem, place)
+            except InputError as exc:
+                exc.what = "paths"
+                raise
             except (OSError, pa.ArrowException) as exc:
                 raise InputError(f"{path} cannot be read: {exc}", what="paths", where=path) from exc
             names = sorted(name for name in below if self._is_listed(name, place, endings))
@@ -91,6 +95,14 @@ class _Files:
             message = f"{file} is given twice" if files else "there are no paths"
             raise UsageError(message, what="paths", found=self.paths, hint="give each file or its folder once")
         return {"paths": files, "filesystem": filesystem}
+
+    def _below(self, filesystem: fs.FileSystem, folder: str) -> list[str]:
+        """Files below a folder. pyarrow would follow a link to a folder around it as often as the system allows."""
+        if isinstance(filesystem, fs.LocalFileSystem):
+            entries = files_below(Path(folder), lambda entry: entry.name.startswith(self._hidden))
+            return [entry.path for entry in entries if os.path.isfile(entry.path)]  # noqa: PTH113  (for every file)
+        selector = fs.FileSelector(folder, recursive=True)
+        return [info.path for info in filesystem.get_file_info(selector) if info.is_file]
 
     def _endings(self) -> tuple[str, ...]:
         return (".parquet",)
@@ -198,28 +210,6 @@ class WebDataset(_Files):
         members = {name.lower(): content for name, content in sample.items()}
         image = next((members[name] for name in self.extensions if name in members), None)
         return {_KEY: f"{sample['__url__']}#{sample['__key__']}", _IMAGE: image}
-
-
-def _files(filesystem: fs.FileSystem, folder: str) -> list[str]:
-    return [info.path for info in filesystem.get_file_info(fs.FileSelector(folder, recursive=True)) if info.is_file]
-
-
-def _local_files(folder: str) -> list[str]:
-    """Files below a folder. pyarrow would follow a link to a folder that contains it as often as the system allows."""
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    files = []
-    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        folders[:] = [name for name in folders if not _is_loop(Path(place, name))]
-        files += [path for path in (os.path.join(place, name) for name in names) if os.path.isfile(path)]  # noqa: PTH118, PTH113  (for every file)
-    return files
-
-
-def _is_loop(folder: Path) -> bool:
-    """True for a link to a folder that contains it."""
-    return folder.is_symlink() and folder.resolve() in {parent.resolve() for parent in folder.parents}
 
 
 def _absolute(path: str | os.PathLike[str]) -> str:
