@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import numbers
@@ -58,6 +59,14 @@ def check_type(name: str, value: object, hint: Any, *, secret: bool = False) -> 
         wrong = type(value) if secret else value
         expected = _in_words(hint)
         raise UsageError(f"{name} takes {expected}, got {shown(wrong, 80)}", what=name, expected=expected, found=wrong)
+
+
+def check_fields(value: Any) -> None:
+    """Raise UsageError for the first field of a dataclass's instance that does not fit its annotation."""
+    kind: Any = type(value)
+    hints = hints_of(kind)
+    for field in dataclasses.fields(value):
+        check_type(field.name, getattr(value, field.name), hints[field.name])
 
 
 def _fits(value: object, hint: Any) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 from vitdeploy.errors import InputError, UsageError, first_line, shown
 from vitdeploy.files.regular_file import read_regular
-from vitdeploy.system.argument_types import check_type, hints_of
+from vitdeploy.system.argument_types import check_fields
 from vitdeploy.system.shares import read_drop, read_share
 
 if sys.version_info >= (3, 11):
@@ -169,8 +169,7 @@ class GateRules:
     artifacts: Mapping[str, Rules] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, hint in hints_of(GateRules).items():
-            check_type(name, getattr(self, name), hint)
+        check_fields(self)
 
     def with_(self, rules: Rules) -> GateRules:
         """These rules, overridden by the bounds in `rules`, also for single artifacts."""

@@ -12,7 +12,7 @@ from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.errors import NotFiniteError, check_count
 from vitdeploy.predictor import batch_size_for
 from vitdeploy.specs import Pool
-from vitdeploy.system.argument_types import check_type, hints_of
+from vitdeploy.system.argument_types import check_fields
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,10 +77,7 @@ class Vectors:
     names: ClassVar[tuple[str, ...]] = ("vector",)
 
     def __post_init__(self) -> None:
-        kind: Any = type(self)
-        hints = hints_of(kind)
-        for name in ("pool", "normalize"):
-            check_type(name, getattr(self, name), hints[name])
+        check_fields(self)
 
     def empty(self, predictor: Predictor, count: int) -> Columns:
         """Columns of `count` rows without results."""

@@ -9,7 +9,7 @@ from typing import Any
 from vitdeploy.errors import UsageError, check_count, shown
 from vitdeploy.predictor import check_batch_size
 from vitdeploy.serving.scale_out.result_columns import Labels, Vectors
-from vitdeploy.system.argument_types import check_type, hints_of
+from vitdeploy.system.argument_types import check_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +38,7 @@ class ServeConfig:
     version: str = ""
 
     def __post_init__(self) -> None:
-        kind: Any = type(self)
-        hints = hints_of(kind)
-        for field in dataclasses.fields(self):
-            check_type(field.name, getattr(self, field.name), hints[field.name])
+        check_fields(self)
         check_batch_size(self.max_batch_size)
         check_count("max_body_bytes", self.max_body_bytes)
         if not 0 <= self.batch_wait_timeout_s < math.inf:
